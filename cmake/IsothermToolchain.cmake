@@ -1,0 +1,39 @@
+# Language level, warnings, sanitizers and ccache for every target of the project.
+
+set(CMAKE_CXX_STANDARD 20)
+set(CMAKE_CXX_STANDARD_REQUIRED ON)
+set(CMAKE_CXX_EXTENSIONS OFF)
+set(CMAKE_POSITION_INDEPENDENT_CODE ON)
+set(CMAKE_EXPORT_COMPILE_COMMANDS ON)
+
+if(NOT CMAKE_BUILD_TYPE AND NOT CMAKE_CONFIGURATION_TYPES)
+  set(CMAKE_BUILD_TYPE Release CACHE STRING "Build type" FORCE)
+endif()
+# Invariants are ISOTHERM_CHECK, never assert(): Release keeps -DNDEBUG for the libraries' headers.
+set(CMAKE_CXX_FLAGS_RELEASE "-O2 -DNDEBUG -g1")
+
+find_program(ISOTHERM_CCACHE ccache)
+if(ISOTHERM_CCACHE)
+  set(CMAKE_CXX_COMPILER_LAUNCHER "${ISOTHERM_CCACHE}")
+  set(CMAKE_CUDA_COMPILER_LAUNCHER "${ISOTHERM_CCACHE}")
+endif()
+
+# lld links a gRPC binary about three times faster than GNU ld; without it the default is used.
+find_program(ISOTHERM_LLD ld.lld)
+if(ISOTHERM_LLD)
+  add_link_options(-fuse-ld=lld)
+endif()
+add_link_options(-Wl,--gc-sections -Wl,--as-needed)
+
+add_library(isotherm_warnings INTERFACE)
+target_compile_options(isotherm_warnings INTERFACE
+  -Wall -Wextra -Wshadow -Wnon-virtual-dtor -Wcast-align -Wno-unused-parameter
+  -Wno-missing-field-initializers)
+
+if(ISOTHERM_SANITIZE)
+  add_compile_options(-fsanitize=${ISOTHERM_SANITIZE} -fno-omit-frame-pointer -fno-sanitize-recover=all)
+  add_link_options(-fsanitize=${ISOTHERM_SANITIZE})
+endif()
+if(ISOTHERM_FAILPOINTS)
+  add_compile_definitions(ISOTHERM_FAILPOINTS=1)
+endif()

@@ -1,0 +1,27 @@
+#pragma once
+
+#include <utility>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+
+// Leaves the function with the status of `expression` unless it is OK.
+#define ISOTHERM_RETURN_IF_ERROR(expression)                                  \
+  do {                                                                        \
+    if (absl::Status isotherm_status = (expression); !isotherm_status.ok()) { \
+      return isotherm_status;                                                 \
+    }                                                                         \
+  } while (false)
+
+#define ISOTHERM_MACRO_CONCAT_INNER(a, b) a##b
+#define ISOTHERM_MACRO_CONCAT(a, b) ISOTHERM_MACRO_CONCAT_INNER(a, b)
+
+// ISOTHERM_ASSIGN_OR_RETURN(const int64_t bytes, CheckedMul(rows, row_bytes));
+#define ISOTHERM_ASSIGN_OR_RETURN(lhs, expression)                                         \
+  ISOTHERM_ASSIGN_OR_RETURN_IMPL(ISOTHERM_MACRO_CONCAT(isotherm_statusor_, __LINE__), lhs, \
+                                 expression)
+
+#define ISOTHERM_ASSIGN_OR_RETURN_IMPL(statusor, lhs, expression) \
+  auto statusor = (expression);                                   \
+  if (!statusor.ok()) return std::move(statusor).status();        \
+  lhs = *std::move(statusor)
