@@ -12,8 +12,8 @@
 namespace isotherm::reference {
 namespace {
 
-// Residual layout: anchors (0 ..), scratch (.. 31, starts at 0), two constants 1, token id bits as -1 / +1,
-// free integers.
+// Residual layout: anchors (0 ..), scratch (.. 31, starts at 0), two constants 1, token id bits as
+// -1 / +1, free integers.
 constexpr int64_t kOne = 32;
 constexpr int64_t kOne16 = 33;  // normalised to 16 by ffn_norm: wide thresholds from small weights
 constexpr int64_t kFirstBit = 34;
@@ -47,7 +47,8 @@ std::vector<int64_t> IntegerModel::Permutation(std::vector<int64_t> items) {
   return items;
 }
 
-IntegerModel::IntegerModel(const IntegerModelOptions& options) : options_(options), rng_(options.seed) {
+IntegerModel::IntegerModel(const IntegerModelOptions& options)
+    : options_(options), rng_(options.seed) {
   const int64_t dim = options_.model_dim;
   head_dim_ = dim / options_.num_q_heads;
   num_bits_ = std::bit_width(static_cast<uint64_t>(options_.vocab_size - 1));
@@ -57,8 +58,9 @@ IntegerModel::IntegerModel(const IntegerModelOptions& options) : options_(option
   key_unit_ = 32;
   query_unit_ = std::exp2(std::floor(std::log2(
       32768.0 / (49.0 * key_unit_ * static_cast<double>(head_dim_) / 2 / std::sqrt(head_dim_)))));
-  num_anchors_ = static_cast<int64_t>(std::ceil(static_cast<double>(dim) * kResidualMax * kResidualMax /
-                                                (0.98 * std::exp2(-10) * kAnchor * kAnchor)));
+  num_anchors_ =
+      static_cast<int64_t>(std::ceil(static_cast<double>(dim) * kResidualMax * kResidualMax /
+                                     (0.98 * std::exp2(-10) * kAnchor * kAnchor)));
   ISOTHERM_CHECK(num_anchors_ < 24);
 
   for (int64_t b = 0; b < num_bits_; ++b) bit_coordinates_.push_back(kFirstBit + b);
@@ -66,7 +68,8 @@ IntegerModel::IntegerModel(const IntegerModelOptions& options) : options_(option
   for (int64_t i = num_anchors_; i < 32; ++i) free.push_back(i);
   for (int64_t i = first_free_; i < dim; ++i) free.push_back(i);
   free = Permutation(free);
-  for (size_t i = 0; i < free.size(); ++i) (i % 2 == 0 ? ffn_writes_ : attention_writes_).push_back(free[i]);
+  for (size_t i = 0; i < free.size(); ++i)
+    (i % 2 == 0 ? ffn_writes_ : attention_writes_).push_back(free[i]);
   std::sort(ffn_writes_.begin(), ffn_writes_.end());
   std::sort(attention_writes_.begin(), attention_writes_.end());
 
@@ -78,9 +81,11 @@ IntegerModel::IntegerModel(const IntegerModelOptions& options) : options_(option
     for (int64_t b = 0; b < num_bits_; ++b) {
       embedding_.at(t, kFirstBit + b) = ((t >> (num_bits_ - 1 - b)) & 1) != 0 ? 1 : -1;
     }
-    for (int64_t i = first_free_; i < dim; ++i) embedding_.at(t, i) = static_cast<double>(Uniform(-2, 2));
+    for (int64_t i = first_free_; i < dim; ++i)
+      embedding_.at(t, i) = static_cast<double>(Uniform(-2, 2));
     for (int64_t i = 0; i < dim; ++i) {
-      bound_[static_cast<size_t>(i)] = std::max(bound_[static_cast<size_t>(i)], std::abs(embedding_.at(t, i)));
+      bound_[static_cast<size_t>(i)] =
+          std::max(bound_[static_cast<size_t>(i)], std::abs(embedding_.at(t, i)));
     }
   }
 
@@ -91,7 +96,8 @@ IntegerModel::IntegerModel(const IntegerModelOptions& options) : options_(option
     for (int p = 0; p < kTextLength; ++p) {
       const int64_t token = Uniform(0, options_.vocab_size - 1);
       std::vector<int64_t> x(static_cast<size_t>(dim));
-      for (int64_t i = 0; i < dim; ++i) x[static_cast<size_t>(i)] = static_cast<int64_t>(embedding_.at(token, i));
+      for (int64_t i = 0; i < dim; ++i)
+        x[static_cast<size_t>(i)] = static_cast<int64_t>(embedding_.at(token, i));
       text.push_back(std::move(x));
     }
   }
@@ -103,7 +109,8 @@ IntegerModel::IntegerModel(const IntegerModelOptions& options) : options_(option
       std::vector<std::vector<int64_t>> values;
       for (const auto& x : text) values.push_back(ValueInteger(layer, x));
       for (size_t p = 0; p < text.size(); ++p) {
-        const std::vector<int64_t> y = AttendInteger(layer, values, text[p], static_cast<int64_t>(p));
+        const std::vector<int64_t> y =
+            AttendInteger(layer, values, text[p], static_cast<int64_t>(p));
         for (size_t i = 0; i < y.size(); ++i) text[p][i] += y[i];
         flat.push_back(text[p]);
       }
@@ -119,18 +126,22 @@ IntegerModel::IntegerModel(const IntegerModelOptions& options) : options_(option
   }
 
   double energy = 0;
-  for (int64_t i = num_anchors_; i < dim; ++i) energy += bound_[static_cast<size_t>(i)] * bound_[static_cast<size_t>(i)];
+  for (int64_t i = num_anchors_; i < dim; ++i)
+    energy += bound_[static_cast<size_t>(i)] * bound_[static_cast<size_t>(i)];
   const double total = static_cast<double>(num_anchors_) * kAnchor * kAnchor;
   ISOTHERM_CHECK(energy / (4 * total) + std::exp2(-20) < std::exp2(-12));
-  const auto unit = static_cast<float>(std::sqrt((total + energy / 2) / static_cast<double>(dim) + kEps));
+  const auto unit =
+      static_cast<float>(std::sqrt((total + energy / 2) / static_cast<double>(dim) + kEps));
   attn_norm_.assign(static_cast<size_t>(dim), unit);
   for (int64_t i = 0; i < num_anchors_; ++i) attn_norm_[static_cast<size_t>(i)] = 0;
   ffn_norm_ = output_norm_ = attn_norm_;
   ffn_norm_[kOne16] *= 16;
   head_scale_.assign(static_cast<size_t>(dim), 1);
-  for (const int64_t i : free) head_scale_[static_cast<size_t>(i)] = static_cast<double>(Pick({-1, 1}));
+  for (const int64_t i : free)
+    head_scale_[static_cast<size_t>(i)] = static_cast<double>(Pick({-1, 1}));
   for (int64_t b = 0; b < num_bits_; ++b) {
-    head_scale_[static_cast<size_t>(kFirstBit + b)] = std::exp2(-static_cast<double>(b + 2));  // in (-1/2, 1/2) together: logits never tie
+    head_scale_[static_cast<size_t>(kFirstBit + b)] =
+        std::exp2(-static_cast<double>(b + 2));  // in (-1/2, 1/2) together: logits never tie
   }
   head_scale_[kOne] = head_scale_[kOne16] = 0;
   for (int64_t i = 0; i < dim; ++i) {
@@ -149,14 +160,15 @@ IntegerModel::IntegerModel(const IntegerModelOptions& options) : options_(option
   for (int64_t t = 0; t < options_.vocab_size; ++t) {
     double sum = 0;
     for (int64_t i = 0; i < dim; ++i) {
-      sum += std::abs(head_.at(t, i) * bound_[static_cast<size_t>(i)] * head_scale_[static_cast<size_t>(i)]);
+      sum += std::abs(head_.at(t, i) * bound_[static_cast<size_t>(i)] *
+                      head_scale_[static_cast<size_t>(i)]);
     }
     ISOTHERM_CHECK(sum * std::exp2(num_bits_ + 1) < kSumLimit);
   }
 }
 
-// Two query vectors (token bit -1 and +1) and where each looks; false when a gap is too small for softmax to be
-// exactly one-hot, and the caller draws again.
+// Two query vectors (token bit -1 and +1) and where each looks; false when a gap is too small for
+// softmax to be exactly one-hot, and the caller draws again.
 bool IntegerModel::MakeHeadTable(HeadTable* table) {
   const int64_t context = options_.context_length;
   std::vector<double> theta;
@@ -273,12 +285,14 @@ void IntegerModel::BuildFfn(Layer& layer, std::vector<std::vector<int64_t>>& cal
   for (int64_t i = 0; i < num_anchors_; ++i) z_bound[static_cast<size_t>(i)] = 0;
   z_bound[kOne16] = 16;
 
-  // fc1 rows: 0 and 1 give the constants 1 and 14 (there is no bias), the others a cluster's shared part.
+  // fc1 rows: 0 and 1 give the constants 1 and 14 (there is no bias), the others a cluster's shared
+  // part.
   layer.fc1 = Matrix(rank_, dim);
   layer.fc1.at(0, kOne) = 1;
   layer.fc1.at(1, kOne) = layer.fc1.at(1, kOne16) = 7;  // both are 1 in the un-normalised input
   constexpr double kWide = 14;
-  std::vector<std::vector<double>> shared(static_cast<size_t>(rank_), std::vector<double>(static_cast<size_t>(dim)));
+  std::vector<std::vector<double>> shared(static_cast<size_t>(rank_),
+                                          std::vector<double>(static_cast<size_t>(dim)));
   for (int64_t c = 2; c < rank_; ++c) {
     double budget = kGateMax - kSlack;
     std::vector<int64_t> columns = bit_coordinates_;
@@ -301,7 +315,8 @@ void IntegerModel::BuildFfn(Layer& layer, std::vector<std::vector<int64_t>>& cal
   std::iota(order.begin(), order.end(), 0);
   order = Permutation(order);  // the two of a pair lie far apart
   std::vector<int64_t> targets = Permutation(ffn_writes_);
-  const int64_t num_steps = std::min<int64_t>(2 * static_cast<int64_t>(ffn_writes_.size()), ffn / 3);
+  const int64_t num_steps =
+      std::min<int64_t>(2 * static_cast<int64_t>(ffn_writes_.size()), ffn / 3);
   int64_t steps_left = num_steps;
   for (int64_t pair = 0; pair < ffn / 2; ++pair) {
     const int64_t cluster = 2 + pair % (rank_ - 2);
@@ -309,7 +324,8 @@ void IntegerModel::BuildFfn(Layer& layer, std::vector<std::vector<int64_t>>& cal
     std::vector<int64_t> pre;
     for (const auto& x : calibration) {
       double sum = 0;
-      for (int64_t i = 0; i < dim; ++i) sum += w[static_cast<size_t>(i)] * static_cast<double>(x[static_cast<size_t>(i)]);
+      for (int64_t i = 0; i < dim; ++i)
+        sum += w[static_cast<size_t>(i)] * static_cast<double>(x[static_cast<size_t>(i)]);
       pre.push_back(static_cast<int64_t>(sum));
     }
     std::sort(pre.begin(), pre.end());
@@ -349,11 +365,13 @@ void IntegerModel::BuildFfn(Layer& layer, std::vector<std::vector<int64_t>>& cal
       for (int64_t i = 0; i < dim; ++i) {
         layer.gate.at(n, i) = gate[static_cast<size_t>(i)];
         layer.up.at(n, i) = up[static_cast<size_t>(i)];
-        layer.down.at(n, i) = which == 0 ? down[static_cast<size_t>(i)] : -down[static_cast<size_t>(i)];
+        layer.down.at(n, i) =
+            which == 0 ? down[static_cast<size_t>(i)] : -down[static_cast<size_t>(i)];
       }
       layer.gate.at(n, kOne) = -low;
       layer.gate.at(n, kOne16) = -high;
-      // score = max(0, shared . p) - bar with bar <= threshold - slack, so whatever fires has score >= 1.
+      // score = max(0, shared . p) - bar with bar <= threshold - slack, so whatever fires has score
+      // >= 1.
       const int64_t bar = threshold - static_cast<int64_t>(kSlack);
       const double wide = std::rint(static_cast<double>(bar) / kWide);
       layer.fc2.at(n, cluster) = 1;
@@ -370,17 +388,20 @@ void IntegerModel::BuildFfn(Layer& layer, std::vector<std::vector<int64_t>>& cal
     for (int64_t i = 0; i < dim; ++i) {
       gate += std::abs(layer.gate.at(n, i)) * z_bound[static_cast<size_t>(i)];
       up += std::abs(layer.up.at(n, i)) * z_bound[static_cast<size_t>(i)];
-      if (i != kOne && i != kOne16) positive += std::abs(layer.gate.at(n, i)) * z_bound[static_cast<size_t>(i)];
+      if (i != kOne && i != kOne16)
+        positive += std::abs(layer.gate.at(n, i)) * z_bound[static_cast<size_t>(i)];
     }
     ISOTHERM_CHECK(gate < kSumLimit);
     const double act = positive * up;
     ISOTHERM_CHECK(up <= 3 && act <= 3 * kGateMax);
-    for (int64_t i = 0; i < dim; ++i) down_sum[static_cast<size_t>(i)] += std::abs(layer.down.at(n, i)) * act;
+    for (int64_t i = 0; i < dim; ++i)
+      down_sum[static_cast<size_t>(i)] += std::abs(layer.down.at(n, i)) * act;
   }
   for (const double sum : down_sum) ISOTHERM_CHECK(sum < kSumLimit);
 }
 
-std::vector<int64_t> IntegerModel::ValueInteger(const Layer& layer, const std::vector<int64_t>& x) const {
+std::vector<int64_t> IntegerModel::ValueInteger(const Layer& layer,
+                                                const std::vector<int64_t>& x) const {
   std::vector<int64_t> out(static_cast<size_t>(layer.v.rows));
   for (int64_t r = 0; r < layer.v.rows; ++r) {
     double sum = 0;
@@ -394,7 +415,8 @@ std::vector<int64_t> IntegerModel::ValueInteger(const Layer& layer, const std::v
 
 std::vector<int64_t> IntegerModel::AttendInteger(const Layer& layer,
                                                  const std::vector<std::vector<int64_t>>& values,
-                                                 const std::vector<int64_t>& x, int64_t position) const {
+                                                 const std::vector<int64_t>& x,
+                                                 int64_t position) const {
   const int64_t dim = options_.model_dim;
   const int64_t group = options_.num_q_heads / options_.num_kv_heads;
   std::vector<int64_t> heads(static_cast<size_t>(dim));
@@ -410,13 +432,15 @@ std::vector<int64_t> IntegerModel::AttendInteger(const Layer& layer,
   std::vector<int64_t> out(static_cast<size_t>(dim));
   for (int64_t r = 0; r < dim; ++r) {
     for (int64_t c = 0; c < dim; ++c) {
-      out[static_cast<size_t>(r)] += static_cast<int64_t>(layer.o.at(r, c)) * heads[static_cast<size_t>(c)];
+      out[static_cast<size_t>(r)] +=
+          static_cast<int64_t>(layer.o.at(r, c)) * heads[static_cast<size_t>(c)];
     }
   }
   return out;
 }
 
-std::vector<int64_t> IntegerModel::FfnInteger(const Layer& layer, const std::vector<int64_t>& x) const {
+std::vector<int64_t> IntegerModel::FfnInteger(const Layer& layer,
+                                              const std::vector<int64_t>& x) const {
   const int64_t dim = options_.model_dim;
   std::vector<int64_t> z = x;
   for (int64_t i = 0; i < num_anchors_; ++i) z[static_cast<size_t>(i)] = 0;
@@ -436,14 +460,17 @@ std::vector<int64_t> IntegerModel::FfnInteger(const Layer& layer, const std::vec
   return out;
 }
 
-std::vector<int32_t> IntegerModel::Golden(const std::vector<int32_t>& prompt, int64_t steps,
-                                          std::vector<std::vector<std::vector<int64_t>>>* residual) const {
+std::vector<int32_t> IntegerModel::Golden(
+    const std::vector<int32_t>& prompt, int64_t steps,
+    std::vector<std::vector<std::vector<int64_t>>>* residual) const {
   const int64_t dim = options_.model_dim;
-  std::vector<std::vector<std::vector<int64_t>>> values(layers_.size());  // [layer][position][kv_dim]
+  std::vector<std::vector<std::vector<int64_t>>> values(
+      layers_.size());  // [layer][position][kv_dim]
   std::vector<int32_t> ids = prompt, out;
   for (size_t position = 0; static_cast<int64_t>(out.size()) < steps; ++position) {
     std::vector<int64_t> x(static_cast<size_t>(dim));
-    for (int64_t i = 0; i < dim; ++i) x[static_cast<size_t>(i)] = static_cast<int64_t>(embedding_.at(ids[position], i));
+    for (int64_t i = 0; i < dim; ++i)
+      x[static_cast<size_t>(i)] = static_cast<int64_t>(embedding_.at(ids[position], i));
     std::vector<std::vector<int64_t>> trace;
     for (size_t l = 0; l < layers_.size(); ++l) {
       values[l].push_back(ValueInteger(layers_[l], x));
@@ -455,7 +482,8 @@ std::vector<int32_t> IntegerModel::Golden(const std::vector<int32_t>& prompt, in
       for (size_t i = 0; i < x.size(); ++i) x[i] += ffn[i];
       trace.push_back(x);
     }
-    for (size_t i = 0; i < x.size(); ++i) ISOTHERM_CHECK(static_cast<double>(std::abs(x[i])) <= bound_[i]);
+    for (size_t i = 0; i < x.size(); ++i)
+      ISOTHERM_CHECK(static_cast<double>(std::abs(x[i])) <= bound_[i]);
     if (residual != nullptr) residual->push_back(std::move(trace));
     if (position + 1 < ids.size()) continue;
     double best = -INFINITY;
@@ -483,7 +511,8 @@ std::vector<std::vector<int32_t>> IntegerModel::Prompts(uint64_t seed, int count
   std::vector<std::vector<int32_t>> prompts;
   for (int i = 0; i < count; ++i) {
     std::vector<int32_t> prompt(1 + rng() % 39);
-    for (int32_t& id : prompt) id = static_cast<int32_t>(rng() % static_cast<uint64_t>(options_.vocab_size));
+    for (int32_t& id : prompt)
+      id = static_cast<int32_t>(rng() % static_cast<uint64_t>(options_.vocab_size));
     prompts.push_back(std::move(prompt));
   }
   return prompts;
