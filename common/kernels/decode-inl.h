@@ -10,6 +10,7 @@
 #include <cstring>
 
 #include "common/tensor/dtype.h"
+#include "common/tensor/half.h"
 #include "hwy/highway.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -39,13 +40,22 @@ HWY_INLINE hn::Vec<D> LoadBytes(D d, const uint8_t* HWY_RESTRICT p) {
 #endif
 }
 
+using D16 = hn::Rebind<uint16_t, DF>;
+
+// Raw F16 to F32, infinities and NaN included.
+HWY_INLINE VF WidenHalves(hn::Vec<D16> bits) {
+#if HWY_TARGET == HWY_SCALAR
+  return hn::Set(DF(), F16ToF32(hn::GetLane(bits)));  // Highway's emulation makes infinity finite
+#else
+  return hn::PromoteTo(DF(), hn::BitCast(hn::Rebind<hwy::float16_t, DF>(), bits));
+#endif
+}
+
 // The block scale of Q8_0 and Q4_0 in every lane.
 HWY_INLINE VF BroadcastHalf(const uint8_t* HWY_RESTRICT half) {
-  const hn::Rebind<uint16_t, DF> d16;
-  const hn::Rebind<hwy::float16_t, DF> dh;
   uint16_t bits;
   std::memcpy(&bits, half, 2);
-  return hn::PromoteTo(DF(), hn::BitCast(dh, hn::Set(d16, bits)));
+  return WidenHalves(hn::Set(D16(), bits));
 }
 
 // Decoded values are exact: a block scale of 11 bits times an integer of 8 fits F32's 24.
@@ -80,17 +90,15 @@ struct Decoder<DType::kF32> : PlainDecoder<Decoder<DType::kF32>, 4> {
 template <>
 struct Decoder<DType::kF16> : PlainDecoder<Decoder<DType::kF16>, 2> {
   static HWY_INLINE VF Vec(const uint8_t* HWY_RESTRICT p) {
-    const hn::Rebind<hwy::float16_t, DF> dh;
-    return hn::PromoteTo(DF(), LoadBytes(dh, p));
+    return WidenHalves(LoadBytes(D16(), p));
   }
 };
 
 template <>
 struct Decoder<DType::kBF16> : PlainDecoder<Decoder<DType::kBF16>, 2> {
   static HWY_INLINE VF Vec(const uint8_t* HWY_RESTRICT p) {
-    const hn::Rebind<uint16_t, DF> d16;
     const hn::Rebind<uint32_t, DF> du;
-    const auto bits = hn::PromoteTo(du, LoadBytes(d16, p));
+    const auto bits = hn::PromoteTo(du, LoadBytes(D16(), p));
     return hn::BitCast(DF(), hn::ShiftLeft<16>(bits));
   }
 };
