@@ -97,7 +97,7 @@ void RoundToBf16Impl(float* values, size_t count) {
 void DecodeRowImpl(DType dtype, const uint8_t* row, int64_t columns, float* out) {
   WithType(dtype, [&](auto type) {
     const int64_t whole = columns / kLanes * kLanes;
-    DecodeSpan<type()>(row, 0, whole, out);
+    DecodeSpan<type()>(row, 0, whole, row, out);
     if (whole == columns) return;
     // DecodeSpan pads with zeros; out has no room for them.
     HWY_ALIGN float tail[kLanes];

@@ -158,16 +158,26 @@ struct Decoder<DType::kQ4_0> : NoTail {
   }
 };
 
+// Asks for the bytes of run `run` of a row that is wanted soon. Into L2: four long rows would push
+// each other out of L1. The address may lie past the end of the weights; a prefetch never faults.
+template <DType kType>
+HWY_INLINE void PrefetchRun(const uint8_t* row, int64_t run) {
+  constexpr int64_t kBytes = Decoder<kType>::kRunBytes;
+  const uint8_t* const p = row + run * kBytes;
+  for (int64_t at = 0; at < kBytes; at += 64) __builtin_prefetch(p + at, 0, 2);
+}
+
 // out[0, count) = elements [first, first + count) of the row, first a multiple of 32; then zeros up
-// to a multiple of kLanes.
+// to a multiple of kLanes. Meanwhile asks for as much from `ahead` on.
 template <DType kType>
 HWY_INLINE void DecodeSpan(const uint8_t* HWY_RESTRICT row, int64_t first, int64_t count,
-                           float* HWY_RESTRICT out) {
+                           const uint8_t* ahead, float* HWY_RESTRICT out) {
   using Dec = Decoder<kType>;
   const DF d;
   const int64_t run0 = first / kRun;
   const int64_t runs = count / kRun;
   for (int64_t run = 0; run < runs; ++run) {
+    PrefetchRun<kType>(ahead, run);
     VF v[kRunVecs];
     Dec::Run(row, run0 + run, v);
 #pragma GCC unroll 8

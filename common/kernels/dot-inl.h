@@ -38,9 +38,10 @@ HWY_INLINE VF LoadPadded(const float* HWY_RESTRICT p, int64_t count) {
 }
 
 // out[i * kPassRows + r] = w[r] . x[i] for kW weight rows and kX rows of `columns` floats.
+// ahead: kPassRows rows that are wanted next, fetched meanwhile.
 template <DType kType, int kW, int kX>
-HWY_NOINLINE void DotTile(const uint8_t* const* w, const float* const* x, int64_t columns,
-                          float* HWY_RESTRICT out) {
+HWY_NOINLINE void DotTile(const uint8_t* const* w, const uint8_t* const* ahead,
+                          const float* const* x, int64_t columns, float* HWY_RESTRICT out) {
   using Dec = Decoder<kType>;
   const DF d;
   VF acc[kW][kX];
@@ -50,12 +51,16 @@ HWY_NOINLINE void DotTile(const uint8_t* const* w, const float* const* x, int64_
     for (int i = 0; i < kX; ++i) acc[r][i] = hn::Zero(d);
   }
   const uint8_t* wp[kW];
+  const uint8_t* next[kPassRows];
   const float* xp[kX];
   for (int r = 0; r < kW; ++r) wp[r] = w[r];
+  for (int r = 0; r < kPassRows; ++r) next[r] = ahead[r];
   for (int i = 0; i < kX; ++i) xp[i] = x[i];
 
   const int64_t runs = columns / kRun;
   for (int64_t run = 0; run < runs; ++run) {
+#pragma GCC unroll 8
+    for (int r = 0; r < kPassRows; ++r) PrefetchRun<kType>(next[r], run);
 #pragma GCC unroll 8
     for (int r = 0; r < kW; ++r) {
       VF v[kRunVecs];
@@ -154,20 +159,27 @@ HWY_INLINE void AccumulateRows(int num_x, const float* HWY_RESTRICT w, int64_t w
   }
 }
 
-// y[k] += a[0] * w[0][k] + ... + a[kW - 1] * w[kW - 1][k], added one after the other.
-template <DType kType, int kW>
-HWY_NOINLINE void ScaledSum(const uint8_t* const* w, const float* a, int64_t columns,
-                            float* HWY_RESTRICT y) {
+// y[k] += a[0] * w[0][k] + ... + a[kW - 1] * w[kW - 1][k], added one after the other. ahead: as in
+// DotTile, or null where kFetch is false.
+template <DType kType, int kW, bool kFetch>
+HWY_NOINLINE void ScaledSum(const uint8_t* const* w, const uint8_t* const* ahead, const float* a,
+                            int64_t columns, float* HWY_RESTRICT y) {
   using Dec = Decoder<kType>;
   const DF d;
   VF av[kW];
   const uint8_t* wp[kW];
+  const uint8_t* next[kPassRows];
+  for (int r = 0; r < kPassRows; ++r) next[r] = kFetch ? ahead[r] : nullptr;
   for (int r = 0; r < kW; ++r) {
     av[r] = hn::Set(d, a[r]);
     wp[r] = w[r];
   }
   const int64_t runs = columns / kRun;
   for (int64_t run = 0; run < runs; ++run) {
+#pragma GCC unroll 8
+    for (int r = 0; r < kPassRows; ++r) {
+      if constexpr (kFetch) PrefetchRun<kType>(next[r], run);
+    }
     VF yv[kRunVecs];
     float* const yp = y + run * kRun;
 #pragma GCC unroll 8

@@ -57,96 +57,135 @@ float Activate(Activation activation, float value) {
 
 // dots[r] = w[r] . z for count rows.
 template <DType kType>
-void DotsOfOneRow(const uint8_t* const* w, int count, const float* z, int64_t columns,
-                  float* dots) {
+void DotsOfOneRow(const uint8_t* const* w, const uint8_t* const* ahead, int count, const float* z,
+                  int64_t columns, float* dots) {
   switch (count) {
     case 1:
-      return DotTile<kType, 1, 1>(w, &z, columns, dots);
+      return DotTile<kType, 1, 1>(w, ahead, &z, columns, dots);
     case 2:
-      return DotTile<kType, 2, 1>(w, &z, columns, dots);
+      return DotTile<kType, 2, 1>(w, ahead, &z, columns, dots);
     case 3:
-      return DotTile<kType, 3, 1>(w, &z, columns, dots);
+      return DotTile<kType, 3, 1>(w, ahead, &z, columns, dots);
     case 4:
-      return DotTile<kType, 4, 1>(w, &z, columns, dots);
+      return DotTile<kType, 4, 1>(w, ahead, &z, columns, dots);
   }
 }
 
-template <DType kType>
-void AddScaled(const uint8_t* const* w, const float* a, int count, int64_t columns, float* y) {
+template <DType kType, bool kFetch>
+void AddScaled(const uint8_t* const* w, const uint8_t* const* ahead, const float* a, int count,
+               int64_t columns, float* y) {
   switch (count) {
     case 1:
-      return ScaledSum<kType, 1>(w, a, columns, y);
+      return ScaledSum<kType, 1, kFetch>(w, ahead, a, columns, y);
     case 2:
-      return ScaledSum<kType, 2>(w, a, columns, y);
+      return ScaledSum<kType, 2, kFetch>(w, ahead, a, columns, y);
     case 3:
-      return ScaledSum<kType, 3>(w, a, columns, y);
+      return ScaledSum<kType, 3, kFetch>(w, ahead, a, columns, y);
     case 4:
-      return ScaledSum<kType, 4>(w, a, columns, y);
+      return ScaledSum<kType, 4, kFetch>(w, ahead, a, columns, y);
   }
 }
 
-// A piece for one row: all gates, then for those that are open all ups, then the downs.
+// `count` weight rows of one pass; past them the last one again, so that there always are
+// kPassRows to name.
+struct Pass {
+  const uint8_t* rows[kPassRows];
+  int count = 0;
+};
+
+// Rows at `offset` of bundles [first, first + kPassRows) of `num_bundles`.
+Pass MakePass(const uint8_t* const* bundles, int num_bundles, int first, int64_t offset) {
+  Pass pass;
+  pass.count = std::min(kPassRows, num_bundles - first);
+  for (int r = 0; r < kPassRows; ++r) {
+    pass.rows[r] = bundles[first + std::min(r, pass.count - 1)] + offset;
+  }
+  return pass;
+}
+
+// The pass that starts the piece at ids: its first gates.
+Pass FirstPass(const BundleView& b, const int32_t* ids, int64_t count) {
+  const uint8_t* bundles[kPassRows];
+  const int num = static_cast<int>(std::min<int64_t>(kPassRows, count));
+  for (int r = 0; r < num; ++r) bundles[r] = Bundle(b, ids[r]);
+  return MakePass(bundles, num, 0, 0);
+}
+
+// A piece for one row: all gates, then for those that are open all ups, then the downs. Each pass
+// fetches the rows of the one after it; the last fetches those of `following`, the next piece's
+// first (count 0: none).
 template <DType kType>
-void PieceOfOneRow(const SparseFfnParams& p, const float* z, const int32_t* ids, int64_t count,
-                   SparseFfnThread& thread) {
+void PieceOfOneRow(const SparseFfnParams& p, const float* z, const int32_t* ids, int count,
+                   const Pass& following, SparseFfnThread& thread) {
   const BundleView& b = p.bundles;
-  const int64_t gate_rows = b.rows - 2;  // rows before up
+  const uint8_t* bundles[kPiece];
+  for (int i = 0; i < count; ++i) bundles[i] = Bundle(b, ids[i]);
+  const int64_t up_offset = b.row_bytes;  // with three rows
+  const int64_t down_offset = (b.rows - 1) * b.row_bytes;
+  const int64_t second_offset = b.rows == 3 ? up_offset : down_offset;
+
   float scale[kPiece];
   const uint8_t* open[kPiece];
   int num_open = 0;
-  for (int64_t i = 0; i < count; i += kPassRows) {
-    const int pass = static_cast<int>(std::min<int64_t>(kPassRows, count - i));
-    const uint8_t* w[kPassRows];
+  for (int i = 0; i < count; i += kPassRows) {
+    const Pass pass = MakePass(bundles, count, i, 0);
+    // While the last gates are computed the neurons open so far are all that is known.
+    const Pass ahead = i + kPassRows < count ? MakePass(bundles, count, i + kPassRows, 0)
+                       : num_open > 0        ? MakePass(open, num_open, 0, second_offset)
+                                             : following;
     float dots[kPassRows];
-    for (int r = 0; r < pass; ++r) w[r] = Bundle(b, ids[i + r]);
-    DotsOfOneRow<kType>(w, pass, z, b.model_dim, dots);
-    for (int r = 0; r < pass; ++r) {
+    DotsOfOneRow<kType>(pass.rows, ahead.rows, pass.count, z, b.model_dim, dots);
+    for (int r = 0; r < pass.count; ++r) {
       if (p.activation == Activation::kRelu && dots[r] <= 0.0f) continue;
       scale[num_open] = Activate(p.activation, dots[r]);
-      open[num_open++] = w[r];
+      open[num_open++] = pass.rows[r];
     }
   }
   if (p.hash != nullptr) {
     uint64_t sum = 0;
-    for (int64_t i = 0; i < count; ++i) {
+    for (int i = 0; i < count; ++i) {
       sum += NeuronMixFromSeed(p.hash->layer_seed, static_cast<uint64_t>(ids[i]));
     }
     thread.work_hash += p.hash->row_keys[0] * sum;
   }
-  if (gate_rows > 0) {
+  if (b.rows == 3) {
     for (int i = 0; i < num_open; i += kPassRows) {
-      const int pass = std::min(kPassRows, num_open - i);
-      const uint8_t* w[kPassRows];
+      const Pass pass = MakePass(open, num_open, i, up_offset);
+      const Pass ahead = i + kPassRows < num_open
+                             ? MakePass(open, num_open, i + kPassRows, up_offset)
+                             : MakePass(open, num_open, 0, down_offset);
       float dots[kPassRows];
-      for (int r = 0; r < pass; ++r) w[r] = open[i + r] + b.row_bytes;
-      DotsOfOneRow<kType>(w, pass, z, b.model_dim, dots);
-      for (int r = 0; r < pass; ++r) scale[i + r] *= dots[r];
+      DotsOfOneRow<kType>(pass.rows, ahead.rows, pass.count, z, b.model_dim, dots);
+      for (int r = 0; r < pass.count; ++r) scale[i + r] *= dots[r];
     }
   }
   for (int i = 0; i < num_open; i += kPassRows) {
-    const int pass = std::min(kPassRows, num_open - i);
-    const uint8_t* w[kPassRows];
-    for (int r = 0; r < pass; ++r) w[r] = open[i + r] + (b.rows - 1) * b.row_bytes;
-    AddScaled<kType>(w, scale + i, pass, b.model_dim, thread.sums.get());
+    const Pass pass = MakePass(open, num_open, i, down_offset);
+    const Pass ahead =
+        i + kPassRows < num_open ? MakePass(open, num_open, i + kPassRows, down_offset) : following;
+    AddScaled<kType, true>(pass.rows, ahead.rows, scale + i, pass.count, b.model_dim,
+                           thread.sums.get());
   }
 }
 
 // out[i * kPassRows + r] = w[r] . z[rows[i]] for the listed rows; the kPassRows weight rows are
 // decoded once.
 template <DType kType>
-void DotsOfRows(const uint8_t* const* w, const SparseFfnWorkspace::Shared& shared,
-                const int32_t* rows, int64_t num_rows, int64_t columns, float* decoded,
-                float* out) {
+void DotsOfRows(const uint8_t* const* w, const uint8_t* const* ahead,
+                const SparseFfnWorkspace::Shared& shared, const int32_t* rows, int64_t num_rows,
+                int64_t columns, float* decoded, float* out) {
   const DF d;
   const int64_t stride = shared.padded_dim;
   const float* const z = shared.z.get();
   if (num_rows <= 2) {
     const float* x[2];
     for (int64_t i = 0; i < num_rows; ++i) x[i] = z + rows[i] * stride;
-    if (num_rows == 1) return DotTile<kType, kPassRows, 1>(w, x, columns, out);
-    return DotTile<kType, kPassRows, 2>(w, x, columns, out);
+    if (num_rows == 1) return DotTile<kType, kPassRows, 1>(w, ahead, x, columns, out);
+    return DotTile<kType, kPassRows, 2>(w, ahead, x, columns, out);
   }
-  for (int r = 0; r < kPassRows; ++r) DecodeSpan<kType>(w[r], 0, columns, decoded + r * stride);
+  for (int r = 0; r < kPassRows; ++r) {
+    DecodeSpan<kType>(w[r], 0, columns, ahead[r], decoded + r * stride);
+  }
   const int64_t vecs = (columns + kLanes - 1) / kLanes;
   for (int64_t i = 0; i < num_rows; i += kTileX) {
     const int tile = static_cast<int>(std::min<int64_t>(kTileX, num_rows - i));
@@ -180,7 +219,7 @@ int64_t Compact(int64_t count, SparseFfnThread& thread, const Keep& keep) {
 // Up to kPassRows bundles for many rows: each is loaded once and serves the rows whose bit is set.
 template <DType kType>
 void PassOfManyRows(const SparseFfnParams& p, const SparseFfnWorkspace::Shared& shared,
-                    const int32_t* ids, int pass, SparseFfnThread& thread) {
+                    const int32_t* ids, int pass, const Pass& following, SparseFfnThread& thread) {
   const BundleView& b = p.bundles;
   const int64_t words = (b.num_neurons + 63) / 64;
   const uint8_t* bundle[kPassRows];
@@ -208,8 +247,14 @@ void PassOfManyRows(const SparseFfnParams& p, const SparseFfnWorkspace::Shared& 
   }
 
   float* const gates = thread.gates.data();
-  DotsOfRows<kType>(bundle, shared, thread.rows.data(), count, b.model_dim, thread.decoded.get(),
-                    gates);
+  const uint8_t* second[kPassRows];  // up with three rows, else down
+  const uint8_t* down[kPassRows];
+  for (int r = 0; r < kPassRows; ++r) {
+    second[r] = bundle[r] + b.row_bytes;
+    down[r] = bundle[r] + (b.rows - 1) * b.row_bytes;
+  }
+  DotsOfRows<kType>(bundle, second, shared, thread.rows.data(), count, b.model_dim,
+                    thread.decoded.get(), gates);
   count = Compact(count, thread, [&](int64_t i) {
     uint8_t neurons = thread.row_neurons[i];
     for (int r = 0; r < kPassRows; ++r) {
@@ -221,23 +266,22 @@ void PassOfManyRows(const SparseFfnParams& p, const SparseFfnWorkspace::Shared& 
     return neurons;
   });
   if (count == 0) return;
-  const uint8_t* w[kPassRows];
   if (b.rows == 3) {
-    for (int r = 0; r < kPassRows; ++r) w[r] = bundle[r] + b.row_bytes;
-    DotsOfRows<kType>(w, shared, thread.rows.data(), count, b.model_dim, thread.decoded.get(),
-                      thread.ups.data());
+    DotsOfRows<kType>(second, down, shared, thread.rows.data(), count, b.model_dim,
+                      thread.decoded.get(), thread.ups.data());
     for (int64_t i = 0; i < count * kPassRows; ++i) {
       const bool on = (thread.row_neurons[i / kPassRows] >> (i % kPassRows) & 1) != 0;
       gates[i] = on ? gates[i] * thread.ups[i] : 0.0f;
     }
   }
   const int64_t stride = shared.padded_dim;
-  for (int r = 0; r < kPassRows; ++r) w[r] = bundle[r] + (b.rows - 1) * b.row_bytes;
+  const uint8_t* w[kPassRows];
+  for (int r = 0; r < kPassRows; ++r) w[r] = down[r];
   const bool decode = count > 2;
   if (decode) {
     for (int r = 0; r < pass; ++r) {
       float* const decoded = thread.decoded.get() + r * stride;
-      DecodeSpan<kType>(w[r], 0, b.model_dim, decoded);
+      DecodeSpan<kType>(w[r], 0, b.model_dim, following.rows[r], decoded);
       w[r] = reinterpret_cast<const uint8_t*>(decoded);
     }
   }
@@ -253,30 +297,42 @@ void PassOfManyRows(const SparseFfnParams& p, const SparseFfnWorkspace::Shared& 
     }
     float* const sums = thread.sums.get() + thread.rows[i] * stride;
     if (decode) {
-      AddScaled<DType::kF32>(own, scale, num_own, b.model_dim, sums);
+      AddScaled<DType::kF32, false>(own, nullptr, scale, num_own, b.model_dim, sums);
     } else {
-      AddScaled<kType>(own, scale, num_own, b.model_dim, sums);
+      AddScaled<kType, true>(own, following.rows, scale, num_own, b.model_dim, sums);
     }
   }
 }
 
 template <DType kType>
 void Work(const SparseFfnParams& p, SparseFfnWorkspace::Shared& shared, SparseFfnThread& thread) {
+  const BundleView& b = p.bundles;
   const int64_t count = ExpandActive(p, thread.ids.data());
   const int32_t* const ids = thread.ids.data();
-  for (int64_t i; (i = shared.cursor.fetch_add(kPiece, std::memory_order_relaxed)) < count;) {
+  const auto claim = [&] { return shared.cursor.fetch_add(kPiece, std::memory_order_relaxed); };
+  // One piece is claimed ahead, so that its first rows can be fetched under the end of this one.
+  int64_t next = claim();
+  while (next < count) {
+    const int64_t first = next;
+    next = claim();
     if (!thread.used) {
       thread.used = true;
       std::fill_n(thread.sums.get(), p.num_rows * shared.padded_dim, 0.0f);
     }
-    const int64_t piece = std::min(kPiece, count - i);
+    const int piece = static_cast<int>(std::min(kPiece, count - first));
+    // Without a following piece the one at hand is named again: its lines are near already.
+    const int64_t following = next < count ? next : first;
+    const Pass following_pass = FirstPass(b, ids + following, count - following);
     if (p.num_rows == 1) {
-      PieceOfOneRow<kType>(p, shared.z.get(), ids + i, piece, thread);
+      PieceOfOneRow<kType>(p, shared.z.get(), ids + first, piece, following_pass, thread);
       continue;
     }
-    for (int64_t j = 0; j < piece; j += kPassRows) {
-      PassOfManyRows<kType>(p, shared, ids + i + j,
-                            static_cast<int>(std::min<int64_t>(kPassRows, piece - j)), thread);
+    for (int i = 0; i < piece; i += kPassRows) {
+      const int pass = std::min(kPassRows, piece - i);
+      const Pass ahead = i + kPassRows < piece
+                             ? FirstPass(b, ids + first + i + kPassRows, piece - i - kPassRows)
+                             : following_pass;
+      PassOfManyRows<kType>(p, shared, ids + first + i, pass, ahead, thread);
     }
   }
 }
@@ -294,9 +350,10 @@ void WidenInputImpl(const SparseFfnParams& p, SparseFfnWorkspace::Shared& shared
     const auto bytes = [&](const auto* z) {
       return reinterpret_cast<const uint8_t*>(z + row * dim);
     };
-    if (p.z_f16 != nullptr) DecodeSpan<DType::kF16>(bytes(p.z_f16), 0, dim, out);
-    if (p.z_bf16 != nullptr) DecodeSpan<DType::kBF16>(bytes(p.z_bf16), 0, dim, out);
-    if (p.z != nullptr) DecodeSpan<DType::kF32>(bytes(p.z), 0, dim, out);
+    if (p.z_f16 != nullptr) DecodeSpan<DType::kF16>(bytes(p.z_f16), 0, dim, bytes(p.z_f16), out);
+    if (p.z_bf16 != nullptr)
+      DecodeSpan<DType::kBF16>(bytes(p.z_bf16), 0, dim, bytes(p.z_bf16), out);
+    if (p.z != nullptr) DecodeSpan<DType::kF32>(bytes(p.z), 0, dim, bytes(p.z), out);
   }
 }
 
