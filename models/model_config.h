@@ -5,13 +5,12 @@
 #include <string>
 
 #include "absl/status/statusor.h"
+#include "common/tensor/activation.h"
 #include "models/gguf/gguf_file.h"
 
 namespace isotherm {
 
 enum class Architecture { kLlama };
-// Applied to the gate's product: ReLU in sparse models, SiLU in dense llama ones.
-enum class Activation { kSilu, kRelu };
 
 // What a user may override.
 struct ModelOptions {

@@ -7,6 +7,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "common/kernels/work_hash.h"
+#include "common/tensor/activation.h"
 #include "common/tensor/dtype.h"
 #include "common/threading/thread_pool.h"
 
@@ -25,8 +26,6 @@ struct BundleView {
   const int32_t* slot_of = nullptr;  // [num_neurons]; -1: not here. Null: slot == neuron id
   int64_t num_neurons = 0;
 };
-
-enum class Activation { kRelu, kSilu };
 
 class SparseFfnWorkspace;
 
