@@ -107,8 +107,8 @@ void BlockProduct(const MatMulParams& p, int64_t n0, int count, int64_t x0, int 
       DecodeSpan<kType>(row, k0, depth, ahead, w + r * kDepth);
     }
     const int64_t vecs = depth / kLanes;
-    for (int i = 0; i < num_x; i += kTileX) {
-      const int tile = std::min(kTileX, num_x - i);
+    for (int i = 0, tile; i < num_x; i += tile) {
+      tile = TileSize(num_x - i);
       for (int pass = 0; pass < passes; ++pass) {
         const float* const wp = w + pass * kPassRows * kDepth;
         float* const ap = acc + i * kAccStride + pass * kPassRows * kLanes;
@@ -120,8 +120,16 @@ void BlockProduct(const MatMulParams& p, int64_t n0, int count, int64_t x0, int 
     }
   }
   for (int i = 0; i < num_x; ++i) {
-    for (int r = 0; r < count; ++r) {
-      Put(p, x0 + i, n0 + r, Sum(hn::Load(DF(), acc + i * kAccStride + r * kLanes)));
+    float sums[kMatMulRowTile];
+    for (int pass = 0; pass < passes; ++pass) {
+      FinishTile(acc + i * kAccStride + pass * kPassRows * kLanes, kAccStride, 1,
+                 sums + pass * kPassRows, kPassRows);
+    }
+    float* const y = p.y + (x0 + i) * p.y_stride + n0;
+    if (p.accumulate) {
+      for (int r = 0; r < count; ++r) y[r] += sums[r];
+    } else {
+      std::memcpy(y, sums, static_cast<size_t>(count) * sizeof(float));
     }
   }
 }
