@@ -25,9 +25,6 @@ constexpr int kTileX = 6;
 #else
 constexpr int kTileX = 2;
 #endif
-// Most x rows for which decoding in registers, once per x tile, is not dearer than a pass through
-// L1.
-constexpr int kMaxDirectX = 4;
 
 HWY_INLINE float Sum(VF v) { return hn::GetLane(hn::SumOfLanes(DF(), v)); }
 

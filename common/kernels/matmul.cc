@@ -27,6 +27,10 @@ constexpr int64_t kBatch = 48;
 // How far ahead of the pass in hand weights are fetched, at least: memory latency (100 ns) times a
 // core's share of bandwidth, with room.
 constexpr int64_t kAheadBytes = 8 * 1024;
+// x rows whose 4 * kMaxGroup accumulators fit the registers beside decoded weights, and the most
+// rows for which decoding once a group is no dearer than through L1 (matmul_benchmark, rows:8).
+constexpr int kMaxGroup = 4;
+constexpr int kMaxFewRows = 8;
 static_assert(kDepth % kRun == 0 && kMatMulRowTile % kPassRows == 0);
 
 const uint8_t* WeightRow(const MatrixView& w, int64_t row) {
@@ -38,11 +42,30 @@ void Put(const MatMulParams& p, int64_t x_row, int64_t w_row, float value) {
   y = p.accumulate ? y + value : value;
 }
 
-// Few x rows: weights go from memory through registers, kPassRows rows a pass.
+// kPassRows weight rows by 1 to kMaxGroup x rows, decoded in registers.
+template <DType kType>
+void GroupDots(const uint8_t* const* w, const uint8_t* const* ahead, const float* const* x,
+               int num_x, int64_t columns, float* sums) {
+  switch (num_x) {
+    case 1:
+      return DotTile<kType, kPassRows, 1>(w, ahead, x, columns, sums);
+    case 2:
+      return DotTile<kType, kPassRows, 2>(w, ahead, x, columns, sums);
+    case 3:
+      return DotTile<kType, kPassRows, 3>(w, ahead, x, columns, sums);
+    case 4:
+      return DotTile<kType, kPassRows, 4>(w, ahead, x, columns, sums);
+  }
+}
+
+// Few x rows: weights go from memory through registers, kPassRows rows a pass; a second group of x
+// rows finds them in cache.
 template <DType kType>
 void FewRows(const MatMulParams& p, int64_t first, int64_t last) {
   const int num_x = static_cast<int>(p.num_rows);
-  const float* x[kMaxDirectX];
+  const int groups = (num_x + kMaxGroup - 1) / kMaxGroup;
+  const int group = (num_x + groups - 1) / groups;
+  const float* x[kMaxFewRows];
   for (int i = 0; i < num_x; ++i) x[i] = p.x + i * p.x_stride;
   const int64_t pass_bytes = kPassRows * p.w.row_bytes;
   const int64_t ahead_bytes = CeilDiv<int64_t>(kAheadBytes, pass_bytes) * pass_bytes;
@@ -54,20 +77,10 @@ void FewRows(const MatMulParams& p, int64_t first, int64_t last) {
       w[r] = WeightRow(p.w, n + std::min(r, count - 1));
       ahead[r] = w[r] + ahead_bytes;
     }
-    float sums[kMaxDirectX * kPassRows];
-    switch (num_x) {
-      case 1:
-        DotTile<kType, kPassRows, 1>(w, ahead, x, p.w.columns, sums);
-        break;
-      case 2:
-        DotTile<kType, kPassRows, 2>(w, ahead, x, p.w.columns, sums);
-        break;
-      case 3:
-        DotTile<kType, kPassRows, 3>(w, ahead, x, p.w.columns, sums);
-        break;
-      case 4:
-        DotTile<kType, kPassRows, 4>(w, ahead, x, p.w.columns, sums);
-        break;
+    float sums[kMaxFewRows * kPassRows];
+    for (int i = 0; i < num_x; i += group) {
+      GroupDots<kType>(w, i == 0 ? ahead : w, x + i, std::min(group, num_x - i), p.w.columns,
+                       sums + i * kPassRows);
     }
     for (int i = 0; i < num_x; ++i) {
       for (int r = 0; r < count; ++r) Put(p, i, n + r, sums[i * kPassRows + r]);
@@ -146,7 +159,7 @@ void ManyRows(const MatMulParams& p, int64_t first, int64_t last) {
 
 void MatMulRowsImpl(const MatMulParams& p, int64_t first, int64_t last) {
   WithType(p.w.dtype, [&](auto type) {
-    if (p.num_rows <= kMaxDirectX) {
+    if (p.num_rows <= kMaxFewRows) {
       FewRows<type()>(p, first, last);
     } else {
       ManyRows<type()>(p, first, last);
