@@ -170,6 +170,59 @@ HWY_INLINE void FinishTile(const float* HWY_RESTRICT acc, int64_t acc_stride, in
   }
 }
 
+// out[i * out_stride + r] = w[r] . x[i] for kX rows and kPassRows decoded rows of `vecs` whole
+// vectors, w_stride floats apart.
+template <int kX>
+HWY_NOINLINE void DecodedTile(const float* HWY_RESTRICT w, int64_t w_stride, const float* const* x,
+                              int64_t vecs, float* HWY_RESTRICT out, int64_t out_stride) {
+  const DF d;
+  VF acc[kX][kPassRows];
+  const float* xp[kX];
+#pragma GCC unroll 8
+  for (int i = 0; i < kX; ++i) {
+    xp[i] = x[i];
+#pragma GCC unroll 8
+    for (int r = 0; r < kPassRows; ++r) acc[i][r] = hn::Zero(d);
+  }
+  for (int64_t v = 0; v < vecs; ++v) {
+    VF wv[kPassRows];
+#pragma GCC unroll 8
+    for (int r = 0; r < kPassRows; ++r) wv[r] = hn::LoadU(d, w + r * w_stride + v * kLanes);
+#pragma GCC unroll 8
+    for (int i = 0; i < kX; ++i) {
+      const VF xv = hn::LoadU(d, xp[i] + v * kLanes);
+#pragma GCC unroll 8
+      for (int r = 0; r < kPassRows; ++r) acc[i][r] = hn::MulAdd(wv[r], xv, acc[i][r]);
+    }
+  }
+#pragma GCC unroll 8
+  for (int i = 0; i < kX; ++i) {
+    SumEach(acc[i][0], acc[i][1], acc[i][2], acc[i][3], out + i * out_stride);
+  }
+}
+
+// DecodedTile for 1 <= num_x <= kTileX rows.
+HWY_INLINE void DecodedProduct(int num_x, const float* HWY_RESTRICT w, int64_t w_stride,
+                               const float* const* x, int64_t vecs, float* HWY_RESTRICT out,
+                               int64_t out_stride) {
+  switch (num_x) {
+    case 1:
+      return DecodedTile<1>(w, w_stride, x, vecs, out, out_stride);
+    case 2:
+      return DecodedTile<2>(w, w_stride, x, vecs, out, out_stride);
+#if HWY_TARGET == HWY_AVX3
+    case 3:
+      return DecodedTile<3>(w, w_stride, x, vecs, out, out_stride);
+    case 4:
+      return DecodedTile<4>(w, w_stride, x, vecs, out, out_stride);
+    case 5:
+      return DecodedTile<5>(w, w_stride, x, vecs, out, out_stride);
+    case 6:
+      return DecodedTile<6>(w, w_stride, x, vecs, out, out_stride);
+#endif
+  }
+}
+
 // Splits `left` x rows evenly over as few tiles as hold them: 8 as 4 + 4, not 6 + 2.
 HWY_INLINE int TileSize(int64_t left) {
   const int64_t tiles = (left + kTileX - 1) / kTileX;

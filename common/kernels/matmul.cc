@@ -24,6 +24,9 @@ namespace {
 // stay in L1 beside the x tile (9 KB); accumulators of kBatch rows (48 KB) in L2.
 constexpr int64_t kDepth = 384;
 constexpr int64_t kBatch = 48;
+// Rows up to this long are decoded whole: 8 rows (24 KB) beside an x tile of 6 (18 KB) in L1.
+constexpr int64_t kShortDepth = 768;
+constexpr int kShortTile = 8;
 // How far ahead of the pass in hand weights are fetched, at least: memory latency (100 ns) times a
 // core's share of bandwidth, with room.
 constexpr int64_t kAheadBytes = 8 * 1024;
@@ -88,6 +91,15 @@ void FewRows(const MatMulParams& p, int64_t first, int64_t last) {
   }
 }
 
+void Store(const MatMulParams& p, int64_t x_row, int64_t n0, int count, const float* sums) {
+  float* const y = p.y + x_row * p.y_stride + n0;
+  if (p.accumulate) {
+    for (int r = 0; r < count; ++r) y[r] += sums[r];
+  } else {
+    std::memcpy(y, sums, static_cast<size_t>(count) * sizeof(float));
+  }
+}
+
 // One block: weight rows [n0, n0 + count) by x rows [x0, x0 + num_x).
 template <DType kType>
 void BlockProduct(const MatMulParams& p, int64_t n0, int count, int64_t x0, int num_x) {
@@ -138,17 +150,41 @@ void BlockProduct(const MatMulParams& p, int64_t n0, int count, int64_t x0, int 
       FinishTile(acc + i * kAccStride + pass * kPassRows * kLanes, kAccStride, 1,
                  sums + pass * kPassRows, kPassRows);
     }
-    float* const y = p.y + (x0 + i) * p.y_stride + n0;
-    if (p.accumulate) {
-      for (int r = 0; r < count; ++r) y[r] += sums[r];
-    } else {
-      std::memcpy(y, sums, static_cast<size_t>(count) * sizeof(float));
+    Store(p, x0 + i, n0, count, sums);
+  }
+}
+
+// Short rows: weight rows [n0, n0 + count), count <= kShortTile, fit L1 decoded whole, and every
+// accumulator lives in registers from first to last.
+template <DType kType>
+void ShortProduct(const MatMulParams& p, int64_t n0, int count) {
+  HWY_ALIGN float w[kShortTile * kShortDepth];
+  const int passes = (count + kPassRows - 1) / kPassRows;
+  for (int r = 0; r < passes * kPassRows; ++r) {
+    const uint8_t* const row = WeightRow(p.w, n0 + std::min(r, count - 1));
+    DecodeSpan<kType>(row, 0, p.w.columns, row + kShortTile * p.w.row_bytes, w + r * kShortDepth);
+  }
+  for (int64_t i = 0, tile; i < p.num_rows; i += tile) {
+    tile = TileSize(p.num_rows - i);
+    const float* x[kTileX];
+    float sums[kTileX * kShortTile];
+    for (int64_t j = 0; j < tile; ++j) x[j] = p.x + (i + j) * p.x_stride;
+    for (int pass = 0; pass < passes; ++pass) {
+      DecodedProduct(static_cast<int>(tile), w + pass * kPassRows * kShortDepth, kShortDepth, x,
+                     p.w.columns / kLanes, sums + pass * kPassRows, kShortTile);
     }
+    for (int64_t j = 0; j < tile; ++j) Store(p, i + j, n0, count, sums + j * kShortTile);
   }
 }
 
 template <DType kType>
 void ManyRows(const MatMulParams& p, int64_t first, int64_t last) {
+  if (p.w.columns <= kShortDepth && p.w.columns % kLanes == 0) {
+    for (int64_t n0 = first; n0 < last; n0 += kShortTile) {
+      ShortProduct<kType>(p, n0, static_cast<int>(std::min<int64_t>(kShortTile, last - n0)));
+    }
+    return;
+  }
   for (int64_t n0 = first; n0 < last; n0 += kMatMulRowTile) {
     const int count = static_cast<int>(std::min(kMatMulRowTile, last - n0));
     for (int64_t x0 = 0; x0 < p.num_rows; x0 += kBatch) {

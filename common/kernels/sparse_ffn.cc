@@ -191,9 +191,7 @@ void DotsOfRows(const uint8_t* const* w, const uint8_t* const* ahead,
     tile = TileSize(num_rows - i);
     const float* x[kTileX];
     for (int j = 0; j < tile; ++j) x[j] = z + rows[i + j] * stride;
-    HWY_ALIGN float acc[kTileX * kPassRows * kLanes] = {};
-    AccumulateRows(tile, decoded, stride, x, 0, vecs, acc, kPassRows * kLanes);
-    FinishTile(acc, kPassRows * kLanes, tile, out + i * kPassRows, kPassRows);
+    DecodedProduct(tile, decoded, stride, x, vecs, out + i * kPassRows, kPassRows);
   }
 }
 
