@@ -5,8 +5,8 @@
 #include <functional>
 
 #include "absl/status/status.h"
-#include "common/kernels/sparse_ffn.h"
 #include "common/shm/arena_layout.h"
+#include "common/tensor/activation.h"
 
 namespace isotherm::cpu {
 
