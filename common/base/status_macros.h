@@ -5,16 +5,19 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 
-// Leaves the function with the status of `expression` unless it is OK.
-#define ISOTHERM_RETURN_IF_ERROR(expression)                                  \
-  do {                                                                        \
-    if (absl::Status isotherm_status = (expression); !isotherm_status.ok()) { \
-      return isotherm_status;                                                 \
-    }                                                                         \
-  } while (false)
-
 #define ISOTHERM_MACRO_CONCAT_INNER(a, b) a##b
 #define ISOTHERM_MACRO_CONCAT(a, b) ISOTHERM_MACRO_CONCAT_INNER(a, b)
+
+// Leaves the function with the status of `expression` unless it is OK.
+#define ISOTHERM_RETURN_IF_ERROR(expression) \
+  ISOTHERM_RETURN_IF_ERROR_IMPL(ISOTHERM_MACRO_CONCAT(isotherm_status_, __LINE__), expression)
+
+#define ISOTHERM_RETURN_IF_ERROR_IMPL(status, expression)   \
+  do {                                                      \
+    if (absl::Status status = (expression); !status.ok()) { \
+      return status;                                        \
+    }                                                       \
+  } while (false)
 
 // ISOTHERM_ASSIGN_OR_RETURN(const int64_t bytes, CheckedMul(rows, row_bytes));
 #define ISOTHERM_ASSIGN_OR_RETURN(lhs, expression)                                         \

@@ -1,0 +1,43 @@
+#pragma once
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <cstdint>
+#include <map>
+#include <vector>
+
+#include "benchmark/benchmark.h"
+#include "common/threading/thread_pool.h"
+
+namespace isotherm {
+
+// Bytes a second that `pool` reads linearly from memory: the best of five passes over 256 MB in
+// 1 MB pieces, the median machine being busy with others. Measured anew at each call, so that a
+// share is taken of what the machine gave seconds before.
+inline double LinearReadBytesPerSecond(ThreadPool& pool) {
+  constexpr int64_t kWords = int64_t{32} << 20, kPiece = int64_t{128} << 10;
+  static const std::vector<uint64_t>* const words = new std::vector<uint64_t>(kWords, 1);
+  double best = 0;
+  for (int pass = 0; pass < 5; ++pass) {
+    std::atomic<int64_t> cursor{0};
+    std::atomic<uint64_t> total{0};
+    const auto start = std::chrono::steady_clock::now();
+    pool.RunElastic([&](int) {
+      uint64_t sums[8] = {};
+      for (int64_t i; (i = cursor.fetch_add(kPiece)) < kWords;) {
+        const uint64_t* const piece = words->data() + i;
+        for (int64_t k = 0; k < kPiece; k += 8) {
+          for (int j = 0; j < 8; ++j) sums[j] += piece[k + j];
+        }
+      }
+      for (const uint64_t sum : sums) total += sum;
+    });
+    const std::chrono::duration<double> taken = std::chrono::steady_clock::now() - start;
+    benchmark::DoNotOptimize(total.load());
+    best = std::max(best, kWords * 8 / taken.count());
+  }
+  return best;
+}
+
+}  // namespace isotherm

@@ -1,0 +1,29 @@
+#pragma once
+
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "absl/strings/string_view.h"
+
+namespace isotherm {
+
+// Cores this process may use at once: the smaller of its affinity mask and its cgroup's CPU quota
+// (v1 or v2, every level up to the root) rounded down; at least 1. Read anew at each call.
+int AllowedCores();
+
+// Compute threads when the user names none. One core is left to all else from three cores up: with
+// every core spinning, one more runnable thread stalls the section. Two cores are both used, since
+// there half the machine would be the price and the pool sleeps between sections.
+int DefaultThreadCount();
+int DefaultThreadCountFor(int allowed_cores);
+
+// CPU numbers in this process's affinity mask, ascending.
+std::vector<int> AllowedCpus();
+
+// The tightest CPU quota, in cores, of the cgroups listed in `proc_self_cgroup` (the text of
+// /proc/self/cgroup) below `cgroup_root` (/sys/fs/cgroup). Nothing when no level sets one.
+std::optional<double> CgroupQuotaCores(const std::string& cgroup_root,
+                                       absl::string_view proc_self_cgroup);
+
+}  // namespace isotherm

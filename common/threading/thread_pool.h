@@ -1,0 +1,67 @@
+#pragma once
+
+#include <atomic>
+#include <chrono>
+#include <cstdint>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "absl/functional/function_ref.h"
+#include "common/threading/barrier.h"
+#include "common/threading/cores.h"
+
+namespace isotherm {
+
+struct ThreadPoolOptions {
+  int num_threads = 0;  // the caller included; 0: DefaultThreadCount()
+  bool pin = false;     // worker i to the i-th allowed CPU; the caller's own thread is left alone
+  // How long an idle worker, or a caller waiting for workers, spins before it sleeps on a futex.
+  // Longer than the gap between two kernels of a step, shorter than what a neighbour would miss.
+  std::chrono::microseconds spin{20};
+  std::string name;  // threads are called "<name>-<idx>", cut to the kernel's 15 characters
+};
+
+// A fixed set of threads for short parallel sections. Its owner makes it and passes it on; there is
+// no global one. Starting a section allocates nothing. One thread at a time may call Run or
+// RunElastic, and not from inside a section.
+class ThreadPool {
+ public:
+  explicit ThreadPool(const ThreadPoolOptions& options);
+  ~ThreadPool();
+  ThreadPool(const ThreadPool&) = delete;
+  ThreadPool& operator=(const ThreadPool&) = delete;
+
+  int num_threads() const { return num_threads_; }
+
+  // Calls fn(thread_idx) once for every thread_idx in [0, num_threads), fn(0) on the calling
+  // thread; returns when all have returned. What they wrote is then visible to the caller.
+  void Run(absl::FunctionRef<void(int thread_idx)> fn);
+
+  // Calls fn(0) on the calling thread and fn(i) on each worker that arrives before fn(0) returns;
+  // then returns when those have returned. A worker whose core is taken by someone else is not
+  // waited for. For work taken from a shared cursor: fn must be complete without any given thread,
+  // and must not use a Barrier.
+  void RunElastic(absl::FunctionRef<void(int thread_idx)> fn);
+
+ private:
+  void WorkerLoop(int thread_idx);
+  void Dispatch(absl::FunctionRef<void(int)> fn, bool elastic);
+  void AwaitWorkers(uint32_t joined);
+
+  const int num_threads_;
+  const std::chrono::nanoseconds spin_;
+
+  // generation << 17 | open << 16 | number of workers that joined. The caller opens a generation,
+  // a worker joins by adding one while it is open, so a closed section is never entered late.
+  alignas(64) std::atomic<uint32_t> state_{0};
+  std::atomic<uint32_t> sleepers_{0};
+  const absl::FunctionRef<void(int)>* fn_ = nullptr;  // published by state_
+  std::atomic<bool> stop_{false};
+  alignas(64) std::atomic<uint32_t> done_{0};  // workers that left the section
+  std::atomic<uint32_t> caller_sleeps_{0};
+
+  std::vector<std::thread> workers_;  // joined by the destructor
+};
+
+}  // namespace isotherm

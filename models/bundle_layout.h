@@ -1,0 +1,25 @@
+#pragma once
+
+#include <cstdint>
+
+#include "common/tensor/dtype.h"
+
+namespace isotherm {
+
+// How a neuron lies in memory: [gate row | up row | down row], padded to a multiple of 64 bytes.
+// Layer-major, then neuron-major: a neuron is one contiguous read.
+struct BundleLayout {
+  DType dtype = DType::kF16;
+  int rows = 3;
+  int64_t model_dim = 0;
+  int64_t row_bytes = 0;
+  int64_t bundle_bytes = 0;
+  int64_t num_neurons = 0;  // of a layer
+  int64_t num_layers = 0;
+
+  int64_t layer_bytes() const { return num_neurons * bundle_bytes; }
+  // Equal on processes that may share an arena.
+  uint64_t Hash() const;
+};
+
+}  // namespace isotherm

@@ -1,0 +1,90 @@
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <variant>
+#include <vector>
+
+#include "absl/container/flat_hash_map.h"
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
+#include "common/base/unique_fd.h"
+#include "common/tensor/dtype.h"
+
+namespace isotherm {
+
+struct GgufTensor {
+  std::string name;
+  int num_dims = 0;
+  std::array<int64_t, 4> shape = {1, 1, 1, 1};  // fastest first, as in the file
+  uint32_t ggml_type = 0;
+  int64_t offset = 0;  // from the start of the file
+  int64_t bytes = 0;
+
+  int64_t columns() const { return shape[0]; }
+  int64_t rows() const { return shape[1] * shape[2] * shape[3]; }
+};
+
+// A GGUF file (magic GGUF, or PWRI of PowerInfer), opened read-only. Everything in the header is
+// checked before it is used; the data is read with pread, so a file that shrinks gives an error,
+// never a signal. Immutable after Open(): any thread may read.
+class GgufFile {
+ public:
+  // NotFound, or DataLoss that names the field, what was found and what is allowed. All with exit
+  // code 65.
+  static absl::StatusOr<std::unique_ptr<GgufFile>> Open(const std::string& path);
+
+  const std::string& path() const { return path_; }
+  bool is_powerinfer() const { return powerinfer_; }
+  int64_t file_bytes() const { return file_bytes_; }
+  int64_t num_keys() const { return static_cast<int64_t>(keys_.size()); }
+
+  bool Has(absl::string_view key) const { return keys_.contains(key); }
+  // Any unsigned or non-negative signed integer type.
+  absl::StatusOr<int64_t> GetInt(absl::string_view key) const;
+  absl::StatusOr<float> GetFloat(absl::string_view key) const;
+  absl::StatusOr<bool> GetBool(absl::string_view key) const;
+  absl::StatusOr<std::string> GetString(absl::string_view key) const;
+  absl::StatusOr<std::vector<std::string>> GetStrings(absl::string_view key) const;
+  absl::StatusOr<std::vector<float>> GetFloats(absl::string_view key) const;
+  absl::StatusOr<std::vector<int32_t>> GetInts(absl::string_view key) const;
+
+  const std::vector<GgufTensor>& tensors() const { return tensors_; }
+  const GgufTensor* FindTensor(absl::string_view name) const;
+
+  // Fills `out` from the tensor's bytes at `byte_offset`. DataLoss when the file has become
+  // shorter.
+  absl::Status Read(const GgufTensor& tensor, int64_t byte_offset, std::span<std::byte> out) const;
+
+  // FNV-1a of the header text (everything before the data): the same file gives the same digest.
+  const std::string& header_digest() const { return header_digest_; }
+
+  // The key's value as text, for people; long arrays are cut.
+  std::string Show(absl::string_view key) const;
+  std::vector<std::string> keys() const;
+
+ private:
+  using Value = std::variant<int64_t, uint64_t, double, bool, std::string, std::vector<std::string>,
+                             std::vector<float>, std::vector<int32_t>, std::vector<int64_t>>;
+  friend class GgufHeaderReader;
+  GgufFile() = default;
+  template <typename T>
+  absl::StatusOr<T> Get(absl::string_view key, absl::string_view wanted) const;
+
+  std::string path_;
+  UniqueFd fd_;
+  bool powerinfer_ = false;
+  int64_t file_bytes_ = 0;
+  std::string header_digest_;
+  absl::flat_hash_map<std::string, Value> keys_;
+  std::vector<GgufTensor> tensors_;
+  absl::flat_hash_map<std::string, size_t> tensor_idx_;
+};
+
+}  // namespace isotherm

@@ -1,0 +1,72 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
+#include "common/base/unique_fd.h"
+#include "common/tensor/dtype.h"
+
+namespace isotherm {
+
+// Writes a GGUF v3 file: keys and tensor declarations first, then the tensors' bytes in the order
+// declared. The file appears under its name only when Finish() has synced it; until then a
+// temporary file beside it is written, which the destructor removes. Single-threaded.
+class GgufWriter {
+ public:
+  // ResourceExhausted or NotFound when the folder cannot be written.
+  static absl::StatusOr<std::unique_ptr<GgufWriter>> Create(const std::string& path,
+                                                            bool powerinfer,
+                                                            uint32_t alignment = 32);
+  ~GgufWriter();
+
+  void AddString(absl::string_view key, absl::string_view value);
+  void AddUint32(absl::string_view key, uint32_t value);
+  void AddUint64(absl::string_view key, uint64_t value);
+  void AddFloat(absl::string_view key, float value);
+  void AddBool(absl::string_view key, bool value);
+  void AddStrings(absl::string_view key, std::span<const std::string> values);
+  void AddFloats(absl::string_view key, std::span<const float> values);
+  void AddInts(absl::string_view key, std::span<const int32_t> values);
+
+  // Shape is fastest first. InvalidArgument when the row is not a multiple of the type's block.
+  absl::Status DeclareTensor(absl::string_view name, DType dtype, std::span<const int64_t> shape);
+  // Bytes of the tensors, in the order declared and in pieces of any size.
+  absl::Status Write(std::span<const std::byte> bytes);
+  // Pads, checks that every declared byte was written, syncs, renames.
+  absl::Status Finish();
+
+ private:
+  struct Tensor {
+    std::string name;
+    std::vector<int64_t> shape;
+    DType dtype;
+    int64_t offset, bytes;
+  };
+  GgufWriter() = default;
+  void Key(absl::string_view key, uint32_t type);
+  void Raw(const void* data, size_t bytes) { keys_.append(static_cast<const char*>(data), bytes); }
+  void Text(std::string* out, absl::string_view text);
+  absl::Status WriteHeader();
+  absl::Status WriteRaw(const void* data, size_t bytes);
+
+  std::string path_, temporary_;
+  UniqueFd fd_;
+  bool powerinfer_ = false;
+  uint32_t alignment_ = 32;
+  uint64_t num_keys_ = 0;
+  std::string keys_;
+  std::vector<Tensor> tensors_;
+  int64_t declared_bytes_ = 0;  // of the data section, padding between tensors included
+  bool header_written_ = false;
+  size_t current_ = 0;         // tensor being written
+  int64_t current_bytes_ = 0;  // of it, done
+};
+
+}  // namespace isotherm

@@ -1,0 +1,65 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
+#include "models/bundle_layout.h"
+#include "models/gguf/gguf_file.h"
+#include "models/matrix.h"
+#include "models/model_config.h"
+
+namespace isotherm {
+
+// A model on disk: every tensor present with the right shape. Reads matrices in a type that
+// Isotherm computes with (F32 F16 BF16 Q8_0 Q4_0; others are repacked to Q8_0) and packs neurons
+// into bundles. Immutable after Open(); any thread.
+class ModelFile {
+ public:
+  // DataLoss names a tensor that is missing or misshaped.
+  static absl::StatusOr<std::unique_ptr<ModelFile>> Open(const std::string& path,
+                                                         const ModelOptions& options = {});
+
+  const ModelConfig& config() const { return config_; }
+  const GgufFile& gguf() const { return *file_; }
+  const BundleLayout& bundle_layout() const { return layout_; }
+  // In words, what is not computed as stored; empty when all is.
+  const std::string& repacked() const { return repacked_; }
+
+  // "blk.3.attn_q.weight"
+  static std::string LayerTensor(int64_t layer, absl::string_view stem);
+
+  bool Has(absl::string_view tensor) const { return file_->FindTensor(tensor) != nullptr; }
+  absl::StatusOr<Matrix> ReadMatrix(absl::string_view tensor) const;
+  // A tensor of one row, as F32.
+  absl::StatusOr<std::vector<float>> ReadVector(absl::string_view tensor) const;
+
+  // Writes the bundles of neurons first .. first + count of a layer to `out` (count *
+  // bundle_bytes), padding zeroed. A dense file's down matrix is transposed, and requantised when
+  // it is quantised.
+  absl::Status PackBundles(int64_t layer, int64_t first, int64_t count,
+                           std::span<std::byte> out) const;
+
+ private:
+  ModelFile() = default;
+  absl::Status CheckTensors();
+  absl::StatusOr<const GgufTensor*> Expect(const std::string& name, int64_t columns,
+                                           int64_t rows) const;
+  // Rows first .. first + count of a tensor, each `to` bytes apart in out, converted to `dtype`.
+  absl::Status CopyRows(const GgufTensor& tensor, int64_t first, int64_t count, DType dtype,
+                        std::byte* out, int64_t stride) const;
+
+  std::unique_ptr<GgufFile> file_;
+  ModelConfig config_;
+  BundleLayout layout_;
+  bool transposed_down_ = false;  // the file has ffn_down_t
+  std::string repacked_;
+};
+
+}  // namespace isotherm

@@ -1,0 +1,148 @@
+#include "models/quantize/block_codec.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#include "absl/strings/str_cat.h"
+#include "common/base/status_macros.h"
+#include "common/tensor/half.h"
+
+namespace isotherm {
+namespace {
+
+constexpr int kBlock = 32;
+
+float LoadHalf(const std::byte* at) {
+  uint16_t bits;
+  std::memcpy(&bits, at, 2);
+  return F16ToF32(bits);
+}
+void StoreHalf(std::byte* at, float value) {
+  const uint16_t bits = F32ToF16(value);
+  std::memcpy(at, &bits, 2);
+}
+
+void DecodeBlock(DType dtype, const std::byte* block, float* out) {
+  const float d = LoadHalf(block);
+  switch (dtype) {
+    case DType::kQ8_0:
+      for (int i = 0; i < kBlock; ++i)
+        out[i] = d * static_cast<float>(static_cast<int8_t>(block[2 + i]));
+      return;
+    case DType::kQ4_0:
+      for (int i = 0; i < kBlock / 2; ++i) {
+        const auto byte = static_cast<unsigned>(block[2 + i]);
+        out[i] = d * static_cast<float>(static_cast<int>(byte & 15) - 8);
+        out[i + kBlock / 2] = d * static_cast<float>(static_cast<int>(byte >> 4) - 8);
+      }
+      return;
+    default: {  // Q4_1
+      const float m = LoadHalf(block + 2);
+      for (int i = 0; i < kBlock / 2; ++i) {
+        const auto byte = static_cast<unsigned>(block[4 + i]);
+        out[i] = d * static_cast<float>(byte & 15) + m;
+        out[i + kBlock / 2] = d * static_cast<float>(byte >> 4) + m;
+      }
+    }
+  }
+}
+
+void PackNibbles(const uint8_t* n, std::byte* out) {
+  for (int i = 0; i < kBlock / 2; ++i) {
+    out[i] = static_cast<std::byte>(n[i] | (n[i + kBlock / 2] << 4));
+  }
+}
+
+void EncodeBlock(DType dtype, const float* x, std::byte* block) {
+  uint8_t n[kBlock];
+  switch (dtype) {
+    case DType::kQ8_0: {
+      float top = 0;
+      for (int i = 0; i < kBlock; ++i) top = std::max(top, std::abs(x[i]));
+      const float d = top / 127.0f;
+      const float inverse = d != 0 ? 1.0f / d : 0.0f;
+      StoreHalf(block, d);
+      for (int i = 0; i < kBlock; ++i) {
+        block[2 + i] = static_cast<std::byte>(static_cast<int8_t>(std::round(x[i] * inverse)));
+      }
+      return;
+    }
+    case DType::kQ4_0: {
+      float top = 0, signed_top = 0;
+      for (int i = 0; i < kBlock; ++i) {
+        if (std::abs(x[i]) > top) {
+          top = std::abs(x[i]);
+          signed_top = x[i];
+        }
+      }
+      const float d = signed_top / -8.0f;
+      const float inverse = d != 0 ? 1.0f / d : 0.0f;
+      StoreHalf(block, d);
+      for (int i = 0; i < kBlock; ++i) {
+        n[i] = static_cast<uint8_t>(std::min(15, static_cast<int>(x[i] * inverse + 8.5f)));
+      }
+      PackNibbles(n, block + 2);
+      return;
+    }
+    default: {  // Q4_1
+      const auto [low, high] = std::minmax_element(x, x + kBlock);
+      const float d = (*high - *low) / 15.0f;
+      const float inverse = d != 0 ? 1.0f / d : 0.0f;
+      StoreHalf(block, d);
+      StoreHalf(block + 2, *low);
+      for (int i = 0; i < kBlock; ++i) {
+        n[i] = static_cast<uint8_t>(std::min(15, static_cast<int>((x[i] - *low) * inverse + 0.5f)));
+      }
+      PackNibbles(n, block + 4);
+    }
+  }
+}
+
+}  // namespace
+
+absl::Status DecodeRow(DType dtype, const std::byte* row, std::span<float> out) {
+  ISOTHERM_RETURN_IF_ERROR(RowBytes(dtype, static_cast<int64_t>(out.size())).status());
+  switch (dtype) {
+    case DType::kF32:
+      std::memcpy(out.data(), row, out.size_bytes());
+      return absl::OkStatus();
+    case DType::kF16:
+    case DType::kBF16:
+      for (size_t i = 0; i < out.size(); ++i) {
+        uint16_t bits;
+        std::memcpy(&bits, row + 2 * i, 2);
+        out[i] = dtype == DType::kF16 ? F16ToF32(bits) : Bf16ToF32(bits);
+      }
+      return absl::OkStatus();
+    default:
+      for (size_t i = 0; i < out.size(); i += kBlock, row += Info(dtype).block_bytes) {
+        DecodeBlock(dtype, row, out.data() + i);
+      }
+      return absl::OkStatus();
+  }
+}
+
+absl::Status EncodeRow(DType dtype, std::span<const float> in, std::byte* row) {
+  ISOTHERM_RETURN_IF_ERROR(RowBytes(dtype, static_cast<int64_t>(in.size())).status());
+  switch (dtype) {
+    case DType::kF32:
+      std::memcpy(row, in.data(), in.size_bytes());
+      return absl::OkStatus();
+    case DType::kF16:
+    case DType::kBF16:
+      for (size_t i = 0; i < in.size(); ++i) {
+        const uint16_t bits = dtype == DType::kF16 ? F32ToF16(in[i]) : F32ToBf16(in[i]);
+        std::memcpy(row + 2 * i, &bits, 2);
+      }
+      return absl::OkStatus();
+    default:
+      for (size_t i = 0; i < in.size(); i += kBlock, row += Info(dtype).block_bytes) {
+        EncodeBlock(dtype, in.data() + i, row);
+      }
+      return absl::OkStatus();
+  }
+}
+
+}  // namespace isotherm

@@ -1,0 +1,325 @@
+#include "common/kernels/sparse_ffn.h"
+
+#include <cmath>
+#include <limits>
+
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "tests/common/kernels/kernel_test_util.h"
+#include "tests/reference/sparse_ffn.h"
+
+namespace isotherm {
+namespace {
+
+struct Shape {
+  int64_t model_dim = 64;
+  int64_t num_neurons = 100;
+  int64_t num_rows = 1;
+  double density = 0.3;
+  int rows = 3;
+  int integer_limit = 0;
+  Activation activation = Activation::kRelu;
+  int shift = 0;       // bytes off alignment
+  bool slots = false;  // a slot table with some neurons elsewhere
+  bool owned = false;
+  uint32_t seed = 1;
+};
+
+struct Case {
+  Case(DType dtype, Shape s) {
+    RandomWeights random(s.seed);
+    BundleView& b = params.bundles;
+    b = {dtype, s.rows, s.model_dim, RowBytes(dtype, s.model_dim).value(), 0};
+    b.bundle_bytes = b.row_bytes * s.rows;
+    b.num_neurons = s.num_neurons;
+    int64_t num_slots = s.num_neurons;
+    if (s.slots) {
+      // Reversed order, every third neuron elsewhere.
+      num_slots = 0;
+      for (int64_t id = s.num_neurons; id-- > 0;) {
+        slot_of.insert(slot_of.begin(), id % 3 == 0 ? -1 : static_cast<int32_t>(num_slots++));
+      }
+      b.slot_of = slot_of.data();
+    }
+    bytes.resize(s.shift + num_slots * b.bundle_bytes);
+    for (int64_t i = 0; i < num_slots * s.rows; ++i) {
+      random.Fill(dtype, s.model_dim, s.integer_limit, bytes.data() + s.shift + i * b.row_bytes);
+    }
+    b.data = bytes.data() + s.shift;
+    for (int64_t i = 0; i < s.num_rows * s.model_dim; ++i) {
+      z.push_back(F32ToF16(random.Value(s.integer_limit)));
+    }
+    const int64_t words = (s.num_neurons + 63) / 64;
+    active.assign(s.num_rows * words, 0);
+    owned.assign(words, 0);
+    for (int64_t row = 0; row < s.num_rows; ++row) {
+      for (int64_t id = 0; id < s.num_neurons; ++id) {
+        if (random.Chance(s.density)) active[row * words + id / 64] |= uint64_t{1} << (id % 64);
+        if (random.Chance(0.5)) owned[id / 64] |= uint64_t{1} << (id % 64);
+      }
+      keys.push_back(StepKey(5, 6, 0, row));
+    }
+    // Bits past the last neuron are garbage that must not be read as ids.
+    if (s.num_neurons % 64 != 0) {
+      for (int64_t row = 0; row < s.num_rows; ++row) {
+        active[row * words + words - 1] |= ~uint64_t{0} << (s.num_neurons % 64);
+      }
+    }
+    partial.assign(s.num_rows * s.model_dim, std::numeric_limits<float>::quiet_NaN());
+    hash = {LayerSeed(3, 4), keys.data()};
+    params.z_f16 = z.data();
+    params.num_rows = s.num_rows;
+    params.active = active.data();
+    params.owned = s.owned ? owned.data() : nullptr;
+    params.last_neuron = s.num_neurons;
+    params.activation = s.activation;
+    params.partial = partial.data();
+    params.hash = &hash;
+    params.work_hash = &work_hash;
+    workspace = SparseFfnWorkspace::Create({.num_threads = 8,
+                                            .max_rows = std::max<int64_t>(1, s.num_rows),
+                                            .model_dim = s.model_dim,
+                                            .num_neurons = s.num_neurons})
+                    .value();
+    params.workspace = workspace.get();
+  }
+
+  void ExpectNearReference() {
+    const reference::SparseFfnResult want = reference::SparseFfn(params);
+    // Each of gate, up and the sum over neurons rounds at most this often, relative to magnitudes;
+    // SiLU's slope is at most 1.1 and its exp good to a few units in the last place.
+    const double roundings = 3.0 * params.bundles.model_dim + params.bundles.num_neurons + 16;
+    for (size_t i = 0; i < partial.size(); ++i) {
+      ASSERT_NEAR(partial[i], want.partial[i], std::ldexp(want.magnitudes[i] * roundings, -24))
+          << "at " << i;
+    }
+    ASSERT_EQ(work_hash, want.work_hash);
+  }
+  void ExpectEqualsReference() {
+    const reference::SparseFfnResult want = reference::SparseFfn(params);
+    for (size_t i = 0; i < partial.size(); ++i) {
+      ASSERT_LT(want.magnitudes[i], 1 << 24) << "the inputs do not allow exactness";
+      ASSERT_EQ(partial[i], want.partial[i]) << "at " << i;
+    }
+    ASSERT_EQ(work_hash, want.work_hash);
+  }
+
+  std::vector<std::byte> bytes;
+  std::vector<int32_t> slot_of;
+  std::vector<uint16_t> z;
+  std::vector<uint64_t> active, owned, keys;
+  std::vector<float> partial;
+  NeuronHash hash;
+  uint64_t work_hash = 0;
+  std::unique_ptr<SparseFfnWorkspace> workspace;
+  SparseFfnParams params;
+};
+
+class SparseFfnTest : public testing::TestWithParam<std::tuple<int64_t, DType>> {
+ protected:
+  DType dtype() const { return std::get<1>(GetParam()); }
+  int64_t Dim(int64_t wanted) const {
+    const int64_t block = Info(dtype()).block_elements;
+    return (wanted + block - 1) / block * block;
+  }
+  ScopedTarget target_{std::get<0>(GetParam())};
+  ThreadPool pool_{{.num_threads = 3, .name = "test"}};
+};
+INSTANTIATE_TEST_SUITE_P(TargetsAndTypes, SparseFfnTest,
+                         testing::Combine(testing::ValuesIn(MachineTargets()),
+                                          testing::ValuesIn(KernelTypes())),
+                         TargetTypeName);
+
+TEST_P(SparseFfnTest, AgreesWithTheFormulaOverShapesAndRemainders) {
+  for (const int64_t dim : {1, 17, 63, 96}) {
+    for (const int64_t neurons : {1, 63, 130}) {
+      for (const int64_t rows : {1, 2, 3, 9}) {
+        for (const int bundle_rows : {2, 3}) {
+          Case c(dtype(), {.model_dim = Dim(dim),
+                           .num_neurons = neurons,
+                           .num_rows = rows,
+                           .rows = bundle_rows,
+                           .shift = static_cast<int>(dim % 5),
+                           .slots = neurons == 63,
+                           .owned = dim == 17});
+          ASSERT_TRUE(SparseFfn(c.params, pool_).ok());
+          c.ExpectNearReference();
+          if (HasFatalFailure()) FAIL() << dim << " " << neurons << " " << rows;
+        }
+      }
+    }
+  }
+}
+
+TEST_P(SparseFfnTest, ComputesSilu) {
+  for (const int64_t rows : {1, 5}) {
+    Case c(dtype(),
+           {.model_dim = 96, .num_rows = rows, .density = 1.0, .activation = Activation::kSilu});
+    ASSERT_TRUE(SparseFfn(c.params, pool_).ok());
+    c.ExpectNearReference();
+  }
+}
+
+TEST_P(SparseFfnTest, EverySplitByIdSlotAndOwnerSumsToTheSameIntegers) {
+  for (const int64_t rows : {1, 2, 21}) {
+    const Shape shape{
+        .model_dim = Dim(40), .num_neurons = 150, .num_rows = rows, .integer_limit = 2};
+    Case whole(dtype(), shape);
+    ASSERT_TRUE(SparseFfn(whole.params, pool_).ok());
+    whole.ExpectEqualsReference();
+    for (int trial = 0; trial < 5; ++trial) {
+      // Ids below the cut split by owner between two workers, ids from the cut on to a third.
+      RandomWeights random(trial);
+      const int64_t cut = random.Int(0, 150);
+      Case part(dtype(), shape);
+      std::vector<float> sum(part.partial.size(), 0.0f);
+      uint64_t hashes = 0;
+      const auto add = [&](int64_t first, int64_t last, const uint64_t* owned) {
+        part.params.first_neuron = first;
+        part.params.last_neuron = last;
+        part.params.owned = owned;
+        ASSERT_TRUE(SparseFfn(part.params, pool_).ok());
+        for (size_t i = 0; i < sum.size(); ++i) sum[i] += part.partial[i];
+        hashes += part.work_hash;
+      };
+      std::vector<uint64_t> others;
+      for (const uint64_t word : part.owned) others.push_back(~word);
+      add(0, cut, part.owned.data());
+      add(0, cut, others.data());
+      add(cut, 150, nullptr);
+      EXPECT_EQ(sum, whole.partial);
+      EXPECT_EQ(hashes, whole.work_hash);
+    }
+  }
+}
+
+TEST_P(SparseFfnTest, ThreadCountDoesNotChangeIntegers) {
+  Case c(dtype(), {.model_dim = 64, .num_neurons = 500, .num_rows = 4, .integer_limit = 2});
+  for (const int threads : {1, 2, 5, 8}) {
+    ThreadPool pool({.num_threads = threads, .spin = std::chrono::microseconds(threads % 2 * 20)});
+    ASSERT_TRUE(SparseFfn(c.params, pool).ok());
+    c.ExpectEqualsReference();
+  }
+}
+
+TEST_P(SparseFfnTest, BitsOfARowDoNotDependOnTheBatchOnOneThread) {
+  ThreadPool one({.num_threads = 1});
+  Case all(dtype(), {.model_dim = 96, .num_neurons = 90, .num_rows = 7});
+  ASSERT_TRUE(SparseFfn(all.params, one).ok());
+  std::vector<float> alone(96);
+  for (int64_t row = 0; row < 7; ++row) {
+    SparseFfnParams p = all.params;
+    NeuronHash hash = {all.hash.layer_seed, all.hash.row_keys + row};
+    p.hash = &hash;
+    p.z_f16 += row * 96;
+    p.active += row * 2;
+    p.num_rows = 1;
+    p.partial = alone.data();
+    ASSERT_TRUE(SparseFfn(p, one).ok());
+    EXPECT_EQ(std::memcmp(alone.data(), &all.partial[row * 96], 96 * 4), 0) << row;
+  }
+}
+
+TEST_P(SparseFfnTest, AcceptsZInEveryForm) {
+  Case c(dtype(), {.model_dim = 64, .num_rows = 3, .integer_limit = 2});
+  std::vector<float> wide;
+  std::vector<uint16_t> bf16;
+  for (const uint16_t bits : c.z) {
+    wide.push_back(F16ToF32(bits));
+    bf16.push_back(F32ToBf16(wide.back()));
+  }
+  c.params.z_f16 = nullptr;
+  c.params.z = wide.data();
+  ASSERT_TRUE(SparseFfn(c.params, pool_).ok());
+  c.ExpectEqualsReference();
+  c.params.z = nullptr;
+  c.params.z_bf16 = bf16.data();
+  ASSERT_TRUE(SparseFfn(c.params, pool_).ok());
+  c.ExpectEqualsReference();
+}
+
+TEST_P(SparseFfnTest, WritesZeroAndHashesNothingWhereNothingIsActive) {
+  for (const int64_t rows : {1, 3}) {
+    Case c(dtype(), {.model_dim = 64, .num_neurons = 128, .num_rows = rows, .density = 0});
+    ASSERT_TRUE(SparseFfn(c.params, pool_).ok());
+    EXPECT_THAT(c.partial, testing::Each(0.0f));
+    EXPECT_EQ(c.work_hash, 0u);
+  }
+  Case none(dtype(), {.model_dim = 64, .num_rows = 0});
+  EXPECT_TRUE(SparseFfn(none.params, pool_).ok());
+}
+
+TEST_P(SparseFfnTest, PiecesInsideOneSectionGiveTheSame) {
+  Case c(dtype(), {.model_dim = 64, .num_neurons = 300, .num_rows = 2, .integer_limit = 2});
+  Barrier barrier(pool_.num_threads());
+  ASSERT_TRUE(SparseFfnBegin(c.params).ok());
+  pool_.Run([&](int thread) {
+    SparseFfnWork(c.params, thread);
+    barrier.Wait();
+    SparseFfnReduce(c.params, thread, pool_.num_threads());
+  });
+  c.work_hash = SparseFfnWorkHash(c.params);
+  c.ExpectEqualsReference();
+}
+
+TEST(SparseFfnNanTest, LetsABrokenInputShow) {
+  ThreadPool pool({.num_threads = 2});
+  for (const int64_t rows : {1, 4}) {
+    Case c(DType::kF16, {.model_dim = 64, .num_rows = rows, .density = 1});
+    c.z[5] = 0x7e00;
+    ASSERT_TRUE(SparseFfn(c.params, pool).ok());
+    EXPECT_TRUE(std::isnan(c.partial[0]));
+    if (rows > 1) {
+      EXPECT_FALSE(std::isnan(c.partial[64])) << "leaked into another row";
+    }
+  }
+}
+
+TEST(SparseFfnValidationTest, RefusesShapesThatDisagree) {
+  const auto refused = [](auto change) {
+    Case c(DType::kQ8_0, {.num_rows = 2});
+    change(c.params);
+    ThreadPool pool({.num_threads = 2});
+    return SparseFfn(c.params, pool).code() == absl::StatusCode::kInvalidArgument;
+  };
+  EXPECT_FALSE(refused([](SparseFfnParams&) {}));
+  EXPECT_TRUE(refused([](SparseFfnParams& p) { p.bundles.rows = 4; }));
+  EXPECT_TRUE(refused([](SparseFfnParams& p) { p.bundles.row_bytes = 60; }));
+  EXPECT_TRUE(refused([](SparseFfnParams& p) { p.bundles.bundle_bytes = 150; }));
+  EXPECT_TRUE(refused([](SparseFfnParams& p) { p.bundles.model_dim = 33; }));
+  EXPECT_TRUE(refused([](SparseFfnParams& p) { p.bundles.dtype = DType::kQ4_1; }));
+  EXPECT_TRUE(refused([](SparseFfnParams& p) { p.num_rows = 3; }));
+  EXPECT_TRUE(refused([](SparseFfnParams& p) { p.last_neuron = 101; }));
+  EXPECT_TRUE(refused([](SparseFfnParams& p) { p.first_neuron = -1; }));
+  EXPECT_TRUE(refused([](SparseFfnParams& p) { p.z_f16 = nullptr; }));
+  EXPECT_TRUE(refused([](SparseFfnParams& p) { p.z = p.partial; }));
+  EXPECT_TRUE(refused([](SparseFfnParams& p) { p.partial = nullptr; }));
+  EXPECT_TRUE(refused([](SparseFfnParams& p) { p.work_hash = nullptr; }));
+  EXPECT_TRUE(refused([](SparseFfnParams& p) { p.workspace = nullptr; }));
+  EXPECT_FALSE(SparseFfnWorkspace::Create({}).ok());
+}
+
+TEST(WorkHashTest, OwedHashIsWhatTheKernelCounts) {
+  ThreadPool pool({.num_threads = 2});
+  Case c(DType::kQ8_0, {.num_neurons = 201, .num_rows = 5, .owned = true});
+  c.params.first_neuron = 7;
+  c.params.last_neuron = 190;
+  ASSERT_TRUE(SparseFfn(c.params, pool).ok());
+  EXPECT_EQ(c.work_hash, OwedHash(c.hash, c.active.data(), 5, 201, c.owned.data(), 7, 190));
+}
+
+TEST(WorkHashTest, SeesAPairLeftOutDoneTwiceOrForTheWrongRow) {
+  const uint64_t k0 = StepKey(1, 2, 0, 0), k1 = StepKey(1, 2, 0, 1);
+  EXPECT_EQ(k0 & 1, 1u);
+  EXPECT_NE(k0, k1);
+  const uint64_t h = NeuronMix(1, 2, 3);
+  EXPECT_NE(h, NeuronMix(1, 2, 4));
+  EXPECT_NE(h, NeuronMix(1, 3, 3));
+  EXPECT_NE(h, NeuronMix(2, 2, 3));
+  EXPECT_NE(k0 * h, 0u);
+  EXPECT_NE(k0 * h + k0 * h, k0 * h);
+  EXPECT_NE(k0 * h, k1 * h);
+}
+
+}  // namespace
+}  // namespace isotherm

@@ -1,0 +1,66 @@
+#include "common/threading/cores.h"
+
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+
+#include "gtest/gtest.h"
+
+namespace isotherm {
+namespace {
+
+class CgroupQuotaTest : public testing::Test {
+ protected:
+  void SetUp() override {
+    std::string pattern = testing::TempDir() + "/cgroup-XXXXXX";
+    ASSERT_NE(mkdtemp(pattern.data()), nullptr);
+    root_ = pattern;
+  }
+  void TearDown() override { std::filesystem::remove_all(root_); }
+  void Write(const std::string& path, const std::string& text) {
+    const std::filesystem::path file = root_ + path;
+    std::filesystem::create_directories(file.parent_path());
+    std::ofstream(file) << text;
+  }
+  std::string root_;
+};
+
+TEST_F(CgroupQuotaTest, TakesTheTightestLevelOfV2) {
+  Write("/cpu.max", "max 100000\n");
+  Write("/pods/cpu.max", "250000 100000\n");
+  Write("/pods/a/cpu.max", "400000 100000\n");
+  EXPECT_EQ(CgroupQuotaCores(root_, "0::/pods/a\n"), 2.5);
+}
+
+TEST_F(CgroupQuotaTest, ReadsV1AndIgnoresOtherControllers) {
+  Write("/cpu,cpuacct/job/cpu.cfs_quota_us", "150000\n");
+  Write("/cpu,cpuacct/job/cpu.cfs_period_us", "50000\n");
+  Write("/memory/job/cpu.cfs_quota_us", "1000\n");
+  Write("/memory/job/cpu.cfs_period_us", "100000\n");
+  EXPECT_EQ(CgroupQuotaCores(root_, "5:memory:/job\n4:cpu,cpuacct:/job\n0::/\n"), 3.0);
+}
+
+TEST_F(CgroupQuotaTest, FindsNoneWhereNoneIsSet) {
+  Write("/cpu/cpu.cfs_quota_us", "-1\n");
+  Write("/cpu/cpu.cfs_period_us", "100000\n");
+  Write("/x/cpu.max", "garbage\n");
+  EXPECT_EQ(CgroupQuotaCores(root_, "1:cpu:/\n0::/x\n"), std::nullopt);
+  EXPECT_EQ(CgroupQuotaCores(root_, "no colons here"), std::nullopt);
+  EXPECT_EQ(CgroupQuotaCores("/nonexistent", "0::/a"), std::nullopt);
+}
+
+TEST(CoresTest, DefaultLeavesOneCoreFromThreeUp) {
+  EXPECT_EQ(DefaultThreadCountFor(0), 1);
+  EXPECT_EQ(DefaultThreadCountFor(1), 1);
+  EXPECT_EQ(DefaultThreadCountFor(2), 2);
+  EXPECT_EQ(DefaultThreadCountFor(3), 2);
+  EXPECT_EQ(DefaultThreadCountFor(16), 15);
+}
+
+TEST(CoresTest, AllowedCoresIsWithinTheAffinityMask) {
+  EXPECT_GE(AllowedCores(), 1);
+  EXPECT_LE(AllowedCores(), static_cast<int>(AllowedCpus().size()));
+}
+
+}  // namespace
+}  // namespace isotherm

@@ -1,0 +1,210 @@
+#include "tests/integration/cluster.h"
+
+#include <grpcpp/grpcpp.h>
+#include <signal.h>
+#include <unistd.h>
+
+#include <cstdlib>
+#include <filesystem>
+#include <iostream>
+#include <thread>
+#include <utility>
+
+#include "common/base/check.h"
+#include "common/rpc/channel.h"
+
+namespace isotherm::integration {
+namespace {
+
+const char* const kNames[] = {"cpu-worker", "gpu-worker", "placement", "gateway"};
+
+}  // namespace
+
+Cluster::Cluster(ClusterOptions options) : options_(std::move(options)) {
+  std::string pattern = (std::filesystem::temp_directory_path() / "isotherm-XXXXXX").string();
+  ISOTHERM_CHECK(::mkdtemp(pattern.data()) != nullptr);
+  directory_ = pattern;
+  for (const char* name : kNames) {
+    if (std::string(name) != "placement" || options_.with_placement) Start(name);
+  }
+}
+
+Cluster::~Cluster() {
+  children_.clear();
+  std::error_code ignored;
+  std::filesystem::remove_all(directory_, ignored);
+}
+
+std::string Cluster::address(const std::string& name) const {
+  return "unix:" + directory_ + "/" + name + ".sock";
+}
+
+void Cluster::Start(const std::string& name) {
+  std::vector<std::string> command = {std::string(ISOTHERM_BINARY_DIR) + "/bin/isotherm-" + name,
+                                      "--model", options_.model, "--listen", address(name)};
+  const auto add = [&command](std::initializer_list<std::string> flags) {
+    command.insert(command.end(), flags);
+  };
+  const std::vector<std::string>* extra = nullptr;
+  if (name == "cpu-worker") {
+    add({"--socket-dir", directory_, "--threads", std::to_string(options_.cpu_threads)});
+    extra = &options_.cpu_flags;
+  } else if (name == "gpu-worker") {
+    add({"--cpu-worker", address("cpu-worker"), "--device", "cpu", "--transport",
+         options_.transport, "--threads", std::to_string(options_.gpu_threads), "--vram-budget",
+         options_.budget});
+    extra = &options_.gpu_flags;
+  } else if (name == "placement") {
+    add({"--gpu-worker", address("gpu-worker"), "--cpu-worker", address("cpu-worker"),
+         "--state-dir", directory_ + "/state"});
+    if (!options_.profile_file.empty()) add({"--profile-file", options_.profile_file});
+    extra = &options_.placement_flags;
+  } else {
+    add({"--gpu-worker", address("gpu-worker"), "--cpu-worker", address("cpu-worker"),
+         "--placement", options_.with_placement ? address("placement") : ""});
+    extra = &options_.gateway_flags;
+  }
+  command.insert(command.end(), extra->begin(), extra->end());
+  children_.erase(name);
+  children_[name] = std::make_unique<ChildProcess>(name, command, directory_ + "/" + name + ".log");
+}
+
+void Cluster::Kill(const std::string& name, int signal) {
+  children_.at(name)->Signal(signal);
+  if (signal == SIGKILL) children_.at(name)->WaitForExit(std::chrono::seconds(10));
+}
+
+bool Cluster::WaitReady(std::chrono::seconds timeout) {
+  for (const char* name : kNames) {
+    if (children_.count(name) == 0) continue;
+    if (!children_.at(name)->WaitForLine("ready", timeout).has_value()) {
+      std::cerr << name << " is not ready\n" << Logs();
+      return false;
+    }
+  }
+  const bool ready =
+      WaitServing(timeout) && (!options_.with_placement || WaitForPlan(0, timeout).has_value());
+  if (!ready) std::cerr << "cluster is not ready\n" << Logs();
+  return ready;
+}
+
+bool Cluster::Stop() {
+  bool clean = true;
+  for (const char* name : {"gateway", "placement", "gpu-worker", "cpu-worker"}) {
+    if (children_.count(name) == 0) continue;
+    children_.at(name)->Signal(SIGTERM);
+    const std::optional<int> status = children_.at(name)->WaitForExit(std::chrono::seconds(20));
+    if (status != 0) {
+      std::cerr << name << " ended with " << status.value_or(-1) << "\n"
+                << children_.at(name)->Log();
+      clean = false;
+    }
+  }
+  return clean;
+}
+
+std::unique_ptr<v1::InferenceService::Stub> Cluster::Inference() const {
+  return v1::InferenceService::NewStub(rpc::MakeChannel(address("gateway")));
+}
+std::unique_ptr<v1::PlacementService::Stub> Cluster::Placement() const {
+  return v1::PlacementService::NewStub(rpc::MakeChannel(address("placement")));
+}
+std::unique_ptr<v1::WorkerService::Stub> Cluster::Worker(const std::string& name) const {
+  return v1::WorkerService::NewStub(rpc::MakeChannel(address(name)));
+}
+
+v1::GenerateRequest Cluster::Greedy(const std::vector<int32_t>& prompt, int max_tokens,
+                                    bool exact) {
+  v1::GenerateRequest request;
+  request.mutable_token_ids()->mutable_ids()->Add(prompt.begin(), prompt.end());
+  request.mutable_sampling()->set_temperature(0);
+  request.mutable_stop()->set_max_tokens(max_tokens);
+  request.mutable_output()->set_return_token_ids(true);
+  request.set_exact(exact);
+  return request;
+}
+
+Answer Cluster::Generate(const v1::GenerateRequest& request, std::chrono::seconds timeout) const {
+  const auto stub = Inference();
+  grpc::ClientContext context;
+  context.set_wait_for_ready(true);
+  context.set_deadline(std::chrono::system_clock::now() + timeout);
+  const auto stream = stub->Generate(&context, request);
+  Answer answer;
+  v1::GenerateResponse event;
+  while (stream->Read(&event)) {
+    switch (event.event_case()) {
+      case v1::GenerateResponse::kAccepted:
+        answer.accepted = true;
+        break;
+      case v1::GenerateResponse::kChunk:
+        if (event.chunk().index() == 0) {
+          answer.text += event.chunk().text();
+          for (const int32_t id : event.chunk().token_ids()) answer.token_ids.push_back(id);
+        }
+        break;
+      case v1::GenerateResponse::kChoiceEnd:
+        if (event.choice_end().index() == 0)
+          answer.finish_reason = event.choice_end().finish_reason();
+        break;
+      case v1::GenerateResponse::kComplete:
+        answer.complete = true;
+        answer.summary = event.complete();
+        break;
+      default:
+        break;
+    }
+  }
+  answer.status = stream->Finish();
+  return answer;
+}
+
+bool Cluster::WaitServing(std::chrono::seconds timeout) const {
+  // ModelInfo is answered from the start; READY or DEGRADED means requests are admitted.
+  const auto stub = Inference();
+  const auto deadline = std::chrono::steady_clock::now() + timeout;
+  while (std::chrono::steady_clock::now() < deadline) {
+    grpc::ClientContext context;
+    context.set_wait_for_ready(true);
+    context.set_deadline(std::chrono::system_clock::now() + std::chrono::seconds(2));
+    v1::ModelInfoResponse response;
+    if (stub->ModelInfo(&context, v1::ModelInfoRequest(), &response).ok() &&
+        response.models_size() == 1 &&
+        (response.models(0).state() == v1::MODEL_STATE_READY ||
+         response.models(0).state() == v1::MODEL_STATE_DEGRADED)) {
+      return true;
+    }
+    std::this_thread::yield();
+  }
+  return false;
+}
+
+std::optional<v1::PlacementPlan> Cluster::WaitForPlan(int64_t other_than,
+                                                      std::chrono::seconds timeout) const {
+  const auto stub = Placement();
+  grpc::ClientContext context;
+  context.set_wait_for_ready(true);
+  context.set_deadline(std::chrono::system_clock::now() + timeout);
+  const auto stream = stub->Watch(&context, v1::WatchRequest());
+  v1::WatchResponse event;
+  while (stream->Read(&event)) {
+    if (event.state() == v1::PLAN_STATE_LIVE && event.plan().epoch() != other_than)
+      return event.plan();
+  }
+  return std::nullopt;
+}
+
+std::string Cluster::Logs() const {
+  std::string text;
+  for (const auto& [name, child] : children_) text += "== " + name + "\n" + child->Log();
+  return text;
+}
+
+std::string RealModelPath() {
+  if (const char* path = std::getenv("ISOTHERM_TEST_MODEL"); path != nullptr && *path != '\0')
+    return path;
+  const std::string built = std::string(ISOTHERM_BINARY_DIR) + "/models/smollm2-relu-q8_0.gguf";
+  return std::filesystem::exists(built) ? built : "";
+}
+
+}  // namespace isotherm::integration

@@ -1,0 +1,84 @@
+#pragma once
+
+#include <chrono>
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "isotherm/v1/inference.grpc.pb.h"
+#include "isotherm/v1/placement.grpc.pb.h"
+#include "isotherm/v1/worker.grpc.pb.h"
+#include "tests/integration/child_process.h"
+
+namespace isotherm::integration {
+
+struct ClusterOptions {
+  std::string model;
+  std::string transport = "shm";
+  std::string budget = "auto";  // hot bytes, or auto
+  int cpu_threads = 2, gpu_threads = 2;
+  std::string profile_file;  // empty: what lies beside the model
+  std::vector<std::string> gpu_flags, cpu_flags, gateway_flags, placement_flags;
+  bool with_placement = true;
+};
+
+// One finished Generate call.
+struct Answer {
+  grpc::Status status;
+  bool accepted = false, complete = false;
+  std::vector<int32_t> token_ids;  // of choice 0
+  std::string text;
+  isotherm::v1::FinishReason finish_reason = isotherm::v1::FINISH_REASON_UNSPECIFIED;
+  isotherm::v1::Complete summary;
+};
+
+// The four real processes on Unix sockets in a private directory. Starts them in the constructor;
+// Ready() waits.
+class Cluster {
+ public:
+  explicit Cluster(ClusterOptions options);
+  ~Cluster();
+
+  // True when every process is ready and the first plan is live. Prints the logs when not.
+  bool WaitReady(std::chrono::seconds timeout = std::chrono::seconds(60));
+
+  // Name: "cpu-worker", "gpu-worker", "placement", "gateway".
+  void Start(const std::string& name);
+  void Kill(const std::string& name, int signal);
+  ChildProcess& process(const std::string& name) { return *children_.at(name); }
+  bool Stop();  // SIGTERM in order; true when all ended with 0
+
+  std::string address(const std::string& name) const;
+  const std::string& directory() const { return directory_; }
+
+  std::unique_ptr<isotherm::v1::InferenceService::Stub> Inference() const;
+  std::unique_ptr<isotherm::v1::PlacementService::Stub> Placement() const;
+  std::unique_ptr<isotherm::v1::WorkerService::Stub> Worker(const std::string& name) const;
+
+  // Greedy continuation of `prompt`, at most `max_tokens`.
+  static isotherm::v1::GenerateRequest Greedy(const std::vector<int32_t>& prompt, int max_tokens,
+                                              bool exact = false);
+  Answer Generate(const isotherm::v1::GenerateRequest& request,
+                  std::chrono::seconds timeout = std::chrono::seconds(60)) const;
+
+  // Waits until the gateway's health says SERVING.
+  bool WaitServing(std::chrono::seconds timeout) const;
+  // Waits until the placement's live plan has another epoch than `epoch`; returns it.
+  std::optional<isotherm::v1::PlacementPlan> WaitForPlan(int64_t other_than,
+                                                         std::chrono::seconds timeout) const;
+
+  std::string Logs() const;
+
+ private:
+  ClusterOptions options_;
+  std::string directory_;
+  std::map<std::string, std::unique_ptr<ChildProcess>> children_;
+};
+
+// Path of the built shipped model in the build tree's test data, or of ISOTHERM_TEST_MODEL; empty
+// when absent.
+std::string RealModelPath();
+
+}  // namespace isotherm::integration
