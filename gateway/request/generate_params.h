@@ -12,7 +12,7 @@
 
 namespace isotherm {
 
-struct ChatMessage {
+struct ChatTurn {
   std::string role;
   std::string content;
   std::string name;
@@ -20,7 +20,7 @@ struct ChatMessage {
 };
 
 struct ChatInput {
-  std::vector<ChatMessage> messages;
+  std::vector<ChatTurn> messages;
   bool continue_final_message = false;
   std::map<std::string, std::string> template_kwargs;
 };

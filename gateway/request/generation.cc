@@ -69,7 +69,7 @@ void Generation::OnChoiceEnd(int32_t index, FinishReason reason) {
 void Generation::OnFinish(absl::Status status, const GenerationStats& stats) {
   const double total_ms = stats.time_to_first_token_ms + stats.decode_ms;
   const double rate =
-      stats.decode_ms > 0 ? 1000.0 * stats.completion_tokens / stats.decode_ms : 0.0;
+      stats.decode_ms > 0 ? 1000.0 * (stats.completion_tokens - 1) / stats.decode_ms : 0.0;
   std::string finish = absl::StatusCodeToString(status.code());
   if (status.ok()) {
     finish = absl::StrJoin(choices_, ",", [](std::string* out, const Choice& choice) {
@@ -80,8 +80,10 @@ void Generation::OnFinish(absl::Status status, const GenerationStats& stats) {
   SPDLOG_INFO("request {} prompt={} completion={} ms={:.1f} ttft_ms={:.1f} tok/s={:.1f} finish={}",
               EscapeControl(options_.request_id), stats.prompt_tokens, stats.completion_tokens,
               total_ms, stats.time_to_first_token_ms, rate, finish);
+  // Whoever is told may delete this object.
+  const std::function<void()> on_finish = on_finish_;
   queue_.Close(std::move(status));
-  on_finish_();
+  on_finish();
 }
 
 std::optional<Clock::TimePoint> Generation::WaitingForReaderSince() const {

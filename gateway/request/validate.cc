@@ -109,7 +109,7 @@ absl::Status ValidateChat(const ChatInput& chat) {
     return Invalid("chat.messages", absl::StrCat("has ", chat.messages.size(),
                                                  " messages; wanted 1 to ", kMaxMessages));
   }
-  for (const ChatMessage& message : chat.messages) {
+  for (const ChatTurn& message : chat.messages) {
     if (std::find(kRoles.begin(), kRoles.end(), message.role) == kRoles.end()) {
       return Invalid("chat.messages.role",
                      "wanted: system, developer, user, assistant, tool or function");

@@ -188,6 +188,11 @@ void Scheduler::CancelAll(const absl::Status& why) {
   Pump();
 }
 
+void Scheduler::SetModelLimits(TokenId vocab_size, int32_t num_layers) {
+  options_.vocab_size = vocab_size;
+  options_.num_layers = num_layers;
+}
+
 void Scheduler::Drain() { draining_ = true; }
 
 void Scheduler::Tick() {

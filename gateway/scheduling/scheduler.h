@@ -70,6 +70,9 @@ class Scheduler : public WorkerEvents, public PlacementEvents {
   Scheduler(const SchedulerOptions& options, WorkerClient& gpu, WorkerClient& cpu,
             const Clock& clock);
 
+  // Known once the model's file was read: bounds of sampled ids, and the layers there are.
+  void SetModelLimits(TokenId vocab_size, int32_t num_layers);
+
   // Refusals, too, come by sink->OnFinish, before this returns; then the result is 0. The sink
   // outlives its OnFinish.
   RequestHandle Submit(GenerationRequest request, RequestSink* sink);
@@ -146,7 +149,7 @@ class Scheduler : public WorkerEvents, public PlacementEvents {
   std::optional<SequenceRef> FindWire(SequenceId wire_id) const;
   int32_t num_running_sequences() const;
 
-  const SchedulerOptions options_;
+  SchedulerOptions options_;
   WorkerClient& gpu_;
   WorkerClient& cpu_;
   const Clock& clock_;

@@ -75,7 +75,7 @@ class FakeTextModel : public TextModel {
   const std::vector<TokenId>& stop_ids() const override { return stop_ids_; }
   absl::StatusOr<std::vector<TextSegment>> RenderChat(const ChatInput& chat) const override {
     std::vector<TextSegment> out;
-    for (const ChatMessage& message : chat.messages) {
+    for (const ChatTurn& message : chat.messages) {
       out.push_back({absl::StrCat("<turn>", message.role, ":"), true});
       out.push_back({message.content, false});
     }
