@@ -7,7 +7,11 @@
 #include <cstring>
 #include <numeric>
 
+#include "absl/strings/str_cat.h"
 #include "common/base/check.h"
+#include "common/base/status_macros.h"
+#include "common/tensor/half.h"
+#include "models/gguf/gguf_writer.h"
 
 namespace isotherm::reference {
 namespace {
@@ -28,6 +32,42 @@ constexpr double kSumLimit = 16777216.0;
 std::pair<double, double> Split16(int64_t v) {
   const int64_t high = (v + 7) >= 0 ? (v + 7) / 16 : -((-(v + 7) + 15) / 16);
   return {static_cast<double>(high), static_cast<double>(v - 16 * high)};
+}
+
+// Exact bytes of a matrix whose blocks of 32 are integers -8..7 times a power of two.
+void AppendExact(const std::vector<double>& values, DType dtype, std::vector<std::byte>& out) {
+  const auto put16 = [&out](uint16_t bits) {
+    out.push_back(static_cast<std::byte>(bits & 0xff));
+    out.push_back(static_cast<std::byte>(bits >> 8));
+  };
+  for (size_t block = 0; block < values.size(); block += 32) {
+    if (dtype == DType::kF16 || dtype == DType::kBF16) {
+      for (size_t i = block; i < block + 32; ++i) {
+        const auto value = static_cast<float>(values[i]);
+        const uint16_t bits = dtype == DType::kF16 ? F32ToF16(value) : F32ToBf16(value);
+        ISOTHERM_CHECK((dtype == DType::kF16 ? F16ToF32(bits) : Bf16ToF32(bits)) == value);
+        put16(bits);
+      }
+      continue;
+    }
+    int64_t common = 0;
+    for (size_t i = block; i < block + 32; ++i) common |= std::abs(static_cast<int64_t>(values[i]));
+    const int64_t scale = common == 0 ? 1 : (common & -common);
+    put16(F32ToF16(static_cast<float>(scale)));
+    std::array<int, 32> q;
+    for (size_t i = 0; i < 32; ++i) {
+      q[i] = static_cast<int>(static_cast<int64_t>(values[block + i]) / scale);
+      ISOTHERM_CHECK(q[i] >= -8 && q[i] <= 7 &&
+                     static_cast<double>(q[i] * scale) == values[block + i]);
+    }
+    if (dtype == DType::kQ8_0) {
+      for (const int value : q) out.push_back(static_cast<std::byte>(static_cast<int8_t>(value)));
+    } else {
+      ISOTHERM_CHECK(dtype == DType::kQ4_0);
+      for (size_t i = 0; i < 16; ++i)
+        out.push_back(static_cast<std::byte>((q[i] + 8) | ((q[i + 16] + 8) << 4)));
+    }
+  }
 }
 
 }  // namespace
@@ -458,6 +498,100 @@ std::vector<int64_t> IntegerModel::FfnInteger(const Layer& layer,
     }
   }
   return out;
+}
+
+absl::Status IntegerModel::Write(const std::string& path, DType dtype) const {
+  ISOTHERM_ASSIGN_OR_RETURN(const std::unique_ptr<GgufWriter> writer,
+                            GgufWriter::Create(path, /*powerinfer=*/true));
+  const auto u32 = [&](absl::string_view key, int64_t value) {
+    writer->AddUint32(key, static_cast<uint32_t>(value));
+  };
+  writer->AddString("general.architecture", "llama");
+  writer->AddString("general.name", absl::StrCat("integer-", options_.model_dim, "-",
+                                                 options_.num_layers, "-", options_.seed));
+  u32("llama.context_length", options_.context_length);
+  u32("llama.embedding_length", options_.model_dim);
+  u32("llama.block_count", options_.num_layers);
+  u32("llama.feed_forward_length", options_.ffn_dim);
+  u32("llama.attention.head_count", options_.num_q_heads);
+  u32("llama.attention.head_count_kv", options_.num_kv_heads);
+  u32("llama.rope.dimension_count", head_dim_);
+  writer->AddFloat("llama.attention.layer_norm_rms_epsilon", static_cast<float>(kEps));
+  writer->AddFloat("llama.rope.freq_base", 10000.0f);
+  writer->AddFloat("powerinfer.sparse_threshold", 0.0f);
+  // 256 single bytes, then whole words "<wN>".
+  std::vector<std::string> tokens;
+  std::vector<int32_t> types;
+  int next_letter = 256;
+  for (int64_t t = 0; t < options_.vocab_size; ++t) {
+    if (t >= 256) {
+      tokens.push_back(absl::StrCat("<w", t, ">"));
+      types.push_back(4);
+      continue;
+    }
+    const bool plain = (t >= 33 && t <= 126) || (t >= 161 && t <= 172) || t >= 174;
+    const int64_t letter = plain ? t : next_letter++;
+    std::string text;
+    if (letter < 0x80) {
+      text.push_back(static_cast<char>(letter));
+    } else {
+      text.push_back(static_cast<char>(0xc0 | (letter >> 6)));
+      text.push_back(static_cast<char>(0x80 | (letter & 0x3f)));
+    }
+    tokens.push_back(text);
+    types.push_back(1);
+  }
+  writer->AddString("tokenizer.ggml.model", "gpt2");
+  writer->AddString("tokenizer.ggml.pre", "gpt-2");
+  writer->AddStrings("tokenizer.ggml.tokens", tokens);
+  writer->AddInts("tokenizer.ggml.token_type", types);
+  writer->AddStrings("tokenizer.ggml.merges", std::vector<std::string>());
+  writer->AddBool("tokenizer.ggml.add_bos_token", false);
+
+  struct Entry {
+    std::string name;
+    const Matrix* matrix;
+    const std::vector<float>* vector;
+  };
+  std::vector<Entry> entries = {{"token_embd.weight", &embedding_, nullptr},
+                                {"output_norm.weight", nullptr, &output_norm_}};
+  if (!options_.tied) entries.push_back({"output.weight", &head_, nullptr});
+  for (size_t l = 0; l < layers_.size(); ++l) {
+    const Layer& layer = layers_[l];
+    const auto name = [l](absl::string_view stem) {
+      return absl::StrCat("blk.", l, ".", stem, ".weight");
+    };
+    entries.push_back({name("attn_norm"), nullptr, &attn_norm_});
+    entries.push_back({name("ffn_norm"), nullptr, &ffn_norm_});
+    entries.push_back({name("attn_q"), &layer.q, nullptr});
+    entries.push_back({name("attn_k"), &layer.k, nullptr});
+    entries.push_back({name("attn_v"), &layer.v, nullptr});
+    entries.push_back({name("attn_output"), &layer.o, nullptr});
+    entries.push_back({name("ffn_gate"), &layer.gate, nullptr});
+    entries.push_back({name("ffn_up"), &layer.up, nullptr});
+    entries.push_back({name("ffn_down_t"), &layer.down, nullptr});
+    entries.push_back({name("fc1"), &layer.fc1, nullptr});
+    entries.push_back({name("fc2"), &layer.fc2, nullptr});
+  }
+  for (const Entry& entry : entries) {
+    if (entry.vector != nullptr) {
+      const std::array<int64_t, 1> shape = {static_cast<int64_t>(entry.vector->size())};
+      ISOTHERM_RETURN_IF_ERROR(writer->DeclareTensor(entry.name, DType::kF32, shape));
+    } else {
+      const std::array<int64_t, 2> shape = {entry.matrix->columns, entry.matrix->rows};
+      ISOTHERM_RETURN_IF_ERROR(writer->DeclareTensor(entry.name, dtype, shape));
+    }
+  }
+  for (const Entry& entry : entries) {
+    if (entry.vector != nullptr) {
+      ISOTHERM_RETURN_IF_ERROR(writer->Write(std::as_bytes(std::span(*entry.vector))));
+    } else {
+      std::vector<std::byte> bytes;
+      AppendExact(entry.matrix->values, dtype, bytes);
+      ISOTHERM_RETURN_IF_ERROR(writer->Write(bytes));
+    }
+  }
+  return writer->Finish();
 }
 
 std::vector<int32_t> IntegerModel::Golden(

@@ -304,8 +304,12 @@ TEST_F(SlowReaderTest, IsCutAndItsMateGoesOn) {
   big.mutable_stop()->set_ignore_eos(true);
   big.mutable_output()->set_echo(true);
   big.set_prompt(std::string(500'000, 'x'));
+  grpc::ChannelArguments arguments;
+  arguments.SetInt(GRPC_ARG_HTTP2_BDP_PROBE, 0);  // the windows stay at 64 KiB
+  const auto slow_stub = v1::InferenceService::NewStub(grpc::CreateCustomChannel(
+      gateway_->address(), grpc::InsecureChannelCredentials(), arguments));
   grpc::ClientContext context;
-  auto reader = stub_->Generate(&context, big);  // and nobody reads
+  auto reader = slow_stub->Generate(&context, big);  // and nobody reads
   const Answer mate = Generate(Request(100));
   EXPECT_EQ(mate.tokens.at(0), Golden(100));
   EXPECT_TRUE(WorkersAreClean());

@@ -1,0 +1,77 @@
+#include "common/shm/arena_layout.h"
+
+#include <cstring>
+#include <limits>
+
+#include "absl/strings/str_cat.h"
+#include "common/base/checked_math.h"
+#include "common/base/status_macros.h"
+
+namespace isotherm::shm {
+
+absl::StatusOr<ArenaGeometry> ArenaGeometry::Make(const ArenaShape& shape) {
+  if (shape.rows != 2 && shape.rows != 3) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("arena: bundles of ", shape.rows, " rows, want 2 or 3"));
+  }
+  if (shape.model_dim < 1 || shape.num_neurons < 1 || shape.num_layers < 1) {
+    return absl::InvalidArgumentError(absl::StrCat("arena: model_dim ", shape.model_dim, ", ",
+                                                   shape.num_neurons, " neurons, ",
+                                                   shape.num_layers, " layers; want at least 1"));
+  }
+  ArenaGeometry geometry;
+  geometry.shape = shape;
+  ISOTHERM_ASSIGN_OR_RETURN(geometry.row_bytes, RowBytes(shape.dtype, shape.model_dim));
+  ISOTHERM_ASSIGN_OR_RETURN(const int64_t rows_bytes,
+                            CheckedMul<int64_t>(geometry.row_bytes, shape.rows));
+  ISOTHERM_ASSIGN_OR_RETURN(geometry.bundle_bytes, CheckedRoundUp<int64_t>(rows_bytes, 64));
+  ISOTHERM_ASSIGN_OR_RETURN(const int64_t layer_bytes,
+                            CheckedMul<int64_t>(geometry.bundle_bytes, shape.num_neurons));
+  ISOTHERM_ASSIGN_OR_RETURN(geometry.layer_stride,
+                            CheckedRoundUp<int64_t>(layer_bytes, kControlPage));
+  ISOTHERM_ASSIGN_OR_RETURN(const int64_t layers_bytes,
+                            CheckedMul<int64_t>(geometry.layer_stride, shape.num_layers));
+  ISOTHERM_ASSIGN_OR_RETURN(geometry.arena_bytes, CheckedAdd<int64_t>(layers_bytes, kControlPage));
+  return geometry;
+}
+
+uint64_t LayoutHash(const ArenaShape& shape) {
+  // FNV-1a over the fields' 64-bit words.
+  uint64_t hash = 0xcbf29ce484222325u;
+  const auto add = [&hash](uint64_t word) {
+    for (int i = 0; i < 8; ++i) hash = (hash ^ (word >> (8 * i) & 0xff)) * 0x100000001b3u;
+  };
+  add(kArenaVersion);
+  add(static_cast<uint64_t>(shape.dtype));
+  add(static_cast<uint64_t>(shape.rows));
+  add(static_cast<uint64_t>(shape.model_dim));
+  add(static_cast<uint64_t>(shape.num_neurons));
+  add(static_cast<uint64_t>(shape.num_layers));
+  return hash;
+}
+
+void WriteArenaHeader(const ArenaGeometry& geometry, std::byte* arena) {
+  const ArenaHeader header{.magic = kArenaMagic,
+                           .version = kArenaVersion,
+                           .header_bytes = sizeof(ArenaHeader),
+                           .arena_bytes = static_cast<uint64_t>(geometry.arena_bytes),
+                           .layout_hash = LayoutHash(geometry.shape),
+                           .complete = 1};
+  std::memcpy(arena, &header, sizeof(header));
+}
+
+absl::Status CheckArenaHeader(const ArenaGeometry& geometry, const std::byte* arena) {
+  const ArenaHeader header = Snapshot(*reinterpret_cast<const ArenaHeader*>(arena));
+  absl::string_view field;
+  if (header.magic != kArenaMagic) field = "magic";
+  if (header.version != kArenaVersion) field = "version";
+  if (header.header_bytes != sizeof(ArenaHeader)) field = "header size";
+  if (header.arena_bytes != static_cast<uint64_t>(geometry.arena_bytes)) field = "size";
+  if (header.layout_hash != LayoutHash(geometry.shape)) field = "layout hash";
+  if (header.complete != 1) field = "completeness";
+  if (field.empty()) return absl::OkStatus();
+  return absl::FailedPreconditionError(absl::StrCat(
+      "arena: its ", field, " is not this model's; both workers must load one model file"));
+}
+
+}  // namespace isotherm::shm

@@ -1,0 +1,51 @@
+#pragma once
+
+#include <atomic>
+#include <chrono>
+#include <cstdint>
+
+#include "absl/functional/function_ref.h"
+#include "absl/status/status.h"
+#include "common/shm/control_region.h"
+
+namespace isotherm::shm {
+
+using TimePoint = std::chrono::steady_clock::time_point;
+
+struct WaitOptions {
+  // Before the first sleep. Long enough for a peer that runs on another core to answer a decode
+  // layer, short enough for one that needs this very core; sweep in slot_handoff_benchmark.cc.
+  std::chrono::microseconds spin{20};
+  // Longest sleep before everything is looked at again: a wake that gets lost costs this much.
+  std::chrono::milliseconds round{20};
+  // How long to wait for a free slot is the post's own deadline.
+};
+
+// How one side of a region waits for the other and wakes it. A futex call is made only when the
+// other side says that it sleeps. One thread rings and awaits; any thread calls Abort.
+class Doorbell {
+ public:
+  Doorbell(ControlRegion& region, const WaitOptions& options);
+
+  // Tells the peer that something changed. Call after the release-stores that it is to see.
+  void Ring();
+
+  // Waits until done() returns true. done() runs on this thread, often, and loads with acquire.
+  // DeadlineExceeded, or Unavailable once either side aborted the attachment.
+  absl::Status Await(absl::FunctionRef<bool()> done, TimePoint deadline);
+
+  // Ends this and all further waits of both sides. Idempotent.
+  void Abort();
+  bool aborted() const;
+  // Wakes this side's waiter, should it sleep; for a watcher that repeats it after Abort().
+  void WakeSelf();
+
+ private:
+  SideWords& own_;
+  SideWords& peer_;
+  const WaitOptions options_;
+  uint32_t bell_ = 0;                 // own_.bell; a peer cannot change it here
+  std::atomic<bool> aborted_{false};  // likewise for own_.abort
+};
+
+}  // namespace isotherm::shm

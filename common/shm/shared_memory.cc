@@ -1,0 +1,109 @@
+#include "common/shm/shared_memory.h"
+
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+#include <string>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "common/base/exit_code.h"
+#include "common/base/status_macros.h"
+
+namespace isotherm::shm {
+namespace {
+
+constexpr int kSizeSeals = F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL;
+
+absl::Status ReserveFailed(absl::string_view label, int64_t bytes, int error) {
+  const std::string text = absl::StrCat("cannot reserve ", bytes, " bytes of shared memory for ",
+                                        label, ": ", std::strerror(error));
+  return WithExitCode(
+      absl::ResourceExhaustedError(absl::StrCat(text, "; free memory or take a smaller model")),
+      ExitCode::kShortage);
+}
+
+}  // namespace
+
+Mapping::Mapping(Mapping&& other) noexcept
+    : data_(std::exchange(other.data_, nullptr)), size_(std::exchange(other.size_, 0)) {}
+
+Mapping& Mapping::operator=(Mapping&& other) noexcept {
+  std::swap(data_, other.data_);
+  std::swap(size_, other.size_);
+  return *this;
+}
+
+Mapping::~Mapping() {
+  if (data_ != nullptr) ::munmap(data_, static_cast<size_t>(size_));
+}
+
+absl::Status Mapping::MakeReadOnly() {
+  if (::mprotect(data_, static_cast<size_t>(size_), PROT_READ) != 0) {
+    return absl::InternalError(absl::StrCat("mprotect: ", std::strerror(errno)));
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<UniqueFd> CreateSealedMemory(absl::string_view label, int64_t bytes,
+                                            const MemoryLimits& limits) {
+  if (bytes <= 0) {
+    return absl::InvalidArgumentError(absl::StrCat(label, ": ", bytes, " bytes; want at least 1"));
+  }
+  ISOTHERM_RETURN_IF_ERROR(CheckMemoryFor(label, bytes, limits));
+  UniqueFd fd(::memfd_create(std::string(label).c_str(), MFD_CLOEXEC | MFD_ALLOW_SEALING));
+  if (!fd.valid()) return ReserveFailed(label, bytes, errno);
+  // Allocates the pages; a mere ftruncate would leave the shortage to a later SIGBUS. In pieces, so
+  // that a signal interrupts a piece and not all of it.
+  constexpr int64_t kPiece = int64_t{256} << 20;
+  for (int64_t offset = 0; offset < bytes;) {
+    const int64_t length = std::min(kPiece, bytes - offset);
+    const int error = ::posix_fallocate(fd.get(), offset, length);
+    if (error == EINTR) continue;
+    if (error != 0) return ReserveFailed(label, bytes, error);
+    offset += length;
+  }
+  if (::fcntl(fd.get(), F_ADD_SEALS, kSizeSeals) != 0) {
+    return absl::InternalError(
+        absl::StrCat("cannot seal shared memory of ", label, ": ", std::strerror(errno)));
+  }
+  return fd;
+}
+
+absl::Status CheckSealedMemory(int fd, int64_t bytes) {
+  struct stat info {};
+  if (::fstat(fd, &info) != 0) {
+    return absl::FailedPreconditionError(absl::StrCat("fstat: ", std::strerror(errno)));
+  }
+  const int seals = ::fcntl(fd, F_GET_SEALS);
+  if (!S_ISREG(info.st_mode) || seals < 0) {
+    return absl::FailedPreconditionError("the descriptor is no shared memory that can be sealed");
+  }
+  if ((seals & kSizeSeals) != kSizeSeals) {
+    return absl::FailedPreconditionError(absl::StrCat("shared memory has seals ", seals,
+                                                      ", want its size sealed (", kSizeSeals,
+                                                      "): its owner could shrink it under us"));
+  }
+  if (bytes <= 0 || info.st_size != bytes) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("shared memory has ", info.st_size, " bytes, the handshake said ", bytes));
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<Mapping> MapShared(int fd, int64_t bytes, Access access) {
+  ISOTHERM_RETURN_IF_ERROR(CheckSealedMemory(fd, bytes));
+  const int protection = access == Access::kReadOnly ? PROT_READ : PROT_READ | PROT_WRITE;
+  void* data = ::mmap(nullptr, static_cast<size_t>(bytes), protection, MAP_SHARED, fd, 0);
+  if (data == MAP_FAILED) {
+    return absl::ResourceExhaustedError(
+        absl::StrCat("cannot map ", bytes, " bytes: ", std::strerror(errno)));
+  }
+  return Mapping(static_cast<std::byte*>(data), bytes);
+}
+
+}  // namespace isotherm::shm

@@ -1,0 +1,50 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
+#include "common/base/unique_fd.h"
+#include "common/shm/memory_limits.h"
+
+namespace isotherm::shm {
+
+enum class Access { kReadOnly, kReadWrite };
+
+// Owns one MAP_SHARED mapping; unmaps when destroyed, so users of data() must be gone by then.
+class Mapping {
+ public:
+  Mapping() = default;
+  Mapping(Mapping&& other) noexcept;
+  Mapping& operator=(Mapping&& other) noexcept;
+  ~Mapping();
+
+  std::byte* data() const { return data_; }
+  int64_t size() const { return size_; }
+  explicit operator bool() const { return data_ != nullptr; }
+
+  // No write through this mapping from now on.
+  absl::Status MakeReadOnly();
+
+ private:
+  friend absl::StatusOr<Mapping> MapShared(int fd, int64_t bytes, Access access);
+  Mapping(std::byte* data, int64_t size) : data_(data), size_(size) {}
+  std::byte* data_ = nullptr;
+  int64_t size_ = 0;
+};
+
+// A memfd of `bytes` with every page reserved and its size sealed for good (SHRINK, GROW, SEAL), so
+// that no holder can make an access fault. It has no name that others could open. `label` shows up
+// in /proc only. Errors are those of CheckMemoryFor, under the name `label`.
+absl::StatusOr<UniqueFd> CreateSealedMemory(absl::string_view label, int64_t bytes,
+                                            const MemoryLimits& limits);
+
+// FailedPrecondition unless `fd` is a memfd whose size is sealed and equals `bytes`.
+absl::Status CheckSealedMemory(int fd, int64_t bytes);
+
+// Checks, then maps all of it.
+absl::StatusOr<Mapping> MapShared(int fd, int64_t bytes, Access access);
+
+}  // namespace isotherm::shm

@@ -1,0 +1,198 @@
+#include "models/inspect/inspect.h"
+
+#include <cmath>
+#include <filesystem>
+#include <map>
+#include <memory>
+#include <nlohmann/json.hpp>
+
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "absl/strings/str_join.h"
+#include "common/base/exit_code.h"
+#include "common/base/status_macros.h"
+#include "common/base/units.h"
+#include "models/gguf/gguf_limits.h"
+#include "models/model_file.h"
+#include "models/profile/activation_profile.h"
+#include "models/quantize/block_codec.h"
+
+namespace isotherm {
+namespace {
+
+absl::Status Bad(const std::string& path, absl::string_view what) {
+  return WithExitCode(absl::DataLossError(absl::StrCat(path, ": ", what)), ExitCode::kBadData);
+}
+
+absl::Status VerifyTensor(const GgufFile& file, const GgufTensor& tensor,
+                          const std::function<void(int64_t)>& advance) {
+  const absl::StatusOr<DType> dtype = DTypeFromGgml(tensor.ggml_type);
+  if (!dtype.ok()) {  // known size, not computed with: readable is all that can be said
+    advance(tensor.bytes);
+    return absl::OkStatus();
+  }
+  ISOTHERM_ASSIGN_OR_RETURN(const int64_t row_bytes, RowBytes(*dtype, tensor.columns()));
+  const int64_t rows_per_read = std::max<int64_t>(1, (int64_t{4} << 20) / row_bytes);
+  std::vector<std::byte> bytes(
+      static_cast<size_t>(std::min(rows_per_read, tensor.rows()) * row_bytes));
+  std::vector<float> values(static_cast<size_t>(tensor.columns()));
+  for (int64_t row = 0; row < tensor.rows(); row += rows_per_read) {
+    const int64_t rows = std::min(rows_per_read, tensor.rows() - row);
+    ISOTHERM_RETURN_IF_ERROR(file.Read(
+        tensor, row * row_bytes, std::span(bytes.data(), static_cast<size_t>(rows * row_bytes))));
+    for (int64_t r = 0; r < rows; ++r) {
+      ISOTHERM_RETURN_IF_ERROR(DecodeRow(*dtype, bytes.data() + r * row_bytes, values));
+      for (const float value : values) {
+        if (!std::isfinite(value)) {
+          return Bad(file.path(), absl::StrCat("tensor ", tensor.name, " row ", row + r, " holds ",
+                                               value, "; the file is damaged: get it again"));
+        }
+      }
+    }
+    advance(rows * row_bytes);
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::StatusOr<ModelSummary> Inspect(const std::string& path, const ModelOptions& options) {
+  ISOTHERM_ASSIGN_OR_RETURN(const std::unique_ptr<ModelFile> model, ModelFile::Open(path, options));
+  const GgufFile& file = model->gguf();
+  const ModelConfig& config = model->config();
+  const BundleLayout& layout = model->bundle_layout();
+  ModelSummary summary{.config = config,
+                       .path = path,
+                       .file_bytes = file.file_bytes(),
+                       .powerinfer = file.is_powerinfer(),
+                       .num_tensors = static_cast<int64_t>(file.tensors().size())};
+  std::map<std::string, int> types;
+  for (const GgufTensor& tensor : file.tensors()) {
+    ++types[FindGgmlType(tensor.ggml_type)->name];
+    summary.parameters += tensor.rows() * tensor.columns();
+    if (!absl::StrContains(tensor.name, ".ffn_gate.") &&
+        !absl::StrContains(tensor.name, ".ffn_up.") &&
+        !absl::StrContains(tensor.name, ".ffn_down")) {
+      summary.dense_bytes += tensor.bytes;
+    }
+  }
+  summary.weight_types = absl::StrJoin(types, ", ", absl::PairFormatter(" "));
+  summary.ffn_type = std::string(Name(layout.dtype));
+  summary.ffn_bytes = layout.layer_bytes() * layout.num_layers;
+  summary.kv_bytes_per_token = 2 * 2 * config.num_layers * config.num_kv_heads * config.head_dim;
+  summary.repacked = model->repacked();
+  if (file.Has("tokenizer.ggml.model")) {
+    ISOTHERM_ASSIGN_OR_RETURN(summary.tokenizer, file.GetString("tokenizer.ggml.model"));
+    if (file.Has("tokenizer.ggml.pre")) {
+      ISOTHERM_ASSIGN_OR_RETURN(const std::string pre, file.GetString("tokenizer.ggml.pre"));
+      absl::StrAppend(&summary.tokenizer, " / ", pre);
+    }
+    absl::StrAppend(&summary.tokenizer, ", ", config.vocab_size, " tokens");
+  }
+  summary.chat_template = file.Has("tokenizer.chat_template");
+  const std::string profile_path = ProfilePathFor(path);
+  if (std::filesystem::exists(profile_path)) {
+    ISOTHERM_ASSIGN_OR_RETURN(const std::vector<ActivationProfile> profiles,
+                              ReadActivationProfiles(profile_path));
+    for (const ActivationProfile& profile : profiles) summary.profiles.push_back(profile.name);
+  }
+  return summary;
+}
+
+std::string ToText(const ModelSummary& summary) {
+  const ModelConfig& config = summary.config;
+  std::string out;
+  const auto line = [&out](absl::string_view name, const std::string& value) {
+    if (!value.empty()) absl::StrAppendFormat(&out, "%-16s %s\n", name, value);
+  };
+  line("file", summary.path);
+  line("name", config.name);
+  line("architecture",
+       absl::StrCat(config.architecture_name, summary.powerinfer ? " (PowerInfer file)" : "", ", ",
+                    config.num_layers, " layers, width ", config.model_dim, ", ", config.ffn_dim,
+                    " neurons a layer, ", config.num_q_heads, " heads, ", config.num_kv_heads,
+                    " KV heads"));
+  line("parameters", absl::StrFormat("%.1f M", static_cast<double>(summary.parameters) / 1e6));
+  line("weights", summary.weight_types);
+  line("activation", config.activation == Activation::kRelu ? "ReLU" : "SiLU");
+  line("sparse", config.sparse
+                     ? absl::StrCat("yes, with predictors; threshold ", config.sparse_threshold)
+                     : "no: every neuron is computed for every token");
+  line("context", absl::StrCat(config.context_length, " tokens"));
+  line("tokenizer", summary.tokenizer);
+  line("chat template", summary.chat_template ? "in the file" : "none");
+  line("memory", absl::StrCat("neurons ", FormatBytes(summary.ffn_bytes), " (", summary.ffn_type,
+                              "), the rest ", FormatBytes(summary.dense_bytes), ", KV ",
+                              FormatBytes(summary.kv_bytes_per_token), " a token"));
+  line("profiles", absl::StrJoin(summary.profiles, ", "));
+  line("note", summary.repacked);
+  return out;
+}
+
+std::string ToJson(const ModelSummary& summary) {
+  const ModelConfig& config = summary.config;
+  nlohmann::ordered_json json;
+  json["path"] = summary.path;
+  json["name"] = config.name;
+  json["architecture"] = config.architecture_name;
+  json["powerinfer"] = summary.powerinfer;
+  json["sparse"] = config.sparse;
+  json["sparse_threshold"] = config.sparse_threshold;
+  json["activation"] = config.activation == Activation::kRelu ? "relu" : "silu";
+  json["parameters"] = summary.parameters;
+  json["weight_types"] = summary.weight_types;
+  json["num_layers"] = config.num_layers;
+  json["model_dim"] = config.model_dim;
+  json["ffn_dim"] = config.ffn_dim;
+  json["num_q_heads"] = config.num_q_heads;
+  json["num_kv_heads"] = config.num_kv_heads;
+  json["context_length"] = config.context_length;
+  json["vocab_size"] = config.vocab_size;
+  json["tokenizer"] = summary.tokenizer;
+  json["chat_template"] = summary.chat_template;
+  json["file_bytes"] = summary.file_bytes;
+  json["ffn_bytes"] = summary.ffn_bytes;
+  json["ffn_type"] = summary.ffn_type;
+  json["dense_bytes"] = summary.dense_bytes;
+  json["kv_bytes_per_token"] = summary.kv_bytes_per_token;
+  json["profiles"] = summary.profiles;
+  json["repacked"] = summary.repacked;
+  return json.dump(2, ' ', false, nlohmann::json::error_handler_t::replace) + "\n";
+}
+
+absl::Status Verify(const std::string& path,
+                    const std::function<void(int64_t, int64_t)>& progress) {
+  ISOTHERM_ASSIGN_OR_RETURN(const std::unique_ptr<ModelFile> model, ModelFile::Open(path));
+  const GgufFile& file = model->gguf();
+  int64_t total = 0, done = 0;
+  for (const GgufTensor& tensor : file.tensors()) total += tensor.bytes;
+  for (const GgufTensor& tensor : file.tensors()) {
+    ISOTHERM_RETURN_IF_ERROR(VerifyTensor(file, tensor, [&](int64_t bytes) {
+      done += bytes;
+      if (progress) progress(done, total);
+    }));
+  }
+  if (file.Has("tokenizer.ggml.tokens")) {
+    ISOTHERM_ASSIGN_OR_RETURN(const std::vector<std::string> tokens,
+                              file.GetStrings("tokenizer.ggml.tokens"));
+    for (const char* key : {"tokenizer.ggml.token_type", "tokenizer.ggml.scores"}) {
+      if (!file.Has(key)) continue;
+      const auto ints = file.GetInts(key);
+      const auto floats = file.GetFloats(key);
+      const size_t count = ints.ok() ? ints->size() : floats.ok() ? floats->size() : 0;
+      if (count != tokens.size()) {
+        return Bad(path, absl::StrCat("key ", key, " has ", count, " elements, the vocabulary ",
+                                      tokens.size()));
+      }
+    }
+  }
+  const BundleLayout& layout = model->bundle_layout();
+  std::vector<std::byte> bundle(static_cast<size_t>(layout.bundle_bytes));
+  for (int64_t layer = 0; layer < layout.num_layers; ++layer) {
+    ISOTHERM_RETURN_IF_ERROR(model->PackBundles(layer, layout.num_neurons - 1, 1, bundle));
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace isotherm
