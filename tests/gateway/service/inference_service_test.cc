@@ -33,8 +33,8 @@ struct Answer {
 
 class InferenceServiceTest : public testing::Test {
  protected:
-  explicit InferenceServiceTest(
-      const FakeStepWorkers::Options& workers = {.kv_pages = 256, .context_length = 2048})
+  explicit InferenceServiceTest(const FakeStepWorkers::Options& workers = {.kv_pages = 256,
+                                                                           .context_length = 2048})
       : workers_(workers) {}
   void StartGateway(SchedulerOptions scheduler = {}, bool with_model = true) {
     std::promise<void> ready;
@@ -293,8 +293,7 @@ TEST_F(InferenceServiceTest, WorkerDeathEndsBegunAnswersAndServiceComesBack) {
 class SlowReaderTest : public InferenceServiceTest {
  protected:
   SlowReaderTest()
-      : InferenceServiceTest(
-            {.kv_pages = 40'000, .max_rows = 4096, .context_length = 600'000}) {}
+      : InferenceServiceTest({.kv_pages = 40'000, .max_rows = 4096, .context_length = 600'000}) {}
 };
 
 TEST_F(SlowReaderTest, IsCutAndItsMateGoesOn) {
