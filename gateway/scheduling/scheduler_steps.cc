@@ -13,11 +13,6 @@ namespace {
 
 constexpr size_t kMaxInFlight = 2;
 
-bool UsesPenalties(const SamplingParams& params) {
-  return params.repetition_penalty != 1.0f || params.presence_penalty != 0.0f ||
-         params.frequency_penalty != 0.0f;
-}
-
 }  // namespace
 
 int64_t Scheduler::PlannedTokens(const ScheduledRequest& request, const Sequence& sequence) const {
@@ -267,13 +262,16 @@ void Scheduler::AddTables(StepRequest& step, const SentStep& sent) {
     if (sequence.introduced) continue;
     sequence.introduced = true;
     const GenerationRequest& params = ref.request->params;
+    // The whole prompt, so that the worker can tell a resumed sequence's own tokens from it: rows
+    // with a token at positions past the prompt were sampled before. They count for the penalties,
+    // min_tokens and the random stream as if it had sampled them just now.
     SequenceSampling sampling{.sequence = sequence.wire_id,
                               .params = params.sampling,
                               .stop_token_ids = params.stop_token_ids,
                               .top_logprobs = params.top_logprobs,
-                              .min_tokens = std::max(0, params.min_tokens - sequence.generated)};
+                              .penalty_tokens = params.prompt,
+                              .min_tokens = params.min_tokens};
     sampling.params.seed = DeriveSeed(params.sampling.seed, ref.choice);
-    if (UsesPenalties(params.sampling)) sampling.penalty_tokens = params.prompt;
     step.sampling.push_back(std::move(sampling));
   }
 }

@@ -7,8 +7,9 @@
 
 namespace isotherm {
 
-TokenId FakeModel::Next(const std::vector<TokenId>& tokens, int64_t seed) const {
-  uint64_t hash = static_cast<uint64_t>(seed) * 0x9e3779b97f4a7c15u + 1;
+TokenId FakeModel::Next(const std::vector<TokenId>& tokens, int64_t seed,
+                        int32_t num_sampled) const {
+  uint64_t hash = static_cast<uint64_t>(seed + 7919 * num_sampled) * 0x9e3779b97f4a7c15u + 1;
   for (const TokenId token : tokens) {
     hash = (hash ^ static_cast<uint64_t>(token + 7)) * 0xff51afd7ed558ccdu;
     hash ^= hash >> 29;
@@ -21,7 +22,7 @@ std::vector<TokenId> FakeModel::Golden(std::vector<TokenId> tokens, int64_t seed
                                        const std::vector<TokenId>& stops) const {
   std::vector<TokenId> out;
   while (static_cast<int32_t>(out.size()) < max_tokens) {
-    const TokenId next = Next(tokens, seed);
+    const TokenId next = Next(tokens, seed, static_cast<int32_t>(out.size()));
     tokens.push_back(next);
     out.push_back(next);
     if (static_cast<int32_t>(out.size()) > min_tokens &&
@@ -145,11 +146,14 @@ RowResult FakeStepWorkers::RunRow(Sequence& sequence, SequenceId id, const StepR
     return result;
   }
   slot(sequence.len) = token;
+  // A resumed sequence's own tokens come past its prompt; they were drawn before.
+  const auto prompt = static_cast<int64_t>(sequence.sampling.penalty_tokens.size());
+  if (row.token.has_value() && sequence.len >= prompt) ++sequence.sampled;
   ++sequence.len;
   if (!row.sample) return result;
   std::vector<TokenId> seen;
   for (int64_t p = 0; p < sequence.len; ++p) seen.push_back(slot(p));
-  result.token_id = model_.Next(seen, sequence.sampling.params.seed);
+  result.token_id = model_.Next(seen, sequence.sampling.params.seed, sequence.sampled);
   sequence.last = result.token_id;
   ++sequence.sampled;
   const auto& stops = sequence.sampling.stop_token_ids;

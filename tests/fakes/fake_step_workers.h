@@ -15,8 +15,9 @@ namespace isotherm {
 
 struct FakeModel {
   TokenId vocab_size = 500;
-  // The token that follows `tokens` under `seed`; a pure function.
-  TokenId Next(const std::vector<TokenId>& tokens, int64_t seed) const;
+  // The token that follows `tokens` under `seed`, `num_sampled` of them drawn from the random
+  // stream so far; a pure function.
+  TokenId Next(const std::vector<TokenId>& tokens, int64_t seed, int32_t num_sampled) const;
   // Everything that a sequence generates.
   std::vector<TokenId> Golden(std::vector<TokenId> prompt, int64_t seed, int32_t max_tokens,
                               int32_t min_tokens, const std::vector<TokenId>& stop_tokens) const;
