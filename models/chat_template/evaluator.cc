@@ -226,11 +226,13 @@ Value Evaluator::RunMacro(const MacroStatement& macro, const Arguments& argument
     return context_.Fail(absl::StrCat("macro '", macro.name, "' takes ", macro.parameters.size(),
                                       " arguments, got ", arguments.positional.size()));
   }
-  for (const auto& [name, value] : arguments.named) {
-    const bool known = std::any_of(macro.parameters.begin(), macro.parameters.end(),
-                                   [&](const auto& parameter) { return parameter.name == name; });
+  for (const auto& argument : arguments.named) {
+    const bool known =
+        std::any_of(macro.parameters.begin(), macro.parameters.end(),
+                    [&](const auto& parameter) { return parameter.name == argument.first; });
     if (!known) {
-      return context_.Fail(absl::StrCat("macro '", macro.name, "' has no argument '", name, "'"));
+      return context_.Fail(
+          absl::StrCat("macro '", macro.name, "' has no argument '", argument.first, "'"));
     }
   }
   const DepthGuard depth(*this);

@@ -189,7 +189,8 @@ Value Sort(RenderContext& context, const Value& value, const Arguments& argument
   const Value* case_sensitive = arguments.Get(1, "case_sensitive");
   const Value* attribute = arguments.Get(2, "attribute");
   std::vector<std::pair<Value, Value>> keyed;
-  for (const Value& item : context.Iterate(value)->items) {
+  const auto iterated = context.Iterate(value);
+  for (const Value& item : iterated->items) {
     Value key = attribute == nullptr ? item : GetItem(context, item, *attribute);
     keyed.emplace_back(
         Fold(context, std::move(key), case_sensitive != nullptr && Truthy(*case_sensitive)), item);
@@ -216,7 +217,8 @@ Value DictSort(RenderContext& context, const Value& value, const Arguments&) {
 Value Unique(RenderContext& context, const Value& value, const Arguments&) {
   std::vector<Value> seen;
   std::vector<Value> items;
-  for (const Value& item : context.Iterate(value)->items) {
+  const auto iterated = context.Iterate(value);
+  for (const Value& item : iterated->items) {
     Value key = Fold(context, item, false);
     if (!context.Charge(SizeOf(key) * (seen.size() + 1))) return Undefined{};
     if (std::any_of(seen.begin(), seen.end(), [&](const Value& v) { return Equal(v, key); })) {
@@ -247,7 +249,8 @@ Value Select(RenderContext& context, const Value& value, const Arguments& argume
   if (has_test && test == nullptr) return context.Fail("the name of a test has to be a string");
   const Arguments rest = Rest(arguments, skip + 1);
   std::vector<Value> items;
-  for (const Value& item : context.Iterate(value)->items) {
+  const auto iterated = context.Iterate(value);
+  for (const Value& item : iterated->items) {
     if (!context.Charge(32)) return Undefined{};
     const Value looked_at = kAttribute ? GetItem(context, item, arguments.positional[0]) : item;
     const bool passes =
@@ -271,7 +274,8 @@ Value Map(RenderContext& context, const Value& value, const Arguments& arguments
   }
   if (filter != nullptr && filter->bytes() == "map") return context.Fail("map of map");
   const Arguments rest = Rest(arguments, 1);
-  for (const Value& item : context.Iterate(value)->items) {
+  const auto iterated = context.Iterate(value);
+  for (const Value& item : iterated->items) {
     if (!context.Charge(32)) return Undefined{};
     if (attribute == nullptr) {
       items.push_back(ApplyFilter(context, filter->bytes(), item, rest));

@@ -44,7 +44,8 @@ class RenderContext {
   Namespace* NewNamespace() { return &namespaces_.emplace_back(); }
   Loop* NewLoop() { return &loops_.emplace_back(); }
 
-  // As Python's iter(): items, keys or characters; error for what has none.
+  // As Python's iter(): items, keys or characters; error for what has none. Never null; keep the
+  // pointer while going over the items.
   std::shared_ptr<const List> Iterate(const Value& value);
 
   // Reads an optional integer argument; false, with an error noted, if it is something else.

@@ -150,7 +150,7 @@ void BpeEncoder::MergeLong(absl::string_view piece, std::vector<int32_t>& ids) c
     const int32_t id = vocab_->byte_token(static_cast<uint8_t>(byte));
     if (id == kNoToken) continue;
     const uint32_t i = static_cast<uint32_t>(symbols.size());
-    symbols.push_back({id, i - 1, i + 1});  // the first one's previous wraps to kNone
+    symbols.push_back({id, i == 0 ? kNone : i - 1, i + 1});
   }
   if (symbols.empty()) return;
   symbols.back().next = kNone;

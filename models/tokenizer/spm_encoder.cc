@@ -47,7 +47,7 @@ std::vector<Symbol> SplitCharacters(absl::string_view text) {
   for (uint32_t at = 0; at < text.size();) {
     const uint32_t i = static_cast<uint32_t>(symbols.size());
     const uint32_t length = DecodeValidUtf8(text, at).bytes;
-    symbols.push_back({at, length, i - 1, i + 1});  // the first one's previous wraps to kNone
+    symbols.push_back({at, length, i == 0 ? kNone : i - 1, i + 1});
     at += length;
   }
   symbols.back().next = kNone;

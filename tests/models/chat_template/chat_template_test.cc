@@ -6,6 +6,7 @@
 #include "absl/strings/str_cat.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "tests/models/small_stack.h"
 
 namespace isotherm {
 namespace {
@@ -161,24 +162,27 @@ std::string Repeated(absl::string_view unit, int times) {
 }
 
 TEST(ChatTemplateTest, DeepNestingIsRefusedNotRun) {
-  const std::pair<const char*, const char*> nestings[] = {
-      {"{% if true %}", "{% endif %}"},
-      {"{% for x in [1] %}", "{% endfor %}"},
-      {"{{ (", ""},
-      {"{{ [", ""},
-      {"{% set x %}", "{% endset %}"},
-      {"{% macro m() %}", "{% endmacro %}"},
-  };
-  for (const auto& [open, close] : nestings) {
-    EXPECT_FALSE(ChatTemplate::Parse(Repeated(open, 10000) + Repeated(close, 10000)).ok()) << open;
-  }
-  for (const char* unit :
-       {"(", "[", "{", "-", "not ", "a.", "a[", "a(", "1 if ", "1 + (", "x|f("}) {
-    EXPECT_FALSE(ChatTemplate::Parse("{{ " + Repeated(unit, 10000)).ok()) << unit;
-  }
-  for (const char* unit : {" + 1", " and 1", "|trim", ".a", "[0]", "()", " ** 1", " if 1"}) {
-    EXPECT_FALSE(ChatTemplate::Parse("{{ a" + Repeated(unit, 10000) + " }}").ok()) << unit;
-  }
+  testing_stack::RunOnSmallStack([] {
+    const std::pair<const char*, const char*> nestings[] = {
+        {"{% if true %}", "{% endif %}"},
+        {"{% for x in [1] %}", "{% endfor %}"},
+        {"{{ (", ""},
+        {"{{ [", ""},
+        {"{% set x %}", "{% endset %}"},
+        {"{% macro m() %}", "{% endmacro %}"},
+    };
+    for (const auto& [open, close] : nestings) {
+      EXPECT_FALSE(ChatTemplate::Parse(Repeated(open, 10000) + Repeated(close, 10000)).ok())
+          << open;
+    }
+    for (const char* unit :
+         {"(", "[", "{", "-", "not ", "a.", "a[", "a(", "1 if ", "1 + (", "x|f("}) {
+      EXPECT_FALSE(ChatTemplate::Parse("{{ " + Repeated(unit, 10000)).ok()) << unit;
+    }
+    for (const char* unit : {" + 1", " and 1", "|trim", ".a", "[0]", "()", " ** 1", " if 1"}) {
+      EXPECT_FALSE(ChatTemplate::Parse("{{ a" + Repeated(unit, 10000) + " }}").ok()) << unit;
+    }
+  });
 }
 
 TEST(ChatTemplateTest, LongButFlatTemplatesWork) {
@@ -221,15 +225,18 @@ TEST(ChatTemplateTest, EndlessOrGrowingTemplatesHitTheirCap) {
 }
 
 TEST(ChatTemplateTest, RecursionAndDeepValuesHitTheirCap) {
-  for (
-      const char* source :
-      {"{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}",
-       "{% macro a(x) %}{{ b(x) }}{% endmacro %}{% macro b(x) %}{{ a(x) }}{% endmacro %}{{ a(1) }}",
-       "{% set ns = namespace(x=1) %}{% for i in range(1000) %}{% set ns.x = [ns.x] %}{% endfor %}",
-       "{% set ns = namespace(x=1) %}{% for i in range(1000) %}{% set ns.x = {'a': ns.x} %}"
-       "{% endfor %}"}) {
-    EXPECT_EQ(CodeOf(source), absl::StatusCode::kInvalidArgument) << source;
-  }
+  testing_stack::RunOnSmallStack([] {
+    for (const char* source :
+         {"{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}",
+          "{% macro a(x) %}{{ b(x) }}{% endmacro %}{% macro b(x) %}{{ a(x) }}{% endmacro %}{{ a(1) "
+          "}}",
+          "{% set ns = namespace(x=1) %}{% for i in range(1000) %}{% set ns.x = [ns.x] %}{% endfor "
+          "%}",
+          "{% set ns = namespace(x=1) %}{% for i in range(1000) %}{% set ns.x = {'a': ns.x} %}"
+          "{% endfor %}"}) {
+      EXPECT_EQ(CodeOf(source), absl::StatusCode::kInvalidArgument) << source;
+    }
+  });
 }
 
 TEST(ChatTemplateTest, ANamespaceMayHoldItself) {
