@@ -4,6 +4,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "common/base/exit_code.h"
+#include "common/base/units.h"
 #include "common/process/log.h"
 #include "common/process/service_process.h"
 #include "gateway/server.h"
@@ -17,7 +18,7 @@ struct Options {
   std::string chat_template;
   std::string log_level = "info";
   bool supervised = false;
-  int drain_timeout_s = 300;
+  std::string drain_timeout = "300s";
   GatewayOptions gateway;
 };
 
@@ -47,9 +48,8 @@ void AddFlags(CLI::App& app, Options& options) {
       ->capture_default_str();
   app.add_option("--chat-template", options.chat_template,
                  "file or built-in (chatml, llama2, alpaca, plain) instead of the model's own");
-  app.add_option("--drain-timeout", options.drain_timeout_s,
-                 "seconds that running requests get after SIGTERM")
-      ->check(CLI::Range(0, 86'400))
+  app.add_option("--drain-timeout", options.drain_timeout,
+                 "what running requests get after SIGTERM: 300s, 5m, a bare number is seconds")
       ->capture_default_str();
   app.add_option("--log-level", options.log_level, "trace, debug, info, warn, error or off")
       ->capture_default_str();
@@ -64,6 +64,8 @@ void AddFlags(CLI::App& app, Options& options) {
 }
 
 int Run(ShutdownSignal& shutdown, Options options) {
+  const auto drain_timeout = ParseDuration(options.drain_timeout);
+  if (!drain_timeout.ok()) return ExitWith(drain_timeout.status());
   options.gateway.model_name = NameOf(options.model);
   auto gateway = GatewayServer::Start(options.gateway, [] { AnnounceReady(); });
   if (!gateway.ok()) return ExitWith(gateway.status());
@@ -75,7 +77,7 @@ int Run(ShutdownSignal& shutdown, Options options) {
   (*gateway)->SetModel(*std::move(model));
   shutdown.Wait();
   SPDLOG_INFO("draining");
-  const bool finished = (*gateway)->Drain(std::chrono::seconds(options.drain_timeout_s));
+  const bool finished = (*gateway)->Drain(*drain_timeout);
   return static_cast<int>(finished ? ExitCode::kOk : ExitCode::kDrainCut);
 }
 

@@ -28,8 +28,9 @@ GatewayServer::GatewayServer(const GatewayOptions& options, std::function<void()
       thread_(std::make_unique<SchedulerThread>(*scheduler_, Clock::Real(),
                                                 [this](const SchedulerState&) { UpdateHealth(); })),
       service_(std::make_unique<InferenceService>(
-          InferenceServiceOptions{.max_time = options.max_time}, models_, *thread_,
-          [this] { return placement_->connected(); })) {}
+          GenerateLimits{.max_time = options.max_time,
+                         .reader_timeout = options.scheduler.reader_timeout},
+          models_, *thread_, [this] { return placement_->connected(); })) {}
 
 absl::StatusOr<std::unique_ptr<GatewayServer>> GatewayServer::Start(
     const GatewayOptions& options, std::function<void()> on_ready) {

@@ -1,8 +1,10 @@
 // What comes back from the workers, and what follows when it does not.
+#include <spdlog/spdlog.h>
+
 #include <algorithm>
+#include <string>
 #include <utility>
 
-#include "absl/strings/str_cat.h"
 #include "common/base/error_reason.h"
 #include "gateway/scheduling/scheduler.h"
 
@@ -36,6 +38,10 @@ void Scheduler::OnHello(WorkerKind kind, WorkerHello hello) {
     cpu_stream_up_ = true;
     epochs_.SetCpuEpochs(hello.epochs);
   } else if (!IsUsable(hello)) {
+    SPDLOG_ERROR(
+        "the gpu_worker's hello is out of bounds: kv_pages={} page_size={} max_rows={} "
+        "context={}; are both of one version?",
+        hello.kv_pages, hello.page_size, hello.max_rows, hello.context_length);
     OnGpuLost(absl::FailedPreconditionError("the worker's hello is out of bounds"));
     return;
   } else {
@@ -44,6 +50,8 @@ void Scheduler::OnHello(WorkerKind kind, WorkerHello hello) {
     }
     epochs_.SetGpuEpochs(hello.epochs);
     if (!gpu_hello_.has_value()) {
+      SPDLOG_INFO("gpu_worker attached: {} KV pages of {}, context {}, {} rows a step",
+                  hello.kv_pages, hello.page_size, hello.context_length, hello.max_rows);
       pages_ = PagePool(hello.kv_pages);
       gpu_hello_ = std::move(hello);
       // What waits was sized for the worker before; a smaller one may not do.
@@ -244,6 +252,7 @@ void Scheduler::ApplyRow(SequenceRef ref, const RowResult& row) {
 void Scheduler::FailStep(FaultKind kind, const std::vector<SentRow>& blamed,
                          const absl::Status& why) {
   ++step_failures_;
+  SPDLOG_WARN("a step of {} sequences failed: {}", blamed.size(), std::string(why.message()));
   // Everything sent or unverified rests on the failed step: it is thrown away, and each sequence in
   // it begins anew from its tokens under another name, so that nothing late can be taken for it.
   std::vector<SequenceId> touched;
@@ -323,6 +332,8 @@ void Scheduler::RestartAfterFault(ScheduledRequest& request, FaultKind kind, boo
 
 void Scheduler::OnGpuLost(const absl::Status& why) {
   if (!gpu_hello_.has_value()) return;
+  SPDLOG_WARN("gpu_worker lost with {} requests running: {}", running_.size(),
+              std::string(why.message()));
   ++step_failures_;
   std::vector<RequestHandle> at_work;
   for (const SentStep& step : ledger_.in_flight()) {

@@ -46,28 +46,28 @@ int64_t RandomSeed() {
 
 }  // namespace
 
-GenerateReactor::GenerateReactor(const ModelSlot& models, SchedulerThread& scheduler)
-    : models_(models), scheduler_(scheduler) {}
+GenerateReactor::GenerateReactor(grpc::CallbackServerContext& context, const ModelSlot& models,
+                                 SchedulerThread& scheduler, const GenerateLimits& limits)
+    : context_(context), models_(models), scheduler_(scheduler), limits_(limits) {}
 
 GenerateReactor* GenerateReactor::Start(grpc::CallbackServerContext& context, GenerateParams params,
                                         const ModelSlot& models, SchedulerThread& scheduler,
-                                        std::chrono::milliseconds max_time) {
-  auto* reactor = new GenerateReactor(models, scheduler);
-  reactor->Begin(context, std::move(params), max_time);
+                                        const GenerateLimits& limits) {
+  auto* reactor = new GenerateReactor(context, models, scheduler, limits);
+  reactor->Begin(std::move(params));
   return reactor;
 }
 
-void GenerateReactor::Begin(grpc::CallbackServerContext& context, GenerateParams params,
-                            std::chrono::milliseconds max_time) {
-  params.request_id = request_id_ = ChooseRequestId(context, params.request_id);
+void GenerateReactor::Begin(GenerateParams params) {
+  params.request_id = request_id_ = ChooseRequestId(context_, params.request_id);
   if (ValidateRequestId(request_id_).ok()) {
-    context.AddTrailingMetadata(kRequestIdKey, request_id_);
+    context_.AddTrailingMetadata(kRequestIdKey, request_id_);
   } else {
     request_id_.clear();  // not to be repeated in metadata or errors
   }
   auto prepared = [&]() -> absl::StatusOr<PreparedGeneration> {
     ISOTHERM_ASSIGN_OR_RETURN(model_, models_.Find(params.model));
-    return PrepareGeneration(params, *model_, RandomSeed(), Deadline(context, max_time));
+    return PrepareGeneration(params, *model_, RandomSeed(), Deadline(context_, limits_.max_time));
   }();
   queue_.emplace(Clock::Real(), [this] { Advance(); });
   if (!prepared.ok()) {
@@ -75,7 +75,8 @@ void GenerateReactor::Begin(grpc::CallbackServerContext& context, GenerateParams
     return;
   }
   refs_ += 2;  // the Generation's, until OnFinish, and the task's
-  generation_.emplace(std::move(prepared->options), *model_, *queue_, [this] { Unref(); });
+  generation_.emplace(std::move(prepared->options), *model_, *queue_,
+                      [this] { OnGenerationFinished(); });
   scheduler_.Post([this, request = std::move(prepared->request)](Scheduler& scheduler) mutable {
     handle_ = scheduler.Submit(std::move(request), &*generation_);
     Unref();
@@ -125,7 +126,31 @@ void GenerateReactor::CancelRequest(absl::Status why) {
   });
 }
 
-void GenerateReactor::OnDone() { Unref(); }
+void GenerateReactor::OnGenerationFinished() {
+  {
+    absl::MutexLock lock(&mu_);
+    if (!finished_) {
+      ++refs_;
+      linger_.Set(std::chrono::system_clock::now() + limits_.reader_timeout, [this](bool expired) {
+        {
+          absl::MutexLock alarm_lock(&mu_);
+          if (expired && !done_) context_.TryCancel();
+        }
+        Unref();
+      });
+    }
+  }
+  Unref();
+}
+
+void GenerateReactor::OnDone() {
+  {
+    absl::MutexLock lock(&mu_);
+    done_ = true;
+  }
+  linger_.Cancel();
+  Unref();
+}
 
 void GenerateReactor::Unref() {
   if (refs_.fetch_sub(1) == 1) delete this;

@@ -7,7 +7,6 @@
 #include "common/rpc/status.h"
 #include "gateway/request/prepare_generation.h"
 #include "gateway/request/validate.h"
-#include "gateway/service/generate_reactor.h"
 #include "gateway/service/request_convert.h"
 
 namespace isotherm {
@@ -57,18 +56,17 @@ absl::Status DetokenizeInto(const v1::DetokenizeRequest& request, const TextMode
 
 }  // namespace
 
-InferenceService::InferenceService(const InferenceServiceOptions& options, const ModelSlot& models,
+InferenceService::InferenceService(const GenerateLimits& limits, const ModelSlot& models,
                                    SchedulerThread& scheduler,
                                    std::function<bool()> placement_connected)
-    : options_(options),
+    : limits_(limits),
       models_(models),
       scheduler_(scheduler),
       placement_connected_(std::move(placement_connected)) {}
 
 grpc::ServerWriteReactor<v1::GenerateResponse>* InferenceService::Generate(
     grpc::CallbackServerContext* context, const v1::GenerateRequest* request) {
-  return GenerateReactor::Start(*context, FromProto(*request), models_, scheduler_,
-                                options_.max_time);
+  return GenerateReactor::Start(*context, FromProto(*request), models_, scheduler_, limits_);
 }
 
 grpc::ServerUnaryReactor* InferenceService::Abort(grpc::CallbackServerContext* context,

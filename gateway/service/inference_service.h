@@ -1,25 +1,19 @@
 #pragma once
 
-#include <chrono>
 #include <functional>
-#include <string>
 
 #include "gateway/scheduling/scheduler_thread.h"
+#include "gateway/service/generate_reactor.h"
 #include "gateway/text/model_slot.h"
 #include "isotherm/v1/inference.grpc.pb.h"
 
 namespace isotherm {
 
-struct InferenceServiceOptions {
-  // Default and cap of a request's time, queue included.
-  std::chrono::milliseconds max_time{600'000};
-};
-
 // The public API. Handlers decode, call, map the status; Generate is a reactor of its own.
 // Everything it is given outlives the server.
 class InferenceService : public v1::InferenceService::CallbackService {
  public:
-  InferenceService(const InferenceServiceOptions& options, const ModelSlot& models,
+  InferenceService(const GenerateLimits& limits, const ModelSlot& models,
                    SchedulerThread& scheduler, std::function<bool()> placement_connected);
 
   grpc::ServerWriteReactor<v1::GenerateResponse>* Generate(
@@ -38,7 +32,7 @@ class InferenceService : public v1::InferenceService::CallbackService {
                                       v1::ModelInfoResponse* response) override;
 
  private:
-  const InferenceServiceOptions options_;
+  const GenerateLimits limits_;
   const ModelSlot& models_;
   SchedulerThread& scheduler_;
   const std::function<bool()> placement_connected_;

@@ -172,18 +172,10 @@ absl::StatusOr<std::shared_ptr<const TextModel>> LoadGgufTextModel(
     const TextModelOptions& options) {
   ISOTHERM_ASSIGN_OR_RETURN(const std::unique_ptr<GgufFile> file, GgufFile::Open(options.path));
   ISOTHERM_ASSIGN_OR_RETURN(const ModelConfig config, ReadModelConfig(*file));
-  ISOTHERM_ASSIGN_OR_RETURN(TokenizerSpec spec, ReadTokenizerSpec(*file));
-  auto tokenizer = Tokenizer::Create(std::move(spec));
-  if (!tokenizer.ok()) {
-    return WithExitCode(absl::DataLossError(tokenizer.status().message()), ExitCode::kBadData);
-  }
-  if ((*tokenizer)->vocab_size() != config.vocab_size) {
-    return WithExitCode(
-        absl::DataLossError(absl::StrCat("the tokenizer has ", (*tokenizer)->vocab_size(),
-                                         " tokens, the model ", config.vocab_size,
-                                         "; the file is not whole or was put together wrongly")),
-        ExitCode::kBadData);
-  }
+  auto spec = ReadTokenizerSpec(*file);
+  if (!spec.ok()) return WithExitCode(spec.status(), ExitCode::kBadData);
+  auto tokenizer = Tokenizer::Create(*std::move(spec));
+  if (!tokenizer.ok()) return WithExitCode(tokenizer.status(), ExitCode::kBadData);
   std::unique_ptr<ChatTemplate> chat_template;
   if (options.chat_template.empty()) {
     chat_template = LoadOwn(*file);

@@ -3,6 +3,8 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <spdlog/spdlog.h>
+
 #include <cstdlib>
 #include <memory>
 #include <random>
@@ -226,6 +228,7 @@ class Schedule {
 };
 
 void RunMany(bool faults, Totals& totals) {
+  spdlog::set_level(spdlog::level::off);
   const char* only = std::getenv("SCHEDULE_SEED");
   const uint64_t first = only != nullptr ? std::strtoull(only, nullptr, 10) : 1;
   const uint64_t last = only != nullptr ? first : 5000;

@@ -1,5 +1,6 @@
 // The whole gateway in-process, over real sockets, with fake workers.
 #include <gmock/gmock.h>
+#include <grpcpp/generic/generic_stub.h>
 #include <grpcpp/grpcpp.h>
 #include <gtest/gtest.h>
 
@@ -37,7 +38,7 @@ class InferenceServiceTest : public testing::Test {
                                                                            .context_length = 2048})
       : workers_(workers) {}
   void StartGateway(SchedulerOptions scheduler = {}, bool with_model = true) {
-    std::promise<void> ready;
+    const auto ready = std::make_shared<std::promise<void>>();
     GatewayOptions options;
     options.listen = "127.0.0.1:0";
     options.gpu_worker = workers_.gpu_address();
@@ -45,13 +46,13 @@ class InferenceServiceTest : public testing::Test {
     options.model_name = "fake";
     options.alias = "alias";
     options.scheduler = scheduler;
-    auto gateway = GatewayServer::Start(options, [&ready] { ready.set_value(); });
+    auto gateway = GatewayServer::Start(options, [ready] { ready->set_value(); });
     ASSERT_TRUE(gateway.ok()) << gateway.status();
     gateway_ = *std::move(gateway);
     stub_ = v1::InferenceService::NewStub(rpc::MakeChannel(gateway_->address()));
     if (!with_model) return;
     gateway_->SetModel(std::make_shared<FakeTextModel>());
-    ASSERT_EQ(ready.get_future().wait_for(std::chrono::seconds(10)), std::future_status::ready);
+    ASSERT_EQ(ready->get_future().wait_for(std::chrono::seconds(10)), std::future_status::ready);
   }
 
   static v1::GenerateRequest Request(int32_t max_tokens) {
@@ -318,6 +319,108 @@ TEST_F(SlowReaderTest, IsCutAndItsMateGoesOn) {
   while (reader->Read(&event)) complete |= event.has_complete();
   EXPECT_FALSE(complete);
   EXPECT_EQ(reader->Finish().error_code(), grpc::StatusCode::DEADLINE_EXCEEDED);
+}
+
+TEST_F(SlowReaderTest, IsCutAfterACompleteAnswerToo) {
+  StartGateway({.max_sequences = 4, .reader_timeout = std::chrono::milliseconds(200)});
+  v1::GenerateRequest big = Request(1);
+  big.mutable_output()->set_echo(true);
+  big.set_prompt(std::string(500'000, 'x'));
+  grpc::ChannelArguments arguments;
+  arguments.SetInt(GRPC_ARG_HTTP2_BDP_PROBE, 0);
+  const auto slow_stub = v1::InferenceService::NewStub(grpc::CreateCustomChannel(
+      gateway_->address(), grpc::InsecureChannelCredentials(), arguments));
+  grpc::ClientContext context;
+  auto reader = slow_stub->Generate(&context, big);
+  // Others are served meanwhile, until the reader's time is over.
+  const auto end = std::chrono::steady_clock::now() + std::chrono::milliseconds(1500);
+  while (std::chrono::steady_clock::now() < end) {
+    ASSERT_EQ(Generate(Request(20)).tokens.at(0), Golden(20));
+  }
+  v1::GenerateResponse event;
+  bool complete = false;
+  while (reader->Read(&event)) complete |= event.has_complete();
+  EXPECT_FALSE(complete);
+  EXPECT_EQ(reader->Finish().error_code(), grpc::StatusCode::CANCELLED);
+}
+
+grpc::ByteBuffer Bytes(const std::string& bytes) {
+  const grpc::Slice slice(bytes);
+  return grpc::ByteBuffer(&slice, 1);
+}
+
+std::string Text(const grpc::ByteBuffer& buffer) {
+  std::vector<grpc::Slice> slices;
+  EXPECT_TRUE(buffer.Dump(&slices).ok());
+  std::string out;
+  for (const grpc::Slice& slice : slices) {
+    out.append(reinterpret_cast<const char*>(slice.begin()), slice.size());
+  }
+  return out;
+}
+
+// grpc.health.v1 by hand (the library keeps its proto to itself): HealthCheckRequest is one string,
+// HealthCheckResponse one enum, 1 = SERVING.
+bool IsServing(grpc::GenericStub& stub, const std::string& service) {
+  const grpc::ByteBuffer request =
+      Bytes(std::string("\x0a") + static_cast<char>(service.size()) + service);
+  grpc::ByteBuffer response;
+  grpc::ClientContext context;
+  std::promise<grpc::Status> done;
+  stub.UnaryCall(&context, "/grpc.health.v1.Health/Check", grpc::StubOptions(), &request, &response,
+                 [&done](grpc::Status status) { done.set_value(std::move(status)); });
+  EXPECT_TRUE(done.get_future().get().ok());
+  return Text(response) == "\x08\x01";
+}
+
+TEST_F(InferenceServiceTest, HealthFollowsModelAndWorker) {
+  StartGateway({}, false);
+  grpc::GenericStub stub(rpc::MakeChannel(gateway_->address()));
+  const std::vector<std::string> names = {"", "isotherm.v1.InferenceService"};
+  const auto becomes = [&](bool serving) {
+    const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(10);
+    for (const std::string& name : names) {
+      while (IsServing(stub, name) != serving) {
+        if (std::chrono::steady_clock::now() > end) return false;
+      }
+    }
+    return true;
+  };
+  EXPECT_FALSE(IsServing(stub, ""));
+  gateway_->SetModel(std::make_shared<FakeTextModel>());
+  EXPECT_TRUE(becomes(true));
+  // The worker's next stream waits for the lock, so that it cannot come back unseen.
+  workers_.With([&](FakeStepWorkers& workers) {
+    workers.KillGpu();
+    EXPECT_TRUE(becomes(false));
+  });
+  EXPECT_TRUE(becomes(true));
+}
+
+TEST_F(InferenceServiceTest, ReflectionNamesTheService) {
+  StartGateway();
+  grpc::GenericStub stub(rpc::MakeChannel(gateway_->address()));
+  grpc::ClientContext context;
+  grpc::CompletionQueue queue;
+  const auto await = [&queue] {
+    void* tag = nullptr;
+    bool ok = false;
+    return queue.Next(&tag, &ok) && ok;
+  };
+  auto call = stub.PrepareCall(
+      &context, "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo", &queue);
+  call->StartCall(nullptr);
+  ASSERT_TRUE(await());
+  call->Write(Bytes(std::string("\x3a\x01*", 3)), nullptr);  // list_services
+  ASSERT_TRUE(await());
+  grpc::ByteBuffer response;
+  call->Read(&response, nullptr);
+  ASSERT_TRUE(await());
+  EXPECT_THAT(Text(response), testing::HasSubstr("isotherm.v1.InferenceService"));
+  context.TryCancel();
+  grpc::Status status;
+  call->Finish(&status, nullptr);
+  await();
 }
 
 TEST_F(InferenceServiceTest, DrainLetsAdmittedWorkFinish) {
