@@ -19,7 +19,8 @@ namespace isotherm::cli {
 namespace {
 
 constexpr char kDescription[] =
-    "Isotherm serves ReLU-sparse language models: often used neurons on the GPU side, the others on\n"
+    "Isotherm serves ReLU-sparse language models: often used neurons on the GPU side, the others "
+    "on\n"
     "the CPU cores, each a service of its own.";
 constexpr char kExamples[] = R"(Examples:
   isotherm models build smollm2-relu               make the shipped model
@@ -65,8 +66,8 @@ absl::Status UsageError(const CLI::App& app, const CLI::ParseError& error,
   const std::string name = FullName(app, verb);
   std::string message = error.what();
   std::string remedy = absl::StrCat(name, " --help");
-  const std::vector<std::string> extras = verb->remaining(true).empty() ? app.remaining(true)
-                                                                        : verb->remaining(true);
+  const std::vector<std::string> extras =
+      verb->remaining(true).empty() ? app.remaining(true) : verb->remaining(true);
   if (!extras.empty()) {
     const std::string unknown = extras.front().substr(0, extras.front().find('='));
     const bool flag = absl::StartsWith(unknown, "-");

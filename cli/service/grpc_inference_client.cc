@@ -2,6 +2,8 @@
 
 #include <grpcpp/client_context.h>
 
+#include <map>
+#include <mutex>
 #include <string>
 #include <utility>
 
@@ -88,6 +90,7 @@ class GrpcInferenceClient final : public InferenceClient {
 
   absl::StatusOr<GenerateStats> Generate(const GenerateParams& params, TextSink& sink) override {
     grpc::ClientContext context;
+    const Running running(*this, params.request_id, context);
     const auto reader = stub_->Generate(&context, ToProto(params));
     v1::GenerateResponse response;
     GenerateStats stats;
@@ -119,7 +122,10 @@ class GrpcInferenceClient final : public InferenceClient {
     v1::AbortRequest request;
     request.add_request_ids(std::string(request_id));
     v1::AbortResponse response;
-    return ClientStatus(stub_->Abort(&context, request, &response), address_);
+    const absl::Status status = ClientStatus(stub_->Abort(&context, request, &response), address_);
+    // Not known there (yet): the call itself is ended.
+    if (!status.ok() || response.aborted_ids_size() == 0) CancelCall(std::string(request_id));
+    return status;
   }
 
   absl::StatusOr<std::vector<int32_t>> Tokenize(absl::string_view text) override {
@@ -154,8 +160,33 @@ class GrpcInferenceClient final : public InferenceClient {
   }
 
  private:
+  // Lists a call under its request id while it runs.
+  class Running {
+   public:
+    Running(GrpcInferenceClient& client, std::string id, grpc::ClientContext& context)
+        : client_(client), id_(std::move(id)) {
+      std::lock_guard lock(client_.mu_);
+      client_.running_[id_] = &context;
+    }
+    ~Running() {
+      std::lock_guard lock(client_.mu_);
+      client_.running_.erase(id_);
+    }
+
+   private:
+    GrpcInferenceClient& client_;
+    std::string id_;
+  };
+
+  void CancelCall(const std::string& request_id) {
+    std::lock_guard lock(mu_);
+    if (const auto it = running_.find(request_id); it != running_.end()) it->second->TryCancel();
+  }
+
   std::string address_;
   std::unique_ptr<v1::InferenceService::Stub> stub_;
+  std::mutex mu_;
+  std::map<std::string, grpc::ClientContext*> running_;  // guarded by mu_
 };
 
 }  // namespace

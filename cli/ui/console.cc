@@ -15,6 +15,7 @@ namespace isotherm::cli {
 Console RealConsole() {
   Console console{.out = std::cout, .err = std::cerr};
   console.err_fd = STDERR_FILENO;
+  console.out_is_terminal = ::isatty(STDOUT_FILENO) != 0;
   console.err_is_terminal = ::isatty(STDERR_FILENO) != 0;
   const char* no_color = std::getenv("NO_COLOR");
   const char* term = std::getenv("TERM");

@@ -11,6 +11,7 @@ namespace isotherm::cli {
 struct Console {
   std::ostream& out;
   std::ostream& err;
+  bool out_is_terminal = false;
   bool err_is_terminal = false;
   bool color = false;  // on err; never when NO_COLOR is set
   int width = 80;      // columns of err

@@ -49,7 +49,8 @@ absl::Status Health(const HealthArgs& args, VerbContext& context) {
 
 void AddHealthVerb(CLI::App& app, VerbContext& context) {
   auto args = std::make_shared<HealthArgs>();
-  CLI::App* verb = app.add_subcommand("health", "Asks whether a server serves (exit code 0 or 69).");
+  CLI::App* verb =
+      app.add_subcommand("health", "Asks whether a server serves (exit code 0 or 69).");
   verb->footer(kExamples);
   args->target.AddTo(*verb, "gateway, or any other service");
   verb->add_option("--service", args->service, "full service name [the whole process]")

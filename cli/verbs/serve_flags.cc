@@ -15,9 +15,9 @@ void ServeFlags::AddTo(CLI::App& verb, const std::vector<std::string>& without) 
     if (std::find(without.begin(), without.end(), spec.key) != without.end()) continue;
     std::string help = spec.help;
     if (!spec.default_value.empty()) absl::StrAppend(&help, " [", spec.default_value, "]");
-    flags_.emplace_back(spec.key, verb.add_option(absl::StrCat("--", spec.key),
-                                                  texts_[spec.key], help)
-                                      ->type_name(""));
+    flags_.emplace_back(
+        spec.key,
+        verb.add_option(absl::StrCat("--", spec.key), texts_[spec.key], help)->type_name(""));
   }
   verb.add_option("--config", config_, "YAML file of option: value (flags and ISOTHERM_* win)")
       ->type_name("FILE");
@@ -31,9 +31,8 @@ absl::StatusOr<ServeOptions> ServeFlags::Resolve(const std::string& model) const
   if (!model.empty()) given["model"] = model;
   std::optional<std::filesystem::path> config;
   if (!config_.empty()) config = config_;
-  ISOTHERM_ASSIGN_OR_RETURN(
-      const LayeredOptions values,
-      LayeredOptions::Resolve(ServeOptionSpecs(), given, RealEnv, config));
+  ISOTHERM_ASSIGN_OR_RETURN(const LayeredOptions values,
+                            LayeredOptions::Resolve(ServeOptionSpecs(), given, RealEnv, config));
   return ParseServeOptions(values);
 }
 

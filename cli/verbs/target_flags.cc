@@ -19,17 +19,16 @@ absl::StatusOr<ServerRecord> RunningServer(const std::string& state_dir_flag) {
   if (!state_dir_flag.empty()) state_dir = state_dir_flag;
   const auto record = ReadServerRecord(state_dir);
   if (record.has_value()) return *record;
-  return WithTry(WithExitCode(absl::UnavailableError(
-                                  absl::StrCat("no server runs on ", state_dir.string())),
-                              ExitCode::kUnavailable),
-                 "isotherm serve MODEL, or --url with the address of one elsewhere");
+  return WithTry(
+      WithExitCode(absl::UnavailableError(absl::StrCat("no server runs on ", state_dir.string())),
+                   ExitCode::kUnavailable),
+      "isotherm serve MODEL, or --url with the address of one elsewhere");
 }
 
 }  // namespace
 
 void TargetFlags::AddTo(CLI::App& verb, absl::string_view what) {
-  verb.add_option("--url", url_,
-                  absl::StrCat("address of the ", what, ": HOST:PORT or unix:/PATH"))
+  verb.add_option("--url", url_, absl::StrCat("address of the ", what, ": HOST:PORT or unix:/PATH"))
       ->type_name("");
   verb.add_option("--state-dir", state_dir_, "of the server on this host")->type_name("");
 }
