@@ -45,9 +45,22 @@ WorkerHello StepEngine::Hello() const {
   return HelloLocked();
 }
 
+bool StepEngine::UsableLocked() const {
+  return cold_ != nullptr && (cold_->link().alive() || cold_->arena() != nullptr);
+}
+
 void StepEngine::AnnounceLocked() {
   if (sink_ == nullptr) return;
+  if (!UsableLocked()) {
+    if (!greeted_) return;  // the hello comes with the cpu_worker
+    sink_->OnUnavailable(absl::UnavailableError("the cpu_worker is lost and its neurons with it"));
+    sink_ = nullptr;
+    ++connection_;
+    queue_.clear();
+    return;
+  }
   const WorkerHello hello = HelloLocked();
+  greeted_ = true;
   peer_announced_ = hello.peer_attached;
   sink_->OnHello(hello);
 }
@@ -63,6 +76,7 @@ int64_t StepEngine::Connect(std::shared_ptr<StepSink> sink) {
   queue_.clear();
   abort_ = running_;
   sink_ = std::move(sink);
+  greeted_ = false;
   AnnounceLocked();
   return connection_;
 }
@@ -198,10 +212,11 @@ void StepEngine::Run(Pending pending, std::unique_lock<std::mutex>& lock) {
                        queue_.empty() && !abort_ && pending.connection == connection_ &&
                        committed_.contains(request.epoch);
     result.grant_ended = !go_on;
-    if (sink_ != nullptr && pending.connection == connection_) {
-      if (peer_announced_ != (cold_ != nullptr && cold_->link().alive())) AnnounceLocked();
-      sink_->OnResult(result);
+    if (pending.connection == connection_ && greeted_ &&
+        peer_announced_ != (cold_ != nullptr && cold_->link().alive())) {
+      AnnounceLocked();
     }
+    if (sink_ != nullptr && pending.connection == connection_) sink_->OnResult(result);
     if (!go_on) return;
     rows = std::move(next);
   }

@@ -26,6 +26,8 @@ class StepSink {
   virtual ~StepSink() = default;
   virtual void OnHello(const WorkerHello& hello) = 0;
   virtual void OnResult(const StepResult& result) = 0;
+  // Cold neurons can no longer be computed: no cpu_worker and no arena. The last call.
+  virtual void OnUnavailable(const absl::Status& why) = 0;
 };
 
 struct StepEngineOptions {
@@ -46,7 +48,8 @@ class StepEngine {
   StepEngine(Device& device, const StepEngineOptions& options);
   ~StepEngine();
 
-  // The sink gets a hello at once and at each change. Returns the connection's number.
+  // The sink gets a hello as soon as every neuron can be computed, and at each change. Returns the
+  // connection's number.
   int64_t Connect(std::shared_ptr<StepSink> sink);
   // Drops what the connection queued; its running step ends, its sequences are forgotten.
   void Disconnect(int64_t connection);
@@ -80,6 +83,8 @@ class StepEngine {
   StepResult RunOne(const StepRequest& request, int64_t step_id, const std::vector<StepRow>& rows,
                     const std::shared_ptr<ColdAttachment>& cold, std::vector<StepRow>* next);
   WorkerHello HelloLocked() const;
+  // Some way to compute cold neurons is there.
+  bool UsableLocked() const;
   void AnnounceLocked();
 
   Device& device_;
@@ -97,7 +102,8 @@ class StepEngine {
   std::shared_ptr<StepSink> sink_;
   std::shared_ptr<ColdAttachment> cold_;
   std::set<int64_t> committed_ = {kBuiltInEpoch};
-  bool peer_announced_ = false;
+  bool greeted_ = false;         // the sink had a hello
+  bool peer_announced_ = false;  // what it said of the cpu_worker
 
   SequenceTable sequences_;  // engine thread only
   std::thread thread_;       // declared last: joined before what it uses goes

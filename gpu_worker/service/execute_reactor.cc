@@ -23,6 +23,7 @@ class StreamSink final : public StepSink {
     *response.mutable_result() = rpc::ToProto(result);
     outlet_->Send(std::move(response));
   }
+  void OnUnavailable(const absl::Status& why) override { outlet_->Close(rpc::ToGrpcStatus(why)); }
 
  private:
   const std::shared_ptr<Outlet> outlet_;
