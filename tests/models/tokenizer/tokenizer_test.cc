@@ -230,6 +230,25 @@ TEST(TokenizerTest, SpmPutsASpaceBeforeTheTextAndAfterEachSpecial) {
   EXPECT_THAT(MustCreate(spec)->Encode("a</s>a", false, true).value(), ElementsAre(3, 2, 3));
 }
 
+TEST(TokenizerTest, SpmTokensMayHoldSeveralWords) {
+  TokenizerSpec spec;
+  spec.model = "llama";
+  spec.tokens = {"<unk>",
+                 "<s>",
+                 "</s>",
+                 "a",
+                 "\xE2\x96\x81",
+                 "\xE2\x96\x81"
+                 "a",
+                 "a\xE2\x96\x81"
+                 "a",
+                 "a\xE2\x96\x81"};
+  spec.token_types = {kUnknown, kControl, kControl, kNormal, kNormal, kNormal, kNormal, kNormal};
+  spec.scores = {0, 0, 0, -4, -5, -3, -1, -2};
+  spec.add_space_prefix = false;
+  EXPECT_THAT(Encode(*MustCreate(spec), "a a"), ElementsAre(6));
+}
+
 TEST(TokenizerTest, DecodeSkipsIdsOutsideTheVocabulary) {
   const auto tokenizer = MustCreate(SmallBpe());
   EXPECT_EQ(tokenizer->Decode(std::vector<int32_t>{-1, 0, 1000, INT32_MAX, INT32_MIN, 1}), "ab");
