@@ -87,7 +87,7 @@ Value SearchMethod(RenderContext& context, const Text& text, absl::string_view n
   return at == absl::string_view::npos ? int64_t{-1} : CountCharacters(bytes.substr(0, at));
 }
 
-Value AffixMethod(RenderContext& context, const Text& text, absl::string_view name,
+Value RemoveAffix(RenderContext& context, const Text& text, absl::string_view name,
                   const Arguments& arguments) {
   const Text* affix = TextArgument(context, arguments, 0, "prefix");
   if (affix == nullptr) return Undefined{};
@@ -123,7 +123,7 @@ Value TextMethod(RenderContext& context, const Text& text, absl::string_view nam
     return SearchMethod(context, text, name, arguments);
   }
   if (name == "removeprefix" || name == "removesuffix") {
-    return AffixMethod(context, text, name, arguments);
+    return RemoveAffix(context, text, name, arguments);
   }
   if (name == "isdigit" || name == "isnumeric") return AllOf(text.bytes(), absl::ascii_isdigit);
   if (name == "isalpha") return AllOf(text.bytes(), absl::ascii_isalpha);

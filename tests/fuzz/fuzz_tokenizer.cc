@@ -53,7 +53,6 @@ void CheckText(const Tokenizer& tokenizer, absl::string_view text) {
 
   StreamDecoder decoder(tokenizer);
   std::string streamed;
-
   for (const int32_t id : *ids) {
     const std::string part = decoder.Append(id);
     ISOTHERM_CHECK(FindInvalidUtf8(part) == absl::string_view::npos);
@@ -79,7 +78,7 @@ void CheckVocabulary(size_t kind, absl::string_view input) {
     } else if (part == 0) {
       spec.token_types.push_back(line[0] - '0');
       spec.tokens.emplace_back(line.substr(1));
-      spec.scores.push_back(static_cast<float>(line.size()) - static_cast<float>(text.size()));
+      spec.scores.push_back(static_cast<float>(line.size()));
     } else if (part == 1) {
       spec.merges.emplace_back(line);
     } else {

@@ -8,11 +8,18 @@
 
 namespace isotherm::testing_stack {
 
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-inline constexpr size_t kSmallStack = size_t{2}
-                                      << 20;  // sanitizers make frames several times larger
+#if defined(__has_feature)
+#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
+#define ISOTHERM_LARGE_FRAMES 1
+#endif
+#endif
+#if defined(ISOTHERM_LARGE_FRAMES) || defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+// Sanitizers make frames several times larger, and work slower.
+inline constexpr size_t kSmallStack = size_t{2} << 20;
+inline constexpr double kSlowdown = 10;
 #else
 inline constexpr size_t kSmallStack = size_t{256} << 10;
+inline constexpr double kSlowdown = 1;
 #endif
 
 // Runs `work` on a thread whose stack is small: recursion over input would end the process.

@@ -102,6 +102,19 @@ BENCHMARK_CAPTURE(EncodeText, random_words, RandomWords)->Unit(benchmark::kMilli
 BENCHMARK_CAPTURE(EncodeText, all_scripts, AllScripts)->Unit(benchmark::kMillisecond);
 BENCHMARK_CAPTURE(EncodeText, one_letter, OneLetter)->Unit(benchmark::kMillisecond);
 
+void EncodeSpm(benchmark::State& state) {
+  const auto tokenizer =
+      Tokenizer::Create(testing_vectors::ReadSpec("spm.json", "llama", "")).value();
+  const std::string text = English();
+  if (tokenizer->Decode(tokenizer->Encode(text, false, false).value()) != text) {
+    state.SkipWithError("the text does not read back");
+    return;
+  }
+  for (auto _ : state) benchmark::DoNotOptimize(tokenizer->Encode(text, false, false));
+  state.SetBytesProcessed(static_cast<int64_t>(state.iterations() * text.size()));
+}
+BENCHMARK(EncodeSpm)->Unit(benchmark::kMillisecond);
+
 void StreamText(benchmark::State& state) {
   const Tokenizer& tokenizer = SharedTokenizer();
   const std::string text = English();

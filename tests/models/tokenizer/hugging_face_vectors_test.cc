@@ -43,6 +43,16 @@ TEST_P(ByteBpeVectorsTest, EncodesEveryTextAsTheReferenceDoes) {
   ExpectSameIds(**tokenizer, GetParam(), 2);
 }
 
+TEST_P(ByteBpeVectorsTest, DecodesWhatItEncoded) {
+  TokenizerSpec spec = ReadSpec("bpe.json", "gpt2", GetParam());
+  spec.add_bos = false;
+  const auto tokenizer = Tokenizer::Create(std::move(spec));
+  ASSERT_TRUE(tokenizer.ok()) << tokenizer.status();
+  for (const std::string& text : ReadTexts()) {
+    EXPECT_EQ((*tokenizer)->Decode((*tokenizer)->Encode(text, true, false).value()), text);
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(EveryPreTokenizer, ByteBpeVectorsTest,
                          testing::Values("gpt-2", "smollm", "falcon", "llama-bpe"));
 
