@@ -137,6 +137,7 @@ class Scheduler : public WorkerEvents, public PlacementEvents {
 
   // scheduler_results.cc: what came back
   void OnGpuResult(StepResult result);
+  void OnCpuResult(const StepResult& result);
   void ReleaseVerified();
   void Apply(ArrivedStep step);
   void ApplyRow(SequenceRef ref, const RowResult& row);

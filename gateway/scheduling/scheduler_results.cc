@@ -112,12 +112,24 @@ void Scheduler::OnRetired(int64_t epoch) {
 
 void Scheduler::OnResult(WorkerKind kind, StepResult result) {
   if (kind == WorkerKind::kCpu) {
-    ledger_.OnCpuResult(result.step_id, result.work_hash);
+    OnCpuResult(result);
   } else {
     OnGpuResult(std::move(result));
   }
   ReleaseVerified();
   Pump();
+}
+
+void Scheduler::OnCpuResult(const StepResult& result) {
+  if (result.error_code == 0) {
+    ledger_.OnCpuResult(result.step_id, result.work_hash);
+    return;
+  }
+  // Without its hash the step is never released, so an error that is no refusal needs nothing more.
+  const auto code = static_cast<absl::StatusCode>(result.error_code);
+  if (code != absl::StatusCode::kAborted || !ledger_.IsOutstanding(result.step_id)) return;
+  epochs_.OnRefused(result.epoch);
+  FailStep(FaultKind::kEpoch, {}, absl::AbortedError("the cpu_worker refused a step's epoch"));
 }
 
 void Scheduler::OnGpuResult(StepResult result) {

@@ -55,6 +55,15 @@ void StepLedger::OnCpuResult(int64_t step_id, uint64_t work_hash) {
   }
 }
 
+bool StepLedger::IsOutstanding(int64_t step_id) const {
+  const auto arrived = [&](const ArrivedStep& s) { return s.result.step_id == step_id; };
+  const auto sent = [&](const SentStep& s) {
+    return step_id >= s.step_id + s.arrived && step_id <= s.step_id + s.grant;
+  };
+  return std::any_of(arrived_.begin(), arrived_.end(), arrived) ||
+         std::any_of(in_flight_.begin(), in_flight_.end(), sent);
+}
+
 void StepLedger::OnCpuLost() {
   for (SentStep& step : in_flight_) step.to_cpu = false;
   for (ArrivedStep& step : arrived_) step.to_cpu = false;

@@ -58,6 +58,8 @@ class StepLedger {
   // kGap: steps of ours were skipped, the stream cannot be trusted.
   ArrivalOutcome OnGpuResult(StepResult result, Clock::TimePoint now);
   void OnCpuResult(int64_t step_id, uint64_t work_hash);
+  // Whether the step was sent and neither released nor forgotten.
+  bool IsOutstanding(int64_t step_id) const;
   // The cpu_worker's stream broke: nothing more comes for the steps sent to it.
   void OnCpuLost();
 

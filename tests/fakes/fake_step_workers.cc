@@ -78,6 +78,12 @@ void FakeStepWorkers::KillCpu() {
   if (gpu_up_) events_->OnHello(WorkerKind::kGpu, Hello(true));
 }
 
+void FakeStepWorkers::RefuseLastCpuStep() {
+  cpu_results_.push_back({.step_id = last_cpu_step_.step_id,
+                          .epoch = last_cpu_step_.epoch,
+                          .error_code = static_cast<int32_t>(absl::StatusCode::kAborted)});
+}
+
 void FakeStepWorkers::SetEpochs(std::vector<int64_t> epochs) {
   epochs_ = std::move(epochs);
   if (gpu_up_) events_->OnHello(WorkerKind::kGpu, Hello(true));
@@ -87,6 +93,13 @@ void FakeStepWorkers::SetEpochs(std::vector<int64_t> epochs) {
 void FakeStepWorkers::OnSend(WorkerKind kind, const StepRequest& step) {
   if (kind == WorkerKind::kCpu) {
     if (!step.page_table.empty() || !step.sampling.empty()) Complain("cpu_worker got tables");
+    last_cpu_step_ = step;
+    if (std::find(epochs_.begin(), epochs_.end(), step.epoch) == epochs_.end()) {
+      cpu_results_.push_back({.step_id = step.step_id,
+                              .epoch = step.epoch,
+                              .error_code = static_cast<int32_t>(absl::StatusCode::kAborted)});
+      return;
+    }
     for (int32_t i = 0; i <= step.grant; ++i) cpu_steps_.insert(step.step_id + i);
     return;
   }

@@ -61,6 +61,8 @@ class FakeStepWorkers {
   void FailNextStep(absl::StatusCode code) { fail_next_ = code; }
   void CorruptNextStep() { corrupt_next_ = true; }
   void LoseNextCpuResult() { lose_cpu_next_ = true; }
+  // The cpu_worker does not know the epoch of the step it was told of last.
+  void RefuseLastCpuStep();
   void RepeatNextResult() { repeat_next_ = true; }
 
   const FakeModel& model() const { return model_; }
@@ -112,6 +114,7 @@ class FakeStepWorkers {
   int32_t running_done_ = 0;
   std::map<SequenceId, Sequence> sequences_;
   std::vector<TokenId> kv_;
+  StepRequest last_cpu_step_;
   std::set<int64_t> cpu_steps_;  // step ids the cpu_worker was told of
   std::deque<StepResult> gpu_results_, cpu_results_;
   std::optional<absl::StatusCode> fail_next_;

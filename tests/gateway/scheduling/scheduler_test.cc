@@ -363,6 +363,21 @@ TEST_F(SchedulerTest, StaleEpochIsRetriedUnderACommonOne) {
   EXPECT_EQ(workers_->sent().back().epoch, 0);
 }
 
+TEST_F(SchedulerTest, CpuWorkersRefusalOfAnEpochIsNobodysFault) {
+  Make({});
+  workers_->SetEpochs({0, 3});
+  scheduler_->OnLive(3);
+  RecordingSink sink;
+  const GenerationRequest request = Request(4, 20);
+  scheduler_->Submit(request, &sink);
+  workers_->RefuseLastCpuStep();
+  workers_->DeliverCpu();
+  EXPECT_EQ(workers_->sent().back().epoch, 0);
+  workers_->RunUntilIdle();
+  EXPECT_EQ(sink.tokens[0], Golden(request));
+  EXPECT_EQ(scheduler_->state().hash_mismatches, 0);
+}
+
 TEST_F(SchedulerTest, DrainRefusesNewAndFinishesOld) {
   Make({});
   RecordingSink old_one, new_one;
