@@ -22,7 +22,7 @@ constexpr std::chrono::seconds kMaxBackOff{60};
 
 // Sequences grow over restarts because terms do.
 int64_t FirstSequence(int64_t term) {
-  return std::min(term, int64_t{1} << 40) * (int64_t{1} << 20);
+  return std::min(term, int64_t{1} << 52) * (int64_t{1} << 10);
 }
 
 }  // namespace
@@ -48,9 +48,10 @@ absl::StatusOr<std::unique_ptr<PlanPublisher>> PlanPublisher::Create(
     PlacementProfile profile, const Clock& clock) {
   std::unique_ptr<PlanPublisher> self(
       new PlanPublisher(options, store, gpu, cpu, std::move(profile), clock));
-  // Seconds of the wall clock as the least term: a service that lost its store still comes after
-  // the one before it. The store keeps terms growing when the clock goes back.
-  absl::StatusOr<int64_t> term = store.ClaimTerm(clock.WallUs() / 1'000'000);
+  // The wall clock as the least term: a service that lost its store, or has another, still comes
+  // after those started before. Microseconds, as two with one term would undo each other's plans
+  // for ever. The store keeps terms growing when the clock goes back.
+  absl::StatusOr<int64_t> term = store.ClaimTerm(clock.WallUs());
   std::string notice;
   if (!term.ok()) {
     if (store.read_only_reason().empty()) return term.status();
