@@ -24,9 +24,16 @@ namespace {
 // stay in L1 beside the x tile (9 KB); accumulators of kBatch rows (48 KB) in L2.
 constexpr int64_t kDepth = 384;
 constexpr int64_t kBatch = 48;
+// Rows up to this long are decoded whole: 8 rows (24 KB) beside an x tile of 6 (18 KB) in L1.
+constexpr int64_t kShortDepth = 768;
+constexpr int kShortTile = 8;
 // How far ahead of the pass in hand weights are fetched, at least: memory latency (100 ns) times a
 // core's share of bandwidth, with room.
 constexpr int64_t kAheadBytes = 8 * 1024;
+// x rows whose 4 * kMaxGroup accumulators fit the registers beside decoded weights, and the most
+// rows for which decoding once a group is no dearer than through L1 (matmul_benchmark, rows:8).
+constexpr int kMaxGroup = 4;
+constexpr int kMaxFewRows = 8;
 static_assert(kDepth % kRun == 0 && kMatMulRowTile % kPassRows == 0);
 
 const uint8_t* WeightRow(const MatrixView& w, int64_t row) {
@@ -38,11 +45,30 @@ void Put(const MatMulParams& p, int64_t x_row, int64_t w_row, float value) {
   y = p.accumulate ? y + value : value;
 }
 
-// Few x rows: weights go from memory through registers, kPassRows rows a pass.
+// kPassRows weight rows by 1 to kMaxGroup x rows, decoded in registers.
+template <DType kType>
+void GroupDots(const uint8_t* const* w, const uint8_t* const* ahead, const float* const* x,
+               int num_x, int64_t columns, float* sums) {
+  switch (num_x) {
+    case 1:
+      return DotTile<kType, kPassRows, 1>(w, ahead, x, columns, sums);
+    case 2:
+      return DotTile<kType, kPassRows, 2>(w, ahead, x, columns, sums);
+    case 3:
+      return DotTile<kType, kPassRows, 3>(w, ahead, x, columns, sums);
+    case 4:
+      return DotTile<kType, kPassRows, 4>(w, ahead, x, columns, sums);
+  }
+}
+
+// Few x rows: weights go from memory through registers, kPassRows rows a pass; a second group of x
+// rows finds them in cache.
 template <DType kType>
 void FewRows(const MatMulParams& p, int64_t first, int64_t last) {
   const int num_x = static_cast<int>(p.num_rows);
-  const float* x[kMaxDirectX];
+  const int groups = (num_x + kMaxGroup - 1) / kMaxGroup;
+  const int group = (num_x + groups - 1) / groups;
+  const float* x[kMaxFewRows];
   for (int i = 0; i < num_x; ++i) x[i] = p.x + i * p.x_stride;
   const int64_t pass_bytes = kPassRows * p.w.row_bytes;
   const int64_t ahead_bytes = CeilDiv<int64_t>(kAheadBytes, pass_bytes) * pass_bytes;
@@ -54,24 +80,23 @@ void FewRows(const MatMulParams& p, int64_t first, int64_t last) {
       w[r] = WeightRow(p.w, n + std::min(r, count - 1));
       ahead[r] = w[r] + ahead_bytes;
     }
-    float sums[kMaxDirectX * kPassRows];
-    switch (num_x) {
-      case 1:
-        DotTile<kType, kPassRows, 1>(w, ahead, x, p.w.columns, sums);
-        break;
-      case 2:
-        DotTile<kType, kPassRows, 2>(w, ahead, x, p.w.columns, sums);
-        break;
-      case 3:
-        DotTile<kType, kPassRows, 3>(w, ahead, x, p.w.columns, sums);
-        break;
-      case 4:
-        DotTile<kType, kPassRows, 4>(w, ahead, x, p.w.columns, sums);
-        break;
+    float sums[kMaxFewRows * kPassRows];
+    for (int i = 0; i < num_x; i += group) {
+      GroupDots<kType>(w, i == 0 ? ahead : w, x + i, std::min(group, num_x - i), p.w.columns,
+                       sums + i * kPassRows);
     }
     for (int i = 0; i < num_x; ++i) {
       for (int r = 0; r < count; ++r) Put(p, i, n + r, sums[i * kPassRows + r]);
     }
+  }
+}
+
+void Store(const MatMulParams& p, int64_t x_row, int64_t n0, int count, const float* sums) {
+  float* const y = p.y + x_row * p.y_stride + n0;
+  if (p.accumulate) {
+    for (int r = 0; r < count; ++r) y[r] += sums[r];
+  } else {
+    std::memcpy(y, sums, static_cast<size_t>(count) * sizeof(float));
   }
 }
 
@@ -107,8 +132,8 @@ void BlockProduct(const MatMulParams& p, int64_t n0, int count, int64_t x0, int 
       DecodeSpan<kType>(row, k0, depth, ahead, w + r * kDepth);
     }
     const int64_t vecs = depth / kLanes;
-    for (int i = 0; i < num_x; i += kTileX) {
-      const int tile = std::min(kTileX, num_x - i);
+    for (int i = 0, tile; i < num_x; i += tile) {
+      tile = TileSize(num_x - i);
       for (int pass = 0; pass < passes; ++pass) {
         const float* const wp = w + pass * kPassRows * kDepth;
         float* const ap = acc + i * kAccStride + pass * kPassRows * kLanes;
@@ -120,14 +145,46 @@ void BlockProduct(const MatMulParams& p, int64_t n0, int count, int64_t x0, int 
     }
   }
   for (int i = 0; i < num_x; ++i) {
-    for (int r = 0; r < count; ++r) {
-      Put(p, x0 + i, n0 + r, Sum(hn::Load(DF(), acc + i * kAccStride + r * kLanes)));
+    float sums[kMatMulRowTile];
+    for (int pass = 0; pass < passes; ++pass) {
+      FinishTile(acc + i * kAccStride + pass * kPassRows * kLanes, kAccStride, 1,
+                 sums + pass * kPassRows, kPassRows);
     }
+    Store(p, x0 + i, n0, count, sums);
+  }
+}
+
+// Short rows: weight rows [n0, n0 + count), count <= kShortTile, fit L1 decoded whole, and every
+// accumulator lives in registers from first to last.
+template <DType kType>
+void ShortProduct(const MatMulParams& p, int64_t n0, int count) {
+  HWY_ALIGN float w[kShortTile * kShortDepth];
+  const int passes = (count + kPassRows - 1) / kPassRows;
+  for (int r = 0; r < passes * kPassRows; ++r) {
+    const uint8_t* const row = WeightRow(p.w, n0 + std::min(r, count - 1));
+    DecodeSpan<kType>(row, 0, p.w.columns, row + kShortTile * p.w.row_bytes, w + r * kShortDepth);
+  }
+  for (int64_t i = 0, tile; i < p.num_rows; i += tile) {
+    tile = TileSize(p.num_rows - i);
+    const float* x[kTileX];
+    float sums[kTileX * kShortTile];
+    for (int64_t j = 0; j < tile; ++j) x[j] = p.x + (i + j) * p.x_stride;
+    for (int pass = 0; pass < passes; ++pass) {
+      DecodedProduct(static_cast<int>(tile), w + pass * kPassRows * kShortDepth, kShortDepth, x,
+                     p.w.columns / kLanes, sums + pass * kPassRows, kShortTile);
+    }
+    for (int64_t j = 0; j < tile; ++j) Store(p, i + j, n0, count, sums + j * kShortTile);
   }
 }
 
 template <DType kType>
 void ManyRows(const MatMulParams& p, int64_t first, int64_t last) {
+  if (p.w.columns <= kShortDepth && p.w.columns % kLanes == 0) {
+    for (int64_t n0 = first; n0 < last; n0 += kShortTile) {
+      ShortProduct<kType>(p, n0, static_cast<int>(std::min<int64_t>(kShortTile, last - n0)));
+    }
+    return;
+  }
   for (int64_t n0 = first; n0 < last; n0 += kMatMulRowTile) {
     const int count = static_cast<int>(std::min(kMatMulRowTile, last - n0));
     for (int64_t x0 = 0; x0 < p.num_rows; x0 += kBatch) {
@@ -138,7 +195,7 @@ void ManyRows(const MatMulParams& p, int64_t first, int64_t last) {
 
 void MatMulRowsImpl(const MatMulParams& p, int64_t first, int64_t last) {
   WithType(p.w.dtype, [&](auto type) {
-    if (p.num_rows <= kMaxDirectX) {
+    if (p.num_rows <= kMaxFewRows) {
       FewRows<type()>(p, first, last);
     } else {
       ManyRows<type()>(p, first, last);

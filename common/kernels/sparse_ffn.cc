@@ -174,7 +174,6 @@ template <DType kType>
 void DotsOfRows(const uint8_t* const* w, const uint8_t* const* ahead,
                 const SparseFfnWorkspace::Shared& shared, const int32_t* rows, int64_t num_rows,
                 int64_t columns, float* decoded, float* out) {
-  const DF d;
   const int64_t stride = shared.padded_dim;
   const float* const z = shared.z.get();
   if (num_rows <= 2) {
@@ -187,15 +186,12 @@ void DotsOfRows(const uint8_t* const* w, const uint8_t* const* ahead,
     DecodeSpan<kType>(w[r], 0, columns, ahead[r], decoded + r * stride);
   }
   const int64_t vecs = (columns + kLanes - 1) / kLanes;
-  for (int64_t i = 0; i < num_rows; i += kTileX) {
-    const int tile = static_cast<int>(std::min<int64_t>(kTileX, num_rows - i));
+  int tile;
+  for (int64_t i = 0; i < num_rows; i += tile) {
+    tile = TileSize(num_rows - i);
     const float* x[kTileX];
     for (int j = 0; j < tile; ++j) x[j] = z + rows[i + j] * stride;
-    HWY_ALIGN float acc[kTileX * kPassRows * kLanes] = {};
-    AccumulateRows(tile, decoded, stride, x, 0, vecs, acc, kPassRows * kLanes);
-    for (int j = 0; j < tile * kPassRows; ++j) {
-      out[i * kPassRows + j] = Sum(hn::Load(d, acc + j * kLanes));
-    }
+    DecodedProduct(tile, decoded, stride, x, vecs, out + i * kPassRows, kPassRows);
   }
 }
 

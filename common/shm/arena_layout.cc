@@ -36,17 +36,17 @@ absl::StatusOr<ArenaGeometry> ArenaGeometry::Make(const ArenaShape& shape) {
 }
 
 uint64_t LayoutHash(const ArenaShape& shape) {
-  // FNV-1a over the fields' 64-bit words.
+  const absl::StatusOr<ArenaGeometry> geometry = ArenaGeometry::Make(shape);
+  if (!geometry.ok()) return 0;
   uint64_t hash = 0xcbf29ce484222325u;
-  const auto add = [&hash](uint64_t word) {
-    for (int i = 0; i < 8; ++i) hash = (hash ^ (word >> (8 * i) & 0xff)) * 0x100000001b3u;
-  };
-  add(kArenaVersion);
-  add(static_cast<uint64_t>(shape.dtype));
-  add(static_cast<uint64_t>(shape.rows));
-  add(static_cast<uint64_t>(shape.model_dim));
-  add(static_cast<uint64_t>(shape.num_neurons));
-  add(static_cast<uint64_t>(shape.num_layers));
+  for (const uint64_t word :
+       {uint64_t{kArenaVersion}, static_cast<uint64_t>(shape.dtype),
+        static_cast<uint64_t>(shape.rows), static_cast<uint64_t>(shape.model_dim),
+        static_cast<uint64_t>(geometry->bundle_bytes), static_cast<uint64_t>(shape.num_neurons),
+        static_cast<uint64_t>(shape.num_layers)}) {
+    hash = (hash ^ word) * 0x9e3779b97f4a7c15u;
+    hash ^= hash >> 29;
+  }
   return hash;
 }
 

@@ -40,7 +40,8 @@ struct ArenaGeometry {
   int64_t layer_bytes() const { return shape.num_neurons * bundle_bytes; }
 };
 
-// Equal exactly when two processes cut bundles alike: hash of the shape and of the layout version.
+// Equal when two processes cut bundles alike: hash of the shape, the bundle's bytes and the layout
+// version, the same as BundleLayout::Hash() of the model file. 0 for a shape that is none.
 uint64_t LayoutHash(const ArenaShape& shape);
 
 // The arena's first page.

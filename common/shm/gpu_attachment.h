@@ -6,6 +6,7 @@
 
 #include "absl/status/statusor.h"
 #include "common/shm/arena_layout.h"
+#include "common/shm/arena_offer.h"
 #include "common/shm/control_region.h"
 #include "common/shm/handoff.h"
 #include "common/shm/peer_watch.h"
@@ -13,15 +14,6 @@
 #include "common/shm/slot_client.h"
 
 namespace isotherm::shm {
-
-// What OpenArena answered.
-struct ArenaOffer {
-  Nonce nonce;
-  std::string handoff_token;
-  std::string socket_path;
-  int64_t arena_bytes = 0;
-  int64_t control_bytes = 0;
-};
 
 // The gpu_worker's end of one attachment: the mapped arena, the slots and the watch on the peer.
 // When the cpu_worker dies, client() answers Unavailable from then on, arena() stays readable, and

@@ -13,9 +13,12 @@
 #include <array>
 #include <cerrno>
 #include <cstring>
+#include <filesystem>
+#include <system_error>
 #include <utility>
 
 #include "absl/strings/escaping.h"
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "common/base/check.h"
 #include "common/base/status_macros.h"
@@ -24,6 +27,8 @@ namespace isotherm::shm {
 namespace {
 
 constexpr std::chrono::milliseconds kTokenTimeout{1000};
+constexpr absl::string_view kPrefix = "arena-";
+constexpr absl::string_view kSuffix = ".sock";
 
 std::string RandomHex() {
   std::array<char, kHandoffTokenChars / 2> bytes;
@@ -134,10 +139,28 @@ std::string ReceiveToken(int socket) {
   return token;
 }
 
+// Those of processes that were killed: nobody accepts on them.
+void RemoveStaleSockets(const std::string& directory) {
+  std::error_code ignored;
+  for (const auto& entry : std::filesystem::directory_iterator(directory, ignored)) {
+    const std::string file = entry.path().filename().string();
+    if (!absl::StartsWith(file, kPrefix) || !absl::EndsWith(file, kSuffix)) continue;
+    const absl::StatusOr<sockaddr_un> name = SocketName(entry.path().string());
+    UniqueFd probe(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
+    if (!name.ok() || !probe.valid()) continue;
+    if (::connect(probe.get(), reinterpret_cast<const sockaddr*>(&*name), sizeof(*name)) != 0 &&
+        errno == ECONNREFUSED) {
+      ::unlink(entry.path().c_str());
+    }
+  }
+}
+
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<HandoffServer>> HandoffServer::Start(const std::string& directory) {
-  const std::string path = absl::StrCat(directory, "/arena-", RandomHex().substr(0, 16), ".sock");
+  RemoveStaleSockets(directory);
+  const std::string path =
+      absl::StrCat(directory, "/", kPrefix, RandomHex().substr(0, 16), kSuffix);
   ISOTHERM_ASSIGN_OR_RETURN(const sockaddr_un name, SocketName(path));
   UniqueFd listener(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
   UniqueFd stop(::eventfd(0, EFD_CLOEXEC));
@@ -149,7 +172,7 @@ absl::StatusOr<std::unique_ptr<HandoffServer>> HandoffServer::Start(const std::s
       ::chmod(path.c_str(), 0600) != 0 || ::listen(listener.get(), 4) != 0) {
     const int error = errno;
     ::unlink(path.c_str());
-    return absl::FailedPreconditionError(absl::StrCat(
+    return absl::InvalidArgumentError(absl::StrCat(
         "cannot listen on '", path, "': ", std::strerror(error), "; give a writable --socket-dir"));
   }
   return std::unique_ptr<HandoffServer>(

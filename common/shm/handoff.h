@@ -36,7 +36,8 @@ class HandoffServer {
   // On the handoff thread, with the connection of a taker; must not block.
   using Taken = std::function<void(UniqueFd connection, pid_t peer_pid)>;
 
-  // `directory` exists. InvalidArgument when the path is longer than a socket's may be.
+  // InvalidArgument when `directory` is not there or not writable, or the path longer than a
+  // socket's may be.
   static absl::StatusOr<std::unique_ptr<HandoffServer>> Start(const std::string& directory);
   ~HandoffServer();
 

@@ -11,12 +11,15 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "common/base/checked_math.h"
 #include "common/base/exit_code.h"
 #include "common/base/status_macros.h"
 
 namespace isotherm::shm {
 namespace {
 
+constexpr int64_t kPage = 4096;
+constexpr int64_t kHugePage = int64_t{2} << 20;
 constexpr int kSizeSeals = F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL;
 
 absl::Status ReserveFailed(absl::string_view label, int64_t bytes, int error) {
@@ -29,17 +32,18 @@ absl::Status ReserveFailed(absl::string_view label, int64_t bytes, int error) {
 
 }  // namespace
 
-Mapping::Mapping(Mapping&& other) noexcept
-    : data_(std::exchange(other.data_, nullptr)), size_(std::exchange(other.size_, 0)) {}
+Mapping::Mapping(Mapping&& other) noexcept { *this = std::move(other); }
 
 Mapping& Mapping::operator=(Mapping&& other) noexcept {
   std::swap(data_, other.data_);
   std::swap(size_, other.size_);
+  std::swap(reserved_, other.reserved_);
+  std::swap(reserved_bytes_, other.reserved_bytes_);
   return *this;
 }
 
 Mapping::~Mapping() {
-  if (data_ != nullptr) ::munmap(data_, static_cast<size_t>(size_));
+  if (reserved_ != nullptr) ::munmap(reserved_, reserved_bytes_);
 }
 
 absl::Status Mapping::MakeReadOnly() {
@@ -97,13 +101,26 @@ absl::Status CheckSealedMemory(int fd, int64_t bytes) {
 
 absl::StatusOr<Mapping> MapShared(int fd, int64_t bytes, Access access) {
   ISOTHERM_RETURN_IF_ERROR(CheckSealedMemory(fd, bytes));
+  // Inside a reservation that nobody may touch: running over either end faults at once. Large
+  // mappings start on 2 MiB, for huge pages.
+  const int64_t alignment = bytes >= kHugePage ? kHugePage : kPage;
+  const auto reserved_bytes = static_cast<size_t>(RoundUp(bytes, kPage) + 2 * alignment);
+  void* const reserved = ::mmap(nullptr, reserved_bytes, PROT_NONE,
+                                MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (reserved == MAP_FAILED) {
+    return absl::ResourceExhaustedError(
+        absl::StrCat("cannot reserve ", bytes, " bytes of addresses: ", std::strerror(errno)));
+  }
   const int protection = access == Access::kReadOnly ? PROT_READ : PROT_READ | PROT_WRITE;
-  void* data = ::mmap(nullptr, static_cast<size_t>(bytes), protection, MAP_SHARED, fd, 0);
-  if (data == MAP_FAILED) {
+  const auto first =
+      RoundUp(reinterpret_cast<uintptr_t>(reserved) + kPage, static_cast<uintptr_t>(alignment));
+  Mapping mapping(reinterpret_cast<std::byte*>(first), bytes, reserved, reserved_bytes);
+  if (::mmap(mapping.data(), static_cast<size_t>(bytes), protection, MAP_SHARED | MAP_FIXED, fd,
+             0) == MAP_FAILED) {
     return absl::ResourceExhaustedError(
         absl::StrCat("cannot map ", bytes, " bytes: ", std::strerror(errno)));
   }
-  return Mapping(static_cast<std::byte*>(data), bytes);
+  return mapping;
 }
 
 }  // namespace isotherm::shm

@@ -30,9 +30,12 @@ class Mapping {
 
  private:
   friend absl::StatusOr<Mapping> MapShared(int fd, int64_t bytes, Access access);
-  Mapping(std::byte* data, int64_t size) : data_(data), size_(size) {}
+  Mapping(std::byte* data, int64_t size, void* reserved, size_t reserved_bytes)
+      : data_(data), size_(size), reserved_(reserved), reserved_bytes_(reserved_bytes) {}
   std::byte* data_ = nullptr;
   int64_t size_ = 0;
+  void* reserved_ = nullptr;  // addresses around data_ that fault
+  size_t reserved_bytes_ = 0;
 };
 
 // A memfd of `bytes` with every page reserved and its size sealed for good (SHRINK, GROW, SEAL), so

@@ -7,7 +7,6 @@
 #include <optional>
 #include <span>
 #include <string>
-#include <variant>
 #include <vector>
 
 #include "absl/container/flat_hash_map.h"
@@ -15,7 +14,7 @@
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 #include "common/base/unique_fd.h"
-#include "common/tensor/dtype.h"
+#include "models/gguf/gguf_value.h"
 
 namespace isotherm {
 
@@ -45,14 +44,17 @@ class GgufFile {
   int64_t file_bytes() const { return file_bytes_; }
   int64_t num_keys() const { return static_cast<int64_t>(keys_.size()); }
 
+  // The getters name the key that is missing or of another type, and the type wanted.
   bool Has(absl::string_view key) const { return keys_.contains(key); }
-  // Any unsigned or non-negative signed integer type.
+  // Any integer type; a negative value or one above 2^63 - 1 is an error.
   absl::StatusOr<int64_t> GetInt(absl::string_view key) const;
+  // f32 or f64; infinities and NaN pass.
   absl::StatusOr<float> GetFloat(absl::string_view key) const;
   absl::StatusOr<bool> GetBool(absl::string_view key) const;
   absl::StatusOr<std::string> GetString(absl::string_view key) const;
   absl::StatusOr<std::vector<std::string>> GetStrings(absl::string_view key) const;
   absl::StatusOr<std::vector<float>> GetFloats(absl::string_view key) const;
+  // Any integer type whose values fit.
   absl::StatusOr<std::vector<int32_t>> GetInts(absl::string_view key) const;
 
   const std::vector<GgufTensor>& tensors() const { return tensors_; }
@@ -65,24 +67,33 @@ class GgufFile {
   // FNV-1a of the header text (everything before the data): the same file gives the same digest.
   const std::string& header_digest() const { return header_digest_; }
 
-  // The key's value as text, for people; long arrays are cut.
+  // The key's value as text, for people: escaped, and cut when long.
   std::string Show(absl::string_view key) const;
   std::vector<std::string> keys() const;
 
  private:
-  using Value = std::variant<int64_t, uint64_t, double, bool, std::string, std::vector<std::string>,
-                             std::vector<float>, std::vector<int32_t>, std::vector<int64_t>>;
   friend class GgufHeaderReader;
   GgufFile() = default;
+  absl::Status Bad(absl::string_view what) const;
+  absl::StatusOr<const GgufValue*> Find(absl::string_view key) const;
+  absl::Status WrongType(absl::string_view key, const GgufValue& value,
+                         absl::string_view wanted) const;
+  absl::string_view Text(uint64_t offset, uint64_t count) const {
+    return {header_.data() + offset, count};
+  }
+  // The value of a fixed-size type at a checked offset of the header.
   template <typename T>
-  absl::StatusOr<T> Get(absl::string_view key, absl::string_view wanted) const;
+  T Load(uint64_t offset) const;
+  std::optional<int64_t> LoadInt(GgufValueType type, uint64_t offset) const;
+  std::string ShowScalar(GgufValueType type, uint64_t offset) const;
 
   std::string path_;
   UniqueFd fd_;
   bool powerinfer_ = false;
   int64_t file_bytes_ = 0;
   std::string header_digest_;
-  absl::flat_hash_map<std::string, Value> keys_;
+  std::vector<char> header_;  // its text; values are decoded when asked for
+  absl::flat_hash_map<std::string, GgufValue> keys_;
   std::vector<GgufTensor> tensors_;
   absl::flat_hash_map<std::string, size_t> tensor_idx_;
 };

@@ -200,11 +200,4 @@ std::string Cluster::Logs() const {
   return text;
 }
 
-std::string RealModelPath() {
-  if (const char* path = std::getenv("ISOTHERM_TEST_MODEL"); path != nullptr && *path != '\0')
-    return path;
-  const std::string built = std::string(ISOTHERM_BINARY_DIR) + "/models/smollm2-relu-q8_0.gguf";
-  return std::filesystem::exists(built) ? built : "";
-}
-
 }  // namespace isotherm::integration

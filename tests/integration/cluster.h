@@ -11,6 +11,7 @@
 #include "isotherm/v1/placement.grpc.pb.h"
 #include "isotherm/v1/worker.grpc.pb.h"
 #include "tests/integration/child_process.h"
+#include "tests/integration/real_model.h"
 
 namespace isotherm::integration {
 
@@ -76,9 +77,5 @@ class Cluster {
   std::string directory_;
   std::map<std::string, std::unique_ptr<ChildProcess>> children_;
 };
-
-// Path of the built shipped model in the build tree's test data, or of ISOTHERM_TEST_MODEL; empty
-// when absent.
-std::string RealModelPath();
 
 }  // namespace isotherm::integration

@@ -1,8 +1,10 @@
 // Both sides as threads over one mapping: what ThreadSanitizer can see.
 #include <gtest/gtest.h>
 
+#include <atomic>
 #include <limits>
 #include <thread>
+#include <vector>
 
 #include "tests/common/shm/slot_pair.h"
 
@@ -57,6 +59,109 @@ TEST_P(SlotProtocolTest, EveryLayerOfManyStepsGetsItsOwnResult) {
 INSTANTIATE_TEST_SUITE_P(AlsoWhenSequencesWrap, SlotProtocolTest,
                          testing::Values(uint64_t{1}, (uint64_t{1} << 32) - 2,
                                          std::numeric_limits<uint64_t>::max() - 1));
+
+// Each side's "I sleep" is wiped out all the time, so that nobody is ever woken.
+TEST(LostWakeTest, TimedRoundsKeepTheStepsGoing) {
+  RegionPair pair;
+  const WaitOptions no_spin{.spin = std::chrono::microseconds(0), .round = milliseconds(5)};
+  auto client = *SlotClient::Create(*pair.gpu, no_spin);
+  auto server = *SlotServer::Create(*pair.cpu, no_spin);
+  std::atomic<bool> stop{false};
+  std::thread thief([&] {
+    while (!stop.load()) {
+      pair.gpu->own_words().sleeps.store(0);
+      pair.cpu->own_words().sleeps.store(0);
+    }
+  });
+  std::thread serve([&] { ServeUntilAborted(*server); });
+  for (int step = 0; step < 30; ++step) {
+    const absl::Status status =
+        RoundTrip(*client, {.step_id = step, .num_rows = 1, .deadline = In(milliseconds(20'000))});
+    EXPECT_TRUE(status.ok()) << status;
+  }
+  client->Abort();
+  serve.join();
+  stop = true;
+  thief.join();
+}
+
+TEST(BusyCoresTest, StepsGoOnWhileEveryCoreIsTaken) {
+  RegionPair pair;
+  auto client = *SlotClient::Create(*pair.gpu);
+  auto server = *SlotServer::Create(*pair.cpu);
+  std::atomic<bool> stop{false};
+  std::vector<std::thread> hogs;
+  for (unsigned i = 0; i < 2 * std::thread::hardware_concurrency(); ++i) {
+    hogs.emplace_back([&] {
+      while (!stop.load(std::memory_order_relaxed)) {
+      }
+    });
+  }
+  std::thread serve([&] { ServeUntilAborted(*server); });
+  for (int step = 0; step < 50; ++step) {
+    const absl::Status status =
+        RoundTrip(*client, {.step_id = step, .num_rows = 1, .deadline = In(milliseconds(20'000))});
+    EXPECT_TRUE(status.ok()) << status;
+  }
+  client->Abort();
+  serve.join();
+  stop = true;
+  for (std::thread& hog : hogs) hog.join();
+}
+
+TEST(DeadlineTest, ALateResultIsNotTakenForTheNextPost) {
+  RegionPair pair;
+  auto client = *SlotClient::Create(*pair.gpu);
+  auto server = *SlotServer::Create(*pair.cpu);
+  const ColdLayerHeader late{.step_id = 1, .num_rows = 1, .deadline = In(milliseconds(10))};
+  auto buffers = client->BeginPost(1, late.deadline);
+  ASSERT_TRUE(buffers.ok());
+  FillPost(*buffers, client->geometry(), late);
+  ASSERT_TRUE(client->Commit(late).ok());
+  EXPECT_TRUE(absl::IsDeadlineExceeded(client->Wait(late.deadline).status()));
+  auto work = server->Next(In(milliseconds(1000)));
+  ASSERT_TRUE(work.ok());
+  EXPECT_TRUE(work->cancelled);
+  std::thread serve([&] {
+    (void)ServePost(*server, *work);
+    ServeUntilAborted(*server);
+  });
+  const absl::Status status =
+      RoundTrip(*client, {.step_id = 2, .num_rows = 2, .deadline = In(milliseconds(20'000))});
+  EXPECT_TRUE(status.ok()) << status;
+  client->Abort();
+  serve.join();
+}
+
+TEST(DeadlineTest, AFullRingIsAnErrorAndNotAnOverwrite) {
+  RegionPair pair;
+  auto client = *SlotClient::Create(*pair.gpu);
+  for (int i = 0; i < kTestShape.num_slots; ++i) {
+    EXPECT_TRUE(client->PostEndOfStep(i, 0, 0, In(milliseconds(1000))).ok());
+  }
+  EXPECT_TRUE(absl::IsDeadlineExceeded(client->BeginPost(1, In(milliseconds(5))).status()));
+  EXPECT_TRUE(absl::IsDeadlineExceeded(client->PostEndOfStep(9, 0, 0, In(milliseconds(5)))));
+}
+
+TEST(MisuseTest, OutOfOrderCallsAndNumbersAreRefused) {
+  RegionPair pair;
+  auto client = *SlotClient::Create(*pair.gpu);
+  auto server = *SlotServer::Create(*pair.cpu);
+  EXPECT_FALSE(SlotClient::Create(*pair.cpu).ok());
+  EXPECT_FALSE(SlotServer::Create(*pair.gpu).ok());
+  EXPECT_TRUE(absl::IsFailedPrecondition(client->Commit({.num_rows = 1})));
+  EXPECT_TRUE(absl::IsFailedPrecondition(client->Wait(In(milliseconds(1))).status()));
+  EXPECT_TRUE(absl::IsInvalidArgument(client->BeginPost(0, In(milliseconds(1))).status()));
+  EXPECT_TRUE(absl::IsInvalidArgument(
+      client->BeginPost(kTestShape.max_rows + 1, In(milliseconds(1))).status()));
+  ASSERT_TRUE(client->BeginPost(2, In(milliseconds(1))).ok());
+  EXPECT_TRUE(absl::IsInvalidArgument(client->Commit({.num_rows = 1})));
+  EXPECT_TRUE(
+      absl::IsInvalidArgument(client->Commit({.layer = kTestShape.num_layers, .num_rows = 2})));
+  EXPECT_TRUE(
+      absl::IsInvalidArgument(client->Commit({.num_rows = 2, .cut = kTestShape.num_neurons + 1})));
+  EXPECT_TRUE(absl::IsFailedPrecondition(server->Finish({}, {})));
+}
 
 }  // namespace
 }  // namespace isotherm::shm

@@ -1,12 +1,37 @@
 #pragma once
 
+#include <sys/mman.h>
+#include <unistd.h>
+
 #include <cstdint>
-#include <fstream>
+#include <initializer_list>
 #include <string>
 
-#include "gtest/gtest.h"
+#include "absl/strings/str_cat.h"
+#include "common/base/check.h"
+#include "common/base/unique_fd.h"
 
 namespace isotherm {
+
+// A file in memory with a path: thousands of hostile files cost no disk.
+class MemoryFile {
+ public:
+  explicit MemoryFile(const std::string& bytes) : fd_(::memfd_create("gguf", MFD_CLOEXEC)) {
+    Set(bytes);
+  }
+  void Set(const std::string& bytes) {
+    Truncate(0);
+    const ssize_t put = ::pwrite(fd_.get(), bytes.data(), bytes.size(), 0);
+    ISOTHERM_CHECK(put == static_cast<ssize_t>(bytes.size()));
+  }
+  void Truncate(size_t bytes) {
+    ISOTHERM_CHECK(::ftruncate(fd_.get(), static_cast<off_t>(bytes)) == 0);
+  }
+  std::string path() const { return absl::StrCat("/proc/self/fd/", fd_.get()); }
+
+ private:
+  UniqueFd fd_;
+};
 
 // Assembles GGUF bytes by hand, so that tests can write what no writer would.
 class GgufBytes {
@@ -45,18 +70,16 @@ class GgufBytes {
     for (const uint64_t size : shape) Put<uint64_t>(size);
     return Put<uint32_t>(type).Put<uint64_t>(offset);
   }
+  // An array said to have `claimed` elements, followed by `bytes` zero bytes.
+  GgufBytes& Array(const std::string& key, uint32_t type, uint64_t claimed, size_t bytes = 0) {
+    return Text(key).Put<uint32_t>(9).Put<uint32_t>(type).Put<uint64_t>(claimed).Raw(
+        std::string(bytes, '\0'));
+  }
   GgufBytes& Pad(size_t alignment = 32) {
     while (bytes_.size() % alignment != 0) bytes_.push_back('\0');
     return *this;
   }
   const std::string& bytes() const { return bytes_; }
-
-  static std::string WriteTemp(const std::string& bytes, const std::string& name = "case.gguf") {
-    const std::string path = testing::TempDir() + "/" +
-                             testing::UnitTest::GetInstance()->current_test_info()->name() + name;
-    std::ofstream(path, std::ios::binary | std::ios::trunc) << bytes;
-    return path;
-  }
 
  private:
   std::string bytes_;

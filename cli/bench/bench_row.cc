@@ -1,0 +1,80 @@
+#include "cli/bench/bench_row.h"
+
+#include <algorithm>
+#include <nlohmann/json.hpp>
+#include <utility>
+
+#include "absl/strings/str_format.h"
+
+namespace isotherm::cli {
+namespace {
+
+nlohmann::ordered_json ToJson(const Spread& spread) {
+  return {{"median", spread.median}, {"low", spread.low}, {"high", spread.high}};
+}
+
+}  // namespace
+
+Spread SpreadOf(std::vector<double> values) {
+  if (values.empty()) return {};
+  std::sort(values.begin(), values.end());
+  const size_t half = values.size() / 2;
+  const double median =
+      values.size() % 2 == 1 ? values[half] : (values[half - 1] + values[half]) / 2;
+  return {median, values.front(), values.back()};
+}
+
+BenchRow MakeBenchRow(std::string name, int64_t concurrency,
+                      const std::vector<BenchSample>& samples) {
+  const auto spread_of = [&samples](double BenchSample::*field) {
+    std::vector<double> values;
+    for (const BenchSample& sample : samples) values.push_back(sample.*field);
+    return SpreadOf(std::move(values));
+  };
+  return {.name = std::move(name),
+          .concurrency = concurrency,
+          .repeats = static_cast<int64_t>(samples.size()),
+          .time_to_first_token_ms = spread_of(&BenchSample::time_to_first_token_ms),
+          .time_per_token_ms = spread_of(&BenchSample::time_per_token_ms),
+          .tokens_per_second = spread_of(&BenchSample::tokens_per_second),
+          .gpu_hit_share = spread_of(&BenchSample::gpu_hit_share)};
+}
+
+std::string BenchTable(const std::vector<BenchRow>& rows) {
+  std::string table = absl::StrFormat("%-32s %5s %22s %10s %10s %7s\n", "", "at", "tokens/s",
+                                      "first", "per token", "");
+  absl::StrAppendFormat(&table, "%-32s %5s %22s %10s %10s %7s\n", "median of the repeats", "once",
+                        "(low - high)", "token, ms", "ms", "hot");
+  for (const BenchRow& row : rows) {
+    absl::StrAppendFormat(&table, "%-32s %5d %22s %10.1f %10.2f %5.0f %%%s\n", row.name,
+                          row.concurrency,
+                          absl::StrFormat("%.1f (%.1f - %.1f)", row.tokens_per_second.median,
+                                          row.tokens_per_second.low, row.tokens_per_second.high),
+                          row.time_to_first_token_ms.median, row.time_per_token_ms.median,
+                          100 * row.gpu_hit_share.median, row.note.empty() ? "" : "  " + row.note);
+  }
+  return table;
+}
+
+std::string BenchJson(const std::vector<BenchRow>& rows, int64_t prompt_tokens,
+                      int64_t generated_tokens) {
+  nlohmann::ordered_json json;
+  json["prompt_tokens"] = prompt_tokens;
+  json["generated_tokens"] = generated_tokens;
+  json["rows"] = nlohmann::ordered_json::array();
+  for (const BenchRow& row : rows) {
+    nlohmann::ordered_json item;
+    item["name"] = row.name;
+    item["concurrency"] = row.concurrency;
+    item["repeats"] = row.repeats;
+    item["tokens_per_second"] = ToJson(row.tokens_per_second);
+    item["time_to_first_token_ms"] = ToJson(row.time_to_first_token_ms);
+    item["time_per_token_ms"] = ToJson(row.time_per_token_ms);
+    item["gpu_hit_share"] = ToJson(row.gpu_hit_share);
+    if (!row.note.empty()) item["note"] = row.note;
+    json["rows"].push_back(std::move(item));
+  }
+  return json.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace) + "\n";
+}
+
+}  // namespace isotherm::cli

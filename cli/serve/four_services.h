@@ -1,0 +1,26 @@
+#pragma once
+
+#include <filesystem>
+#include <string>
+#include <vector>
+
+#include "cli/config/serve_options.h"
+#include "cli/supervise/run_dir.h"
+#include "cli/supervise/server_record.h"
+#include "cli/supervise/supervisor.h"
+
+namespace isotherm::cli {
+
+struct FourServices {
+  std::vector<ServiceSpec> specs;  // cpu-worker, gpu-worker, placement, gateway
+  ServerRecord record;             // their addresses
+};
+
+// The four processes of one server: their programs in `program_dir`, their command lines, and the
+// Unix sockets in `run_dir` by which they meet. The gateway listens on options.grpc_listen, or on a
+// socket, too, when that is empty. Plans are kept in `plan_dir`.
+FourServices MakeFourServices(const ServeOptions& options, const std::filesystem::path& model,
+                              const std::filesystem::path& program_dir, const RunDir& run_dir,
+                              const std::filesystem::path& plan_dir);
+
+}  // namespace isotherm::cli

@@ -1,0 +1,57 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "common/base/unique_fd.h"
+#include "common/shm/arena_layout.h"
+#include "common/shm/shared_memory.h"
+#include "cpu_worker/engine/bundle_source.h"
+
+namespace isotherm::cpu {
+
+// Every neuron of the model as bundles in sealed shared memory. Read-only once loaded, so any
+// thread may use it.
+class Arena {
+ public:
+  struct LoadOptions {
+    int num_threads = 1;
+    // From the loading threads, one at a time, with a share that never falls; 1 comes last. False
+    // stops the load with Cancelled.
+    std::function<bool(double share)> progress;
+    shm::MemoryLimits limits;
+  };
+  // ResourceExhausted with exit code kShortage when the memory is not there (both numbers in the
+  // text); the source's own errors; Cancelled.
+  static absl::StatusOr<std::unique_ptr<Arena>> Load(const BundleSource& source,
+                                                     const LoadOptions& options);
+
+  const shm::ArenaGeometry& geometry() const { return geometry_; }
+  const std::byte* layer(int64_t layer) const {
+    return mapping_.data() + geometry_.LayerOffset(layer);
+  }
+
+  // A descriptor of the same memory, for a peer.
+  absl::StatusOr<UniqueFd> DuplicateFd() const;
+
+  // DataLoss when the layer's bytes are no longer those that were loaded.
+  absl::Status CheckLayer(int64_t layer) const;
+
+ private:
+  Arena(const shm::ArenaGeometry& geometry, UniqueFd fd, shm::Mapping mapping);
+
+  const shm::ArenaGeometry geometry_;
+  const UniqueFd fd_;
+  shm::Mapping mapping_;
+  std::vector<uint64_t> digests_;  // of each layer
+};
+
+// Order-sensitive 64-bit digest; finds damage, not malice. `bytes` is a multiple of 64.
+uint64_t DigestOf(const std::byte* data, int64_t bytes);
+
+}  // namespace isotherm::cpu

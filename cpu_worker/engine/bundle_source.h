@@ -1,0 +1,22 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+
+#include "absl/status/status.h"
+#include "common/shm/arena_layout.h"
+#include "common/tensor/activation.h"
+
+namespace isotherm::cpu {
+
+// Where the arena's neurons come from: a model file, or a test's numbers.
+struct BundleSource {
+  shm::ArenaShape shape;
+  Activation activation = Activation::kRelu;
+  // Writes the bundles of neurons [first, first + count) of a layer to `out`, each of
+  // ArenaGeometry::bundle_bytes. Called by several threads at once, on ranges that do not overlap.
+  std::function<absl::Status(int64_t layer, int64_t first, int64_t count, std::byte* out)> pack;
+};
+
+}  // namespace isotherm::cpu

@@ -1,0 +1,120 @@
+#include "cpu_worker/engine/cold_engine.h"
+
+#include <spdlog/spdlog.h>
+
+#include <bit>
+#include <chrono>
+#include <string>
+#include <utility>
+
+#include "common/base/checked_math.h"
+#include "common/base/status_macros.h"
+
+namespace isotherm::cpu {
+namespace {
+
+using std::chrono::steady_clock;
+
+StepLedger::Key KeyOf(const shm::ColdLayerHeader& header) {
+  return {.step_id = header.step_id, .epoch = header.epoch, .attempt = header.attempt};
+}
+
+// (row, neuron) pairs of the task that are cold and below the cut.
+int64_t CountPairs(const ColdLayerTask& task, const std::vector<uint64_t>& cold) {
+  const auto words = static_cast<int64_t>(cold.size());
+  int64_t pairs = 0;
+  for (int64_t word = 0; word * 64 < task.header.cut; ++word) {
+    uint64_t owned = cold[static_cast<size_t>(word)];
+    const int64_t below_cut = task.header.cut - word * 64;
+    if (below_cut < 64) owned &= (uint64_t{1} << below_cut) - 1;
+    for (int64_t row = 0; row < task.header.num_rows; ++row) {
+      pairs += std::popcount(task.active[row * words + word] & owned);
+    }
+  }
+  return pairs;
+}
+
+}  // namespace
+
+ColdEngine::ColdEngine(const Arena& arena, const EpochTables& epochs, StepLedger& ledger,
+                       WorkerEvents& events, const Options& options)
+    : arena_(arena),
+      epochs_(epochs),
+      ledger_(ledger),
+      events_(events),
+      options_(options),
+      pool_({.num_threads = options.num_threads, .name = "cold"}),
+      step_keys_(static_cast<size_t>(options.max_rows)) {}
+
+absl::StatusOr<std::unique_ptr<ColdEngine>> ColdEngine::Create(const Arena& arena,
+                                                               const EpochTables& epochs,
+                                                               StepLedger& ledger,
+                                                               WorkerEvents& events,
+                                                               const Options& options) {
+  std::unique_ptr<ColdEngine> engine(new ColdEngine(arena, epochs, ledger, events, options));
+  const shm::ArenaShape& shape = arena.geometry().shape;
+  absl::MutexLock lock(&engine->mu_);
+  ISOTHERM_ASSIGN_OR_RETURN(engine->workspace_,
+                            SparseFfnWorkspace::Create({.num_threads = engine->num_threads(),
+                                                        .max_rows = options.max_rows,
+                                                        .model_dim = shape.model_dim,
+                                                        .num_neurons = shape.num_neurons}));
+  return engine;
+}
+
+shm::ColdLayerOutcome ColdEngine::Compute(const ColdLayerTask& task) {
+  const auto start = steady_clock::now();
+  const shm::ColdLayerHeader& header = task.header;
+  if (start >= header.deadline) return {.status = shm::ColdLayerStatus::kCancelled};
+  const std::shared_ptr<const EpochTable> table = epochs_.Find(header.epoch);
+  if (table == nullptr) return {.status = shm::ColdLayerStatus::kStaleEpoch};
+  const std::vector<uint64_t>& cold = table->cold[static_cast<size_t>(header.layer)];
+
+  absl::MutexLock lock(&mu_);
+  for (int32_t row = 0; row < header.num_rows; ++row) {
+    step_keys_[static_cast<size_t>(row)] =
+        StepKey(task.nonce, static_cast<uint64_t>(header.step_id),
+                static_cast<uint64_t>(header.attempt), static_cast<uint64_t>(task.row_keys[row]));
+  }
+  const NeuronHash hash{.layer_seed = LayerSeed(static_cast<uint64_t>(header.epoch),
+                                                static_cast<uint64_t>(header.layer)),
+                        .row_keys = step_keys_.data()};
+  const shm::ArenaGeometry& geometry = arena_.geometry();
+  shm::ColdLayerOutcome outcome;
+  SparseFfnParams params;
+  params.bundles = {.dtype = geometry.shape.dtype,
+                    .rows = geometry.shape.rows,
+                    .model_dim = geometry.shape.model_dim,
+                    .row_bytes = geometry.row_bytes,
+                    .bundle_bytes = geometry.bundle_bytes,
+                    .data = arena_.layer(header.layer),
+                    .num_neurons = geometry.shape.num_neurons};
+  (geometry.shape.dtype == DType::kBF16 ? params.z_bf16 : params.z_f16) = task.z;
+  params.num_rows = header.num_rows;
+  params.active = task.active;
+  params.owned = cold.data();
+  params.last_neuron = header.cut;
+  params.activation = options_.activation;
+  params.partial = task.partial;
+  params.hash = &hash;
+  params.work_hash = &outcome.work_hash;
+  params.workspace = workspace_.get();
+  if (const absl::Status status = SparseFfn(params, pool_); !status.ok()) {
+    SPDLOG_ERROR("layer {} of step {}: {}", header.layer, header.step_id,
+                 std::string(status.message()));
+    return {.status = shm::ColdLayerStatus::kPoison};
+  }
+  outcome.neurons = CountPairs(task, cold);
+  outcome.compute_us =
+      std::chrono::duration<float, std::micro>(steady_clock::now() - start).count();
+  ledger_.AddLayer(KeyOf(header), outcome.work_hash, outcome.neurons);
+  return outcome;
+}
+
+void ColdEngine::EndStep(const shm::ColdLayerHeader& header) {
+  events_.StepFinished(ledger_.EndStep(KeyOf(header)));
+}
+
+void ColdEngine::DropStep() { ledger_.DropRunning(); }
+
+}  // namespace isotherm::cpu

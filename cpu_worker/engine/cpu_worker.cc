@@ -1,0 +1,107 @@
+#include "cpu_worker/engine/cpu_worker.h"
+
+#include <hwy/targets.h>
+#include <sched.h>
+
+#include <algorithm>
+#include <utility>
+
+#include "common/base/error_reason.h"
+#include "common/base/status_macros.h"
+#include "common/process/service_process.h"
+#include "common/threading/cores.h"
+
+namespace isotherm::cpu {
+namespace {
+
+// Of the core that asks; the process is expected to be bound to one node.
+int32_t NumaNode() {
+  unsigned cpu = 0;
+  unsigned node = 0;
+  return ::getcpu(&cpu, &node) == 0 ? static_cast<int32_t>(node) : 0;
+}
+
+// Highway numbers better targets lower.
+std::string BestIsa() {
+  const int64_t targets = hwy::SupportedTargets();
+  return hwy::TargetName(targets & -targets);
+}
+
+}  // namespace
+
+CpuWorker::CpuWorker(const Options& options) : options_(options), instance_id_(RandomId()) {}
+
+CpuWorker::~CpuWorker() = default;
+
+absl::Status CpuWorker::Load(const BundleSource& source, const std::string& model_digest,
+                             const std::function<bool(double)>& progress) {
+  const int threads = options_.num_threads > 0 ? options_.num_threads : DefaultThreadCount();
+  ISOTHERM_ASSIGN_OR_RETURN(parts_.arena,
+                            Arena::Load(source, {.num_threads = threads,
+                                                 .progress =
+                                                     [&](double share) {
+                                                       load_progress_.store(std::min(share, 0.99));
+                                                       return !progress || progress(share);
+                                                     },
+                                                 .limits = shm::ReadMemoryLimits()}));
+  parts_.epochs =
+      std::make_unique<EpochTables>(EpochTables::Model{.num_layers = source.shape.num_layers,
+                                                       .num_neurons = source.shape.num_neurons,
+                                                       .digest = model_digest});
+  ISOTHERM_ASSIGN_OR_RETURN(parts_.engine,
+                            ColdEngine::Create(*parts_.arena, *parts_.epochs, ledger_, events_,
+                                               {.num_threads = threads,
+                                                .max_rows = options_.max_rows,
+                                                .activation = source.activation}));
+  ISOTHERM_ASSIGN_OR_RETURN(
+      parts_.attachments,
+      AttachmentHost::Start(
+          *parts_.arena, *parts_.engine, events_,
+          {.socket_dir = options_.socket_dir, .wait = options_.wait, .watch = options_.watch}));
+  model_digest_ = model_digest;
+  load_progress_.store(1);
+  ready_.store(true, std::memory_order_release);
+  return absl::OkStatus();
+}
+
+absl::StatusOr<CpuWorker::Parts*> CpuWorker::parts() {
+  if (ready_.load(std::memory_order_acquire)) return &parts_;
+  return WithErrorReason(
+      absl::UnavailableError("the cpu_worker is loading its model; try again when it is ready"),
+      {.reason = "MODEL_LOADING", .retry_after = std::chrono::milliseconds(1000)});
+}
+
+CpuWorker::Description CpuWorker::Describe() const {
+  Description description;
+  description.instance_id = instance_id_;
+  description.isa = BestIsa();
+  description.numa_node = NumaNode();
+  description.load_progress = load_progress_.load();
+  description.epochs = {kBuiltInEpoch};
+  if (!ready_.load(std::memory_order_acquire)) return description;
+  const shm::ArenaGeometry& geometry = parts_.arena->geometry();
+  description.model_digest = model_digest_;
+  description.layout_hash = shm::LayoutHash(geometry.shape);
+  description.arena_bytes = geometry.arena_bytes;
+  description.num_layers = geometry.shape.num_layers;
+  description.num_neurons = geometry.shape.num_neurons;
+  description.bundle_bytes = geometry.bundle_bytes;
+  description.threads = parts_.engine->num_threads();
+  description.epochs = parts_.epochs->Committed();
+  description.committed_epoch = parts_.epochs->NewestCommitted();
+  return description;
+}
+
+WorkerHello CpuWorker::Hello() const {
+  WorkerHello hello;
+  hello.instance_id = instance_id_;
+  hello.epochs = {kBuiltInEpoch};
+  hello.max_rows = options_.max_rows;
+  if (!ready_.load(std::memory_order_acquire)) return hello;
+  hello.epochs = parts_.epochs->Committed();
+  hello.peer_attached = parts_.attachments->attached();
+  hello.model_digest = model_digest_;
+  return hello;
+}
+
+}  // namespace isotherm::cpu

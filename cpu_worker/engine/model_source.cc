@@ -1,0 +1,25 @@
+#include "cpu_worker/engine/model_source.h"
+
+#include <span>
+#include <utility>
+
+namespace isotherm::cpu {
+
+BundleSource SourceOf(std::shared_ptr<const ModelFile> model) {
+  const BundleLayout& layout = model->bundle_layout();
+  BundleSource source;
+  source.shape = {.dtype = layout.dtype,
+                  .rows = layout.rows,
+                  .model_dim = layout.model_dim,
+                  .num_neurons = layout.num_neurons,
+                  .num_layers = layout.num_layers};
+  source.activation = model->config().activation;
+  source.pack = [model = std::move(model), bundle_bytes = layout.bundle_bytes](
+                    int64_t layer, int64_t first, int64_t count, std::byte* out) {
+    return model->PackBundles(layer, first, count,
+                              std::span<std::byte>(out, static_cast<size_t>(count * bundle_bytes)));
+  };
+  return source;
+}
+
+}  // namespace isotherm::cpu

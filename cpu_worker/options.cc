@@ -1,0 +1,82 @@
+#include "cpu_worker/options.h"
+
+#include <CLI/CLI.hpp>
+#include <cstdio>
+#include <sstream>
+
+#include "absl/strings/str_cat.h"
+
+namespace isotherm::cpu {
+namespace {
+
+constexpr char kAbout[] =
+    "Computes the cold neurons of a sparse model on this machine's cores, for one gpu_worker.\n"
+    "It loads every feed-forward neuron into shared memory, announces\n"
+    "  listening ADDR | progress SHARE | ready\n"
+    "on stdout, and serves until SIGTERM. `isotherm serve` starts it with the other services.";
+
+constexpr char kFooter[] =
+    "Example:\n"
+    "  isotherm-cpu-worker --model model.gguf --listen unix:/run/isotherm/cpu.sock \\\n"
+    "      --socket-dir /run/isotherm\n"
+    "Exit codes: 0 done, 64 flags, 65 bad model, 70 internal, 71 memory or port short, 75 drain "
+    "cut work.";
+
+}  // namespace
+
+absl::StatusOr<CpuWorkerOptions> ParseOptions(int argc, char** argv,
+                                              std::optional<int>* exit_code) {
+  CpuWorkerOptions options;
+  std::string activation;
+  float threshold = 0;
+  int64_t spin_us = options.wait.spin.count();
+  int64_t drain_ms = options.drain_timeout.count();
+  CLI::App app(kAbout, "isotherm-cpu-worker");
+  app.footer(kFooter);
+  app.set_version_flag("--version", "isotherm-cpu-worker " ISOTHERM_VERSION);
+  app.add_option("--model", options.model, "GGUF file")->required();
+  app.add_option("--listen", options.listen,
+                 "gRPC address: unix:/path.sock, or 127.0.0.1:PORT (0: any free one)")
+      ->required();
+  app.add_option("--socket-dir", options.socket_dir,
+                 "directory for the socket that hands shared memory over")
+      ->required();
+  app.add_option("--threads", options.num_threads, "compute threads; 0: choose by cores and quota")
+      ->check(CLI::Range(0, 1024));
+  app.add_option("--activation", activation, "relu or silu instead of the file's")
+      ->check(CLI::IsMember({"relu", "silu"}));
+  CLI::Option* const threshold_option = app.add_option(
+      "--sparse-threshold", threshold,
+      "the predictor threshold that the gpu_worker was given; both must name one model");
+  app.add_option("--spin-us", spin_us, "how long to spin for the gpu_worker before sleeping")
+      ->capture_default_str()
+      ->check(CLI::Range(0, 100'000));
+  app.add_option("--drain-timeout-ms", drain_ms, "after SIGTERM, time for the steps under way")
+      ->capture_default_str()
+      ->check(CLI::Range(0, 600'000));
+  app.add_option("--log-level", options.log_level, "trace, debug, info, warn, error or off")
+      ->capture_default_str();
+  app.add_flag("--supervised", options.supervised, "end when the process that started this ends");
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    std::ostringstream out;
+    std::ostringstream err;
+    if (app.exit(error, out, err) == 0) {
+      std::fputs(out.str().c_str(), stdout);
+      *exit_code = 0;
+      return options;
+    }
+    return absl::InvalidArgumentError(
+        absl::StrCat(error.what(), "; try: isotherm-cpu-worker --help"));
+  }
+  if (!activation.empty()) {
+    options.activation = activation == "relu" ? Activation::kRelu : Activation::kSilu;
+  }
+  if (threshold_option->count() > 0) options.sparse_threshold = threshold;
+  options.wait.spin = std::chrono::microseconds(spin_us);
+  options.drain_timeout = std::chrono::milliseconds(drain_ms);
+  return options;
+}
+
+}  // namespace isotherm::cpu

@@ -1,0 +1,31 @@
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <optional>
+#include <string>
+
+#include "absl/status/statusor.h"
+#include "common/shm/doorbell.h"
+#include "common/tensor/activation.h"
+
+namespace isotherm::cpu {
+
+struct CpuWorkerOptions {
+  std::string model;
+  std::string listen;
+  std::string socket_dir;
+  int num_threads = 0;                    // 0: as many as are left beside the other services
+  std::optional<Activation> activation;   // instead of the file's
+  std::optional<float> sparse_threshold;  // part of the model's identity; used by the gpu_worker
+  shm::WaitOptions wait;
+  std::chrono::milliseconds drain_timeout{10'000};
+  std::string log_level = "info";
+  bool supervised = false;
+};
+
+// Prints --help and --version itself; `exit_code` is then set and the options are void.
+// InvalidArgument says what is wrong and what would work.
+absl::StatusOr<CpuWorkerOptions> ParseOptions(int argc, char** argv, std::optional<int>* exit_code);
+
+}  // namespace isotherm::cpu

@@ -1,0 +1,87 @@
+#include "cpu_worker/server.h"
+
+#include <pthread.h>
+#include <spdlog/spdlog.h>
+
+#include <atomic>
+#include <chrono>
+#include <memory>
+#include <thread>
+#include <utility>
+
+#include "common/base/exit_code.h"
+#include "common/base/status_macros.h"
+#include "common/rpc/server.h"
+#include "cpu_worker/engine/cpu_worker.h"
+#include "cpu_worker/engine/model_source.h"
+#include "cpu_worker/service/cpu_worker_service.h"
+#include "cpu_worker/service/worker_service.h"
+
+namespace isotherm::cpu {
+namespace {
+
+absl::Status LoadModel(const CpuWorkerOptions& options, CpuWorker& worker,
+                       const std::atomic<bool>& stop) {
+  ISOTHERM_ASSIGN_OR_RETURN(
+      std::shared_ptr<const ModelFile> model,
+      ModelFile::Open(options.model, {.activation = options.activation,
+                                      .sparse_threshold = options.sparse_threshold}));
+  if (!model->repacked().empty()) SPDLOG_INFO("{}", model->repacked());
+  const std::string digest = model->config().digest;
+  double announced = 0;
+  return worker.Load(SourceOf(std::move(model)), digest, [&](double share) {
+    if (share >= announced + 0.01) {
+      announced = share;
+      AnnounceProgress(share);
+    }
+    return !stop.load();
+  });
+}
+
+// Waits until no step is under way. True when none had to be cut.
+bool Drain(CpuWorker& worker, std::chrono::milliseconds timeout) {
+  const auto end = std::chrono::steady_clock::now() + timeout;
+  while (worker.ledger().Busy()) {
+    if (std::chrono::steady_clock::now() >= end) return false;
+    std::this_thread::sleep_for(std::chrono::milliseconds(5));
+  }
+  return true;
+}
+
+}  // namespace
+
+absl::Status RunServer(const CpuWorkerOptions& options, ShutdownSignal& shutdown) {
+  CpuWorker worker(
+      {.socket_dir = options.socket_dir, .num_threads = options.num_threads, .wait = options.wait});
+  WorkerService worker_service(worker);
+  CpuWorkerService cpu_worker_service(worker);
+  ISOTHERM_ASSIGN_OR_RETURN(
+      const std::unique_ptr<rpc::Server> server,
+      rpc::Server::Start({.listen = options.listen}, {&worker_service, &cpu_worker_service}));
+  AnnounceListening(server->address());
+
+  std::atomic<bool> stop{false};
+  absl::Status load_status;
+  std::thread loader([&] {
+    ::pthread_setname_np(::pthread_self(), "load");
+    load_status = LoadModel(options, worker, stop);
+    if (!load_status.ok()) return shutdown.Trigger();
+    if (stop.load()) return;
+    server->SetServing(true);
+    AnnounceReady();
+  });
+  const int signal = shutdown.Wait();
+  stop.store(true);
+  loader.join();
+  if (signal == 0) return load_status;
+
+  SPDLOG_INFO("signal {}: draining", signal);
+  server->SetServing(false);
+  const bool clean = Drain(worker, options.drain_timeout);
+  server->Shutdown(std::chrono::milliseconds(0));
+  if (clean) return absl::OkStatus();
+  return WithExitCode(absl::DeadlineExceededError("the drain timeout cut a step"),
+                      ExitCode::kDrainCut);
+}
+
+}  // namespace isotherm::cpu

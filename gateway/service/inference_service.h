@@ -1,0 +1,41 @@
+#pragma once
+
+#include <functional>
+
+#include "gateway/scheduling/scheduler_thread.h"
+#include "gateway/service/generate_reactor.h"
+#include "gateway/text/model_slot.h"
+#include "isotherm/v1/inference.grpc.pb.h"
+
+namespace isotherm {
+
+// The public API. Handlers decode, call, map the status; Generate is a reactor of its own.
+// Everything it is given outlives the server.
+class InferenceService : public v1::InferenceService::CallbackService {
+ public:
+  InferenceService(const GenerateLimits& limits, const ModelSlot& models,
+                   SchedulerThread& scheduler, std::function<bool()> placement_connected);
+
+  grpc::ServerWriteReactor<v1::GenerateResponse>* Generate(
+      grpc::CallbackServerContext* context, const v1::GenerateRequest* request) override;
+  grpc::ServerUnaryReactor* Abort(grpc::CallbackServerContext* context,
+                                  const v1::AbortRequest* request,
+                                  v1::AbortResponse* response) override;
+  grpc::ServerUnaryReactor* Tokenize(grpc::CallbackServerContext* context,
+                                     const v1::TokenizeRequest* request,
+                                     v1::TokenizeResponse* response) override;
+  grpc::ServerUnaryReactor* Detokenize(grpc::CallbackServerContext* context,
+                                       const v1::DetokenizeRequest* request,
+                                       v1::DetokenizeResponse* response) override;
+  grpc::ServerUnaryReactor* ModelInfo(grpc::CallbackServerContext* context,
+                                      const v1::ModelInfoRequest* request,
+                                      v1::ModelInfoResponse* response) override;
+
+ private:
+  const GenerateLimits limits_;
+  const ModelSlot& models_;
+  SchedulerThread& scheduler_;
+  const std::function<bool()> placement_connected_;
+};
+
+}  // namespace isotherm

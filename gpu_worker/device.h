@@ -1,0 +1,98 @@
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "common/step/placement_plan.h"
+#include "common/step/step.h"
+#include "gpu_worker/engine/cold_side.h"
+#include "gpu_worker/engine/sampler.h"
+
+namespace isotherm::gpu {
+
+// One token to compute.
+struct DeviceRow {
+  TokenId token = 0;
+  int32_t position = 0;
+  std::span<const int32_t> pages;     // of the row's sequence; covers `position`
+  bool exact = false;                 // every neuron is active
+  SamplingState* sampling = nullptr;  // not null: sample a token from this row's logits
+};
+
+struct DeviceBatch {
+  int64_t step_id = 0;
+  int64_t epoch = kBuiltInEpoch;
+  int32_t attempt = 0;
+  TimePoint deadline;
+  bool exact = false;     // for every row
+  bool gpu_only = false;  // cold neurons are computed on this side, from the arena
+  bool trace = false;
+  std::span<const DeviceRow> rows;
+};
+
+struct DeviceSample {
+  int64_t row = 0;  // index into the batch's rows
+  TokenId token = -1;
+  std::optional<TokenLogprobs> logprobs;
+};
+
+struct DeviceOutput {
+  std::vector<DeviceSample> samples;  // of the rows that sample, in order
+  uint64_t owed_hash = 0;
+  uint64_t work_hash = 0;  // accumulated on this side
+  int64_t active_neurons = 0;
+  int64_t hot_neurons = 0;
+  bool cpu_recomputed = false;
+  std::vector<LayerTiming> timings;  // if traced
+};
+
+struct DeviceInfo {
+  std::string name;  // "cpu", or the GPU's name
+  std::string isa;
+  int threads = 0;
+  int64_t hot_capacity_bytes = 0;
+  int64_t hot_free_bytes = 0;
+  int32_t kv_pages = 0;
+  int32_t max_rows = 0;
+};
+
+inline constexpr int32_t kPageSize = 16;  // tokens of a KV page
+
+// What computes a step. The host backend implements it on CPU threads; a CUDA backend implements it
+// with one captured graph per row bucket, which is why the unit is a step of a batch and not an
+// operation.
+//
+// RunStep is called by the engine thread alone and blocks until the step is done. Prepare, Commit
+// and Retire may be called by another thread meanwhile; they never touch what a running step reads,
+// and the engine guarantees that no step runs under an epoch that is being retired. A failed step
+// leaves the KV of its rows undefined and everything else as it was. Internal after a sticky fault:
+// the process must end.
+class Device {
+ public:
+  virtual ~Device() = default;
+
+  virtual DeviceInfo Describe() const = 0;
+
+  // Copies the plan's hot bundles that are not resident into free slots and builds the epoch's
+  // tables. `progress`: bytes done, bytes in all. ResourceExhausted, with nothing kept, when they
+  // do not fit. Idempotent for an epoch that is prepared.
+  virtual absl::Status Prepare(const PlacementPlan& plan,
+                               const std::function<void(int64_t, int64_t)>& progress) = 0;
+  // Frees what only this epoch holds. NotFound for an epoch that is not prepared.
+  virtual absl::Status Retire(int64_t epoch) = 0;
+  virtual bool Has(int64_t epoch) const = 0;
+
+  // Rows of one sequence come in ascending positions; their KV is written before any of them
+  // attends. FailedPrecondition: the epoch is not prepared. Unavailable: cold neurons are active
+  // and neither a cpu_worker nor an arena is there. DeadlineExceeded: the cold side did not answer
+  // in time.
+  virtual absl::Status RunStep(const DeviceBatch& batch, const ColdSide& cold,
+                               DeviceOutput* output) = 0;
+};
+
+}  // namespace isotherm::gpu

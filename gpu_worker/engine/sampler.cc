@@ -1,0 +1,149 @@
+#include "gpu_worker/engine/sampler.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "common/kernels/work_hash.h"
+
+namespace isotherm::gpu {
+
+SamplingState::SamplingState(const SequenceSampling& sampling)
+    : params_(sampling.params),
+      stop_token_ids_(sampling.stop_token_ids),
+      top_logprobs_(sampling.top_logprobs),
+      min_tokens_(sampling.min_tokens),
+      prompt_length_(static_cast<int64_t>(sampling.penalty_tokens.size())) {
+  if (params_.repetition_penalty != 1.0f) {
+    for (const TokenId token : sampling.penalty_tokens) ++prompt_counts_[token];
+  }
+}
+
+void SamplingState::CountEarlier(TokenId token) {
+  ++num_sampled_;
+  ++output_counts_[token];
+}
+
+bool SamplingState::IsStop(TokenId token) const {
+  return std::find(stop_token_ids_.begin(), stop_token_ids_.end(), token) != stop_token_ids_.end();
+}
+
+void SamplingState::Penalise(std::span<float> logits) const {
+  const auto in_range = [&](TokenId id) {
+    return id >= 0 && static_cast<size_t>(id) < logits.size();
+  };
+  if (params_.repetition_penalty != 1.0f) {
+    const auto repeat = [&](TokenId id) {
+      float& logit = logits[static_cast<size_t>(id)];
+      logit = logit > 0 ? logit / params_.repetition_penalty : logit * params_.repetition_penalty;
+    };
+    for (const auto& [id, count] : prompt_counts_) {
+      if (in_range(id)) repeat(id);
+    }
+    for (const auto& [id, count] : output_counts_) {
+      if (in_range(id) && !prompt_counts_.contains(id)) repeat(id);
+    }
+  }
+  if (params_.frequency_penalty != 0 || params_.presence_penalty != 0) {
+    for (const auto& [id, count] : output_counts_) {
+      if (!in_range(id)) continue;
+      logits[static_cast<size_t>(id)] -=
+          params_.frequency_penalty * static_cast<float>(count) + params_.presence_penalty;
+    }
+  }
+  for (const auto& [id, bias] : params_.logit_bias) {
+    if (in_range(id)) logits[static_cast<size_t>(id)] += bias;
+  }
+  if (num_sampled_ < min_tokens_) {
+    for (const TokenId id : stop_token_ids_) {
+      if (in_range(id)) logits[static_cast<size_t>(id)] = -std::numeric_limits<float>::infinity();
+    }
+  }
+}
+
+// Counter-based: the n-th draw of a seed is the same whatever ran before it.
+double SamplingState::NextUniform() {
+  const uint64_t bits = Mix64(Mix64(static_cast<uint64_t>(params_.seed) + 0x9e3779b97f4a7c15u) +
+                              static_cast<uint64_t>(num_sampled_));
+  return static_cast<double>(bits >> 11) * 0x1p-53;
+}
+
+TokenId SamplingState::Draw(std::span<float> logits) {
+  const float top = *std::max_element(logits.begin(), logits.end());
+  const float inverse = 1.0f / params_.temperature;
+  // min-p is a bound on logits; it also keeps the candidate list short.
+  const float floor = params_.min_p > 0 ? top + std::log(params_.min_p) * params_.temperature
+                                        : -std::numeric_limits<float>::infinity();
+  candidates_.clear();
+  for (size_t i = 0; i < logits.size(); ++i) {
+    if (logits[i] >= floor && logits[i] > -std::numeric_limits<float>::infinity()) {
+      candidates_.emplace_back(logits[i], static_cast<TokenId>(i));
+    }
+  }
+  const auto better = [](const std::pair<float, TokenId>& a, const std::pair<float, TokenId>& b) {
+    return a.first != b.first ? a.first > b.first : a.second < b.second;
+  };
+  if (params_.top_k > 0 && static_cast<size_t>(params_.top_k) < candidates_.size()) {
+    std::nth_element(candidates_.begin(), candidates_.begin() + params_.top_k, candidates_.end(),
+                     better);
+    candidates_.resize(static_cast<size_t>(params_.top_k));
+  }
+  double total = 0;
+  for (auto& [logit, id] : candidates_) {
+    logit = std::exp((logit - top) * inverse);
+    total += static_cast<double>(logit);
+  }
+  if (params_.top_p < 1.0f) {
+    std::sort(candidates_.begin(), candidates_.end(), better);
+    double sum = 0;
+    size_t keep = 0;
+    while (keep < candidates_.size() &&
+           (keep == 0 || sum < static_cast<double>(params_.top_p) * total)) {
+      sum += static_cast<double>(candidates_[keep++].first);
+    }
+    candidates_.resize(keep);
+    total = sum;
+  }
+  double left = NextUniform() * total;
+  for (const auto& [weight, id] : candidates_) {
+    left -= static_cast<double>(weight);
+    if (left < 0) return id;
+  }
+  return candidates_.empty() ? 0 : candidates_.back().second;
+}
+
+TokenId SamplingState::Sample(std::span<float> logits, std::optional<TokenLogprobs>* logprobs) {
+  Penalise(logits);
+  float log_total = 0;
+  std::vector<TokenLogprob> top;
+  if (top_logprobs_ >= 0) {
+    const float highest = *std::max_element(logits.begin(), logits.end());
+    double sum = 0;
+    for (const float logit : logits) sum += std::exp(static_cast<double>(logit - highest));
+    log_total = highest + static_cast<float>(std::log(sum));
+    std::vector<TokenId> ids(logits.size());
+    for (size_t i = 0; i < ids.size(); ++i) ids[i] = static_cast<TokenId>(i);
+    const size_t count = std::min(ids.size(), static_cast<size_t>(top_logprobs_));
+    std::partial_sort(ids.begin(), ids.begin() + static_cast<int64_t>(count), ids.end(),
+                      [&](TokenId a, TokenId b) {
+                        const float la = logits[static_cast<size_t>(a)],
+                                    lb = logits[static_cast<size_t>(b)];
+                        return la != lb ? la > lb : a < b;
+                      });
+    for (size_t i = 0; i < count; ++i)
+      top.push_back({ids[i], logits[static_cast<size_t>(ids[i])] - log_total});
+  }
+  const TokenId token =
+      params_.temperature == 0 || params_.top_k == 1
+          ? static_cast<TokenId>(std::max_element(logits.begin(), logits.end()) - logits.begin())
+          : Draw(logits);
+  if (top_logprobs_ >= 0) {
+    *logprobs = TokenLogprobs{.sampled = {token, logits[static_cast<size_t>(token)] - log_total},
+                              .top = std::move(top)};
+  }
+  ++num_sampled_;
+  ++output_counts_[token];
+  return token;
+}
+
+}  // namespace isotherm::gpu

@@ -1,0 +1,116 @@
+#include "gpu_worker/engine/shm_cold_attachment.h"
+
+#include <cstring>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "common/base/status_macros.h"
+
+namespace isotherm::gpu {
+
+shm::ArenaShape ArenaShapeOf(const BundleLayout& layout) {
+  return {.dtype = layout.dtype,
+          .rows = layout.rows,
+          .model_dim = layout.model_dim,
+          .num_neurons = layout.num_neurons,
+          .num_layers = layout.num_layers};
+}
+
+absl::StatusOr<std::unique_ptr<ShmColdAttachment>> ShmColdAttachment::Attach(
+    shm::Handoff handoff, const ShmHandshake& handshake, const BundleLayout& layout) {
+  const shm::ArenaShape shape = ArenaShapeOf(layout);
+  ISOTHERM_ASSIGN_OR_RETURN(const shm::ArenaGeometry geometry, shm::ArenaGeometry::Make(shape));
+  if (geometry.arena_bytes != handshake.arena_bytes) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("the cpu_worker's arena has ", handshake.arena_bytes, " bytes, this model's ",
+                     geometry.arena_bytes, "; start both with the same model file"));
+  }
+  ISOTHERM_ASSIGN_OR_RETURN(
+      shm::Mapping arena,
+      shm::MapShared(handoff.arena.get(), geometry.arena_bytes, shm::Access::kReadOnly));
+  ISOTHERM_RETURN_IF_ERROR(shm::CheckArenaHeader(geometry, arena.data()));
+  ISOTHERM_ASSIGN_OR_RETURN(
+      std::unique_ptr<shm::ControlRegion> region,
+      shm::ControlRegion::Attach(std::move(handoff.control),
+                                 {.region_bytes = handshake.control_bytes,
+                                  .nonce = handshake.nonce,
+                                  .layout_hash = shm::LayoutHash(shape),
+                                  .model_dim = static_cast<int32_t>(layout.model_dim),
+                                  .num_neurons = static_cast<int32_t>(layout.num_neurons),
+                                  .num_layers = static_cast<int32_t>(layout.num_layers)}));
+  ISOTHERM_ASSIGN_OR_RETURN(std::unique_ptr<shm::SlotClient> client,
+                            shm::SlotClient::Create(*region));
+  return std::unique_ptr<ShmColdAttachment>(
+      new ShmColdAttachment(layout, geometry, std::move(arena), std::move(region),
+                            std::move(client), std::move(handoff.connection)));
+}
+
+ShmColdAttachment::ShmColdAttachment(const BundleLayout& layout, const shm::ArenaGeometry& geometry,
+                                     shm::Mapping arena, std::unique_ptr<shm::ControlRegion> region,
+                                     std::unique_ptr<shm::SlotClient> client, UniqueFd connection)
+    : layout_(layout),
+      geometry_(geometry),
+      arena_(std::move(arena)),
+      region_(std::move(region)),
+      client_(std::move(client)) {
+  watch_ = std::make_unique<shm::PeerWatch>(
+      std::move(connection), *region_,
+      shm::PeerWatch::Callbacks{.on_dead = [this](absl::Status) { client_->Abort(); },
+                                .wake = [this] { client_->WakeSelf(); }});
+}
+
+ShmColdAttachment::~ShmColdAttachment() { client_->Abort(); }
+
+// A peer that broke the protocol is not asked again.
+absl::Status ShmColdAttachment::Checked(absl::Status status) {
+  if (status.code() == absl::StatusCode::kUnavailable ||
+      status.code() == absl::StatusCode::kInternal) {
+    client_->Abort();
+  }
+  return status;
+}
+
+absl::Status ShmColdAttachment::Post(const ColdLayer& layer) {
+  const absl::StatusOr<shm::PostBuffers> buffers =
+      client_->BeginPost(layer.num_rows, layer.deadline);
+  if (!buffers.ok()) return Checked(buffers.status());
+  const auto rows = static_cast<size_t>(layer.num_rows);
+  std::memcpy(buffers->z, layer.z,
+              rows * static_cast<size_t>(layout_.model_dim) * sizeof(uint16_t));
+  std::memcpy(buffers->active, layer.active,
+              rows * static_cast<size_t>((layout_.num_neurons + 63) / 64) * sizeof(uint64_t));
+  std::memcpy(buffers->row_keys, layer.row_keys, rows * sizeof(int32_t));
+  return Checked(client_->Commit({.step_id = layer.step_id,
+                                  .epoch = layer.epoch,
+                                  .layer = layer.layer,
+                                  .attempt = layer.attempt,
+                                  .num_rows = layer.num_rows,
+                                  .cut = layer.cut,
+                                  .deadline = layer.deadline}));
+}
+
+absl::StatusOr<ColdResult> ShmColdAttachment::Wait(TimePoint deadline) {
+  const absl::StatusOr<shm::ColdLayerResult> result = client_->Wait(deadline);
+  if (!result.ok()) return Checked(result.status());
+  return ColdResult{.partial = result->partial,
+                    .work_hash = result->work_hash,
+                    .neurons = result->neurons,
+                    .compute_us = result->compute_us};
+}
+
+absl::Status ShmColdAttachment::EndOfStep(int64_t step_id, int64_t epoch, int32_t attempt,
+                                          TimePoint deadline) {
+  return Checked(client_->PostEndOfStep(step_id, epoch, attempt, deadline));
+}
+
+BundleView ShmColdAttachment::Layer(int64_t layer) const {
+  return {.dtype = layout_.dtype,
+          .rows = layout_.rows,
+          .model_dim = layout_.model_dim,
+          .row_bytes = layout_.row_bytes,
+          .bundle_bytes = layout_.bundle_bytes,
+          .data = arena_.data() + geometry_.LayerOffset(layer),
+          .num_neurons = layout_.num_neurons};
+}
+
+}  // namespace isotherm::gpu

@@ -1,0 +1,318 @@
+#include "gpu_worker/engine/step_engine.h"
+
+#include <pthread.h>
+
+#include <algorithm>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "common/base/status_macros.h"
+
+namespace isotherm::gpu {
+
+StepEngine::StepEngine(Device& device, const StepEngineOptions& options)
+    : device_(device), options_(options), sequences_(device.Describe().kv_pages) {
+  thread_ = std::thread([this] {
+    ::pthread_setname_np(::pthread_self(), "step-engine");
+    Loop();
+  });
+}
+
+StepEngine::~StepEngine() {
+  {
+    std::lock_guard lock(mu_);
+    stop_ = true;
+    abort_ = true;
+  }
+  changed_.notify_all();
+  thread_.join();
+}
+
+WorkerHello StepEngine::HelloLocked() const {
+  const DeviceInfo info = device_.Describe();
+  return {.instance_id = options_.instance_id,
+          .epochs = {committed_.begin(), committed_.end()},
+          .kv_pages = info.kv_pages,
+          .page_size = kPageSize,
+          .max_rows = info.max_rows,
+          .context_length = options_.context_length,
+          .peer_attached = cold_ != nullptr && cold_->link().alive(),
+          .model_digest = options_.model_digest};
+}
+
+WorkerHello StepEngine::Hello() const {
+  std::lock_guard lock(mu_);
+  return HelloLocked();
+}
+
+bool StepEngine::UsableLocked() const {
+  return cold_ != nullptr && (cold_->link().alive() || cold_->arena() != nullptr);
+}
+
+void StepEngine::AnnounceLocked() {
+  if (sink_ == nullptr) return;
+  if (!UsableLocked()) {
+    if (!greeted_) return;  // the hello comes with the cpu_worker
+    sink_->OnUnavailable(absl::UnavailableError("the cpu_worker is lost and its neurons with it"));
+    sink_ = nullptr;
+    ++connection_;
+    queue_.clear();
+    return;
+  }
+  const WorkerHello hello = HelloLocked();
+  greeted_ = true;
+  peer_announced_ = hello.peer_attached;
+  sink_->OnHello(hello);
+}
+
+bool StepEngine::idle() const {
+  std::lock_guard lock(mu_);
+  return !running_ && queue_.empty();
+}
+
+int64_t StepEngine::Connect(std::shared_ptr<StepSink> sink) {
+  std::lock_guard lock(mu_);
+  ++connection_;
+  queue_.clear();
+  abort_ = running_;
+  sink_ = std::move(sink);
+  greeted_ = false;
+  AnnounceLocked();
+  return connection_;
+}
+
+void StepEngine::Disconnect(int64_t connection) {
+  std::lock_guard lock(mu_);
+  if (connection != connection_) return;
+  ++connection_;
+  sink_ = nullptr;
+  queue_.clear();
+  abort_ = running_;
+  changed_.notify_all();
+}
+
+absl::Status StepEngine::Submit(int64_t connection, StepRequest request) {
+  constexpr size_t kMaxQueued = 2;
+  std::lock_guard lock(mu_);
+  if (connection != connection_) return absl::AbortedError("another gateway has connected");
+  if (queue_.size() >= kMaxQueued) {
+    return absl::ResourceExhaustedError(absl::StrCat(kMaxQueued, " step requests wait already"));
+  }
+  queue_.push_back({connection, std::move(request)});
+  changed_.notify_all();
+  return absl::OkStatus();
+}
+
+void StepEngine::Abort(int64_t connection) {
+  std::lock_guard lock(mu_);
+  if (connection != connection_) return;
+  queue_.clear();
+  abort_ = running_;
+  changed_.notify_all();
+}
+
+void StepEngine::SetCold(std::shared_ptr<ColdAttachment> cold) {
+  std::lock_guard lock(mu_);
+  cold_ = std::move(cold);
+  AnnounceLocked();
+}
+
+absl::Status StepEngine::Prepare(const PlacementPlan& plan,
+                                 const std::function<void(int64_t, int64_t)>& progress) {
+  return device_.Prepare(plan, progress);
+}
+
+absl::Status StepEngine::Commit(int64_t epoch) {
+  if (!device_.Has(epoch))
+    return absl::FailedPreconditionError(absl::StrCat("epoch ", epoch, " is not prepared"));
+  std::lock_guard lock(mu_);
+  if (committed_.insert(epoch).second) AnnounceLocked();
+  return absl::OkStatus();
+}
+
+absl::Status StepEngine::Retire(int64_t epoch) {
+  if (epoch == kBuiltInEpoch) return absl::InvalidArgumentError("epoch 0 is built in and stays");
+  {
+    std::unique_lock lock(mu_);
+    if (committed_.erase(epoch) > 0) AnnounceLocked();
+    // A grant under the epoch ends at the next boundary: the loop sees that it is no longer
+    // committed.
+    changed_.wait(lock, [&] {
+      const bool queued = std::any_of(queue_.begin(), queue_.end(), [&](const Pending& pending) {
+        return pending.request.epoch == epoch;
+      });
+      return stop_ || (!queued && (!running_ || running_epoch_ != epoch));
+    });
+  }
+  return device_.Has(epoch) ? device_.Retire(epoch) : absl::OkStatus();
+}
+
+absl::Status StepEngine::AbortPlan(int64_t epoch) {
+  {
+    std::lock_guard lock(mu_);
+    if (committed_.contains(epoch)) {
+      return absl::FailedPreconditionError(
+          absl::StrCat("epoch ", epoch, " is committed; retire it instead"));
+    }
+  }
+  return device_.Has(epoch) ? device_.Retire(epoch) : absl::OkStatus();
+}
+
+void StepEngine::Loop() {
+  std::unique_lock lock(mu_);
+  while (true) {
+    // Wakes now and then to notice a peer that has gone.
+    changed_.wait_for(lock, std::chrono::milliseconds(100),
+                      [this] { return stop_ || !queue_.empty(); });
+    if (stop_) return;
+    if (sink_ != nullptr && peer_announced_ != (cold_ != nullptr && cold_->link().alive()))
+      AnnounceLocked();
+    if (queue_.empty()) continue;
+    Pending pending = std::move(queue_.front());
+    queue_.pop_front();
+    running_ = true;
+    running_epoch_ = pending.request.epoch;
+    abort_ = false;
+    Run(std::move(pending), lock);
+    running_ = false;
+    changed_.notify_all();
+  }
+}
+
+// Called and returns with the lock held; steps run without it.
+void StepEngine::Run(Pending pending, std::unique_lock<std::mutex>& lock) {
+  const StepRequest& request = pending.request;
+  if (cleared_connection_ != pending.connection) {
+    sequences_.Clear();
+    cleared_connection_ = pending.connection;
+  }
+  absl::Status applied = sequences_.Apply(request);
+  if (applied.ok() && !committed_.contains(request.epoch)) {
+    applied = absl::AbortedError(absl::StrCat("epoch ", request.epoch, " is not committed here"));
+  }
+  std::vector<StepRow> rows = request.rows;
+  for (int64_t i = 0; i <= request.grant; ++i) {
+    const std::shared_ptr<ColdAttachment> cold = cold_;
+    std::vector<StepRow> next;
+    StepResult result;
+    if (applied.ok()) {
+      lock.unlock();
+      result = RunOne(request, request.step_id + i, rows, cold, &next);
+      lock.lock();
+    } else {
+      result.step_id = request.step_id;
+      result.epoch = request.epoch;
+      result.error_code = static_cast<int32_t>(applied.code());
+      result.error_message = std::string(applied.message());
+    }
+    const bool stopped =
+        std::any_of(result.rows.begin(), result.rows.end(),
+                    [](const RowResult& row) { return row.status != RowStatus::kOk; });
+    const bool go_on = i < request.grant && result.error_code == 0 && !stopped && !next.empty() &&
+                       queue_.empty() && !abort_ && pending.connection == connection_ &&
+                       committed_.contains(request.epoch);
+    result.grant_ended = !go_on;
+    if (pending.connection == connection_ && greeted_ &&
+        peer_announced_ != (cold_ != nullptr && cold_->link().alive())) {
+      AnnounceLocked();
+    }
+    if (sink_ != nullptr && pending.connection == connection_) sink_->OnResult(result);
+    if (!go_on) return;
+    rows = std::move(next);
+  }
+}
+
+StepResult StepEngine::RunOne(const StepRequest& request, int64_t step_id,
+                              const std::vector<StepRow>& rows,
+                              const std::shared_ptr<ColdAttachment>& cold,
+                              std::vector<StepRow>* next) {
+  const TimePoint start = std::chrono::steady_clock::now();
+  StepResult result{.step_id = step_id, .epoch = request.epoch};
+  const auto fail = [&](const absl::Status& status) {
+    result.rows.clear();
+    result.error_code = static_cast<int32_t>(status.code());
+    result.error_message = std::string(status.message());
+    return result;
+  };
+  std::vector<DeviceRow> device_rows;
+  std::vector<const StepRow*> sources;
+  for (const StepRow& row : rows) {
+    Sequence* sequence = sequences_.Find(row.sequence);
+    if (sequence == nullptr) {
+      return fail(absl::InvalidArgumentError(
+          absl::StrCat("sequence ", row.sequence, " is not known here")));
+    }
+    if (row.sample && sequence->sampling == nullptr) {
+      return fail(absl::InvalidArgumentError(
+          absl::StrCat("sequence ", row.sequence, " has no sampling parameters")));
+    }
+    const TokenId token = row.token.value_or(sequence->last_token);
+    const int32_t position = row.token.has_value() ? row.position : sequence->next_position;
+    if (token < 0) {
+      return fail(absl::InvalidArgumentError(
+          absl::StrCat("sequence ", row.sequence, " has sampled no token yet")));
+    }
+    if (static_cast<size_t>(position / kPageSize) >= sequence->pages.size()) {
+      result.rows.push_back(
+          {.sequence = row.sequence, .position = position, .status = RowStatus::kNoPage});
+      continue;
+    }
+    if (row.token.has_value() && sequence->sampling != nullptr &&
+        sequence->sampling->prompt_length() > 0 &&
+        position >= sequence->sampling->prompt_length()) {
+      sequence->sampling->CountEarlier(token);  // recomputed after a preemption or a fault
+    }
+    device_rows.push_back({.token = token,
+                           .position = position,
+                           .pages = sequence->pages,
+                           .exact = row.exact,
+                           .sampling = row.sample ? sequence->sampling.get() : nullptr});
+    sources.push_back(&row);
+  }
+  DeviceBatch batch{.step_id = step_id, .epoch = request.epoch, .rows = device_rows};
+  batch.deadline = start + (request.deadline_us > 0 ? std::chrono::microseconds(request.deadline_us)
+                                                    : options_.default_deadline);
+  for (const LayerRange& range : request.layers) {
+    batch.exact |= range.mode == LayerMode::kExact;
+    batch.gpu_only |= range.mode == LayerMode::kGpuOnly;
+    batch.trace |= range.trace;
+  }
+  const ColdSide side{.link = cold != nullptr ? &cold->link() : nullptr,
+                      .arena = cold != nullptr ? cold->arena() : nullptr};
+  DeviceOutput output;
+  if (const absl::Status status = device_.RunStep(batch, side, &output); !status.ok())
+    return fail(status);
+
+  size_t next_sample = 0;
+  for (size_t i = 0; i < device_rows.size(); ++i) {
+    if (device_rows[i].sampling == nullptr) continue;
+    DeviceSample& sample = output.samples[next_sample++];
+    Sequence& sequence = *sequences_.Find(sources[i]->sequence);
+    sequence.last_token = sample.token;
+    sequence.next_position = device_rows[i].position + 1;
+    const bool stop = sequence.sampling->IsStop(sample.token);
+    result.rows.push_back({.sequence = sources[i]->sequence,
+                           .position = device_rows[i].position,
+                           .token_id = sample.token,
+                           .logprobs = std::move(sample.logprobs),
+                           .status = stop ? RowStatus::kStopped : RowStatus::kOk});
+    if (static_cast<size_t>(sequence.next_position / kPageSize) < sequence.pages.size() &&
+        sequence.next_position < options_.context_length) {
+      next->push_back(
+          {.sequence = sources[i]->sequence, .exact = sources[i]->exact, .sample = true});
+    }
+  }
+  // All or none: a grant whose rows do not all have a page ends, and the gateway decides.
+  if (next->size() != output.samples.size()) next->clear();
+  result.work_hash = output.work_hash;
+  result.owed_hash = output.owed_hash;
+  result.active_neurons = output.active_neurons;
+  result.hot_neurons = output.hot_neurons;
+  result.cpu_recomputed = output.cpu_recomputed;
+  result.timings = std::move(output.timings);
+  result.step_us =
+      std::chrono::duration<float, std::micro>(std::chrono::steady_clock::now() - start).count();
+  return result;
+}
+
+}  // namespace isotherm::gpu

@@ -1,0 +1,112 @@
+#pragma once
+
+#include <chrono>
+#include <condition_variable>
+#include <cstdint>
+#include <deque>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <set>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "common/step/step.h"
+#include "gpu_worker/device.h"
+#include "gpu_worker/engine/cold_attachment.h"
+#include "gpu_worker/engine/sequence_table.h"
+
+namespace isotherm::gpu {
+
+// Where a gateway's results go. Called on the engine thread; must not block.
+class StepSink {
+ public:
+  virtual ~StepSink() = default;
+  virtual void OnHello(const WorkerHello& hello) = 0;
+  virtual void OnResult(const StepResult& result) = 0;
+  // Cold neurons can no longer be computed: no cpu_worker and no arena. The last call.
+  virtual void OnUnavailable(const absl::Status& why) = 0;
+};
+
+struct StepEngineOptions {
+  std::string instance_id;
+  std::string model_digest;
+  int64_t context_length = 0;
+  std::chrono::microseconds default_deadline{30'000'000};
+};
+
+// Runs StepRequests one after the other on its own thread ("step-engine"), and grants on its own
+// account. At most two requests wait; a newer one ends the running grant at the next step boundary.
+// One gateway at a time: a new sink replaces the old one, whose sequences and queue are dropped.
+//
+// Thread-safe. The device is used by the engine thread for steps and by callers of Prepare and
+// Retire.
+class StepEngine {
+ public:
+  StepEngine(Device& device, const StepEngineOptions& options);
+  ~StepEngine();
+
+  // The sink gets a hello as soon as every neuron can be computed, and at each change. Returns the
+  // connection's number.
+  int64_t Connect(std::shared_ptr<StepSink> sink);
+  // Drops what the connection queued; its running step ends, its sequences are forgotten.
+  void Disconnect(int64_t connection);
+  // ResourceExhausted when two requests wait already.
+  absl::Status Submit(int64_t connection, StepRequest request);
+  void Abort(int64_t connection);
+
+  // Takes effect at the next step boundary. Null: no cpu_worker; a dead attachment may stay for its
+  // arena.
+  void SetCold(std::shared_ptr<ColdAttachment> cold);
+
+  absl::Status Prepare(const PlacementPlan& plan,
+                       const std::function<void(int64_t, int64_t)>& progress);
+  absl::Status Commit(int64_t epoch);
+  // Blocks until no queued or running step names the epoch, then frees it.
+  absl::Status Retire(int64_t epoch);
+  // Forgets a prepared epoch that was not committed.
+  absl::Status AbortPlan(int64_t epoch);
+
+  WorkerHello Hello() const;
+  // True when no step is running or queued.
+  bool idle() const;
+
+ private:
+  struct Pending {
+    int64_t connection;
+    StepRequest request;
+  };
+  void Loop();
+  void Run(Pending pending, std::unique_lock<std::mutex>& lock);
+  StepResult RunOne(const StepRequest& request, int64_t step_id, const std::vector<StepRow>& rows,
+                    const std::shared_ptr<ColdAttachment>& cold, std::vector<StepRow>* next);
+  WorkerHello HelloLocked() const;
+  // Some way to compute cold neurons is there.
+  bool UsableLocked() const;
+  void AnnounceLocked();
+
+  Device& device_;
+  const StepEngineOptions options_;
+
+  mutable std::mutex mu_;
+  std::condition_variable changed_;
+  std::deque<Pending> queue_;
+  bool running_ = false;
+  int64_t running_epoch_ = 0;
+  bool stop_ = false;
+  bool abort_ = false;
+  int64_t connection_ = 0;
+  int64_t cleared_connection_ = 0;  // whose sequences the table holds
+  std::shared_ptr<StepSink> sink_;
+  std::shared_ptr<ColdAttachment> cold_;
+  std::set<int64_t> committed_ = {kBuiltInEpoch};
+  bool greeted_ = false;         // the sink had a hello
+  bool peer_announced_ = false;  // what it said of the cpu_worker
+
+  SequenceTable sequences_;  // engine thread only
+  std::thread thread_;       // declared last: joined before what it uses goes
+};
+
+}  // namespace isotherm::gpu

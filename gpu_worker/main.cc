@@ -1,0 +1,73 @@
+#include <CLI/CLI.hpp>
+#include <iostream>
+
+#include "common/base/exit_code.h"
+#include "common/base/units.h"
+#include "common/process/log.h"
+#include "common/process/service_process.h"
+#include "gpu_worker/server.h"
+
+int main(int argc, char** argv) {
+  isotherm::ShutdownSignal shutdown;
+  isotherm::gpu::GpuWorkerOptions options;
+  std::string log_level = "info", activation, budget = "auto", kv_bytes = "1GiB";
+  float threshold = 0;
+  bool supervised = false;
+  CLI::App app(
+      "isotherm-gpu-worker: attention, KV cache, predictors, hot neurons and sampling of one GPU.\n"
+      "With --device cpu the same work runs on CPU threads. `isotherm serve` starts it for you.");
+  app.set_version_flag("--version", "isotherm 0.1.0");
+  app.add_option("--model", options.model, "GGUF file")->required();
+  app.add_option("--listen", options.listen, "unix:/path.sock or 127.0.0.1:8101; port 0: any")
+      ->required();
+  app.add_option("--cpu-worker", options.cpu_worker,
+                 "address of the cpu_worker; empty: this process holds all neurons");
+  app.add_option("--device", options.device, "auto or cpu")->capture_default_str();
+  app.add_option("--transport", options.transport, "to the cpu_worker: shm (same host) or grpc")
+      ->capture_default_str();
+  app.add_option("--threads", options.threads, "compute threads; 0: every core allowed")
+      ->capture_default_str();
+  app.add_option("--context", options.context, "tokens of a sequence; 0: what fits")
+      ->capture_default_str();
+  app.add_option("--parallel", options.parallel, "sequences the KV cache is made for")
+      ->capture_default_str();
+  app.add_option("--kv-bytes", kv_bytes, "upper bound of the KV cache")->capture_default_str();
+  app.add_option("--max-rows", options.max_rows, "rows of a step, at most 256")
+      ->capture_default_str();
+  app.add_option("--vram-budget", budget,
+                 "bytes of hot neurons, such as 40MiB; auto: a quarter of all")
+      ->capture_default_str();
+  app.add_option("--activation", activation, "relu or silu, instead of the file's");
+  CLI::Option* threshold_option =
+      app.add_option("--sparse-threshold", threshold, "predictor threshold, instead of the file's");
+  app.add_option("--log-level", log_level, "trace, debug, info, warn, error or off")
+      ->capture_default_str();
+  app.add_flag("--supervised", supervised, "end when the parent process ends");
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    const int code = app.exit(error);
+    return code == 0 ? 0 : static_cast<int>(isotherm::ExitCode::kUsage);
+  }
+  const auto usage = [](const absl::Status& status) {
+    std::cerr << status.message() << "\n";
+    return static_cast<int>(isotherm::ExitCode::kUsage);
+  };
+  if (const absl::Status status = isotherm::InitLogging("gpu-worker", log_level); !status.ok())
+    return usage(status);
+  if (supervised && !isotherm::DieWithParent()) return 0;
+  if (budget != "auto") {
+    const auto bytes = isotherm::ParseBytes(budget);
+    if (!bytes.ok()) return usage(bytes.status());
+    options.vram_budget = *bytes;
+  }
+  const auto kv = isotherm::ParseBytes(kv_bytes);
+  if (!kv.ok()) return usage(kv.status());
+  options.kv_bytes = *kv;
+  if (activation == "relu") options.model_options.activation = isotherm::Activation::kRelu;
+  if (activation == "silu") options.model_options.activation = isotherm::Activation::kSilu;
+  if (threshold_option->count() > 0) options.model_options.sparse_threshold = threshold;
+  if (const absl::Status status = isotherm::gpu::Validate(options); !status.ok())
+    return usage(status);
+  return isotherm::ExitWith(isotherm::gpu::RunGpuWorker(options, shutdown));
+}

@@ -1,0 +1,160 @@
+#include "gpu_worker/server.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "common/base/checked_math.h"
+#include "common/base/exit_code.h"
+#include "common/base/status_macros.h"
+#include "common/base/units.h"
+#include "common/process/log.h"
+#include "common/rpc/server.h"
+#include "common/threading/cores.h"
+#include "gpu_worker/engine/step_engine.h"
+#include "gpu_worker/host/host_device.h"
+#include "gpu_worker/host/owned_neurons.h"
+#include "gpu_worker/service/cpu_worker_connector.h"
+#include "gpu_worker/service/worker_service.h"
+#include "models/model_file.h"
+
+namespace isotherm::gpu {
+namespace {
+
+constexpr std::chrono::milliseconds kShutdownGrace{2000};
+
+// No cpu_worker: all neurons are this process's own.
+class LocalAttachment final : public ColdAttachment, private ColdLink {
+ public:
+  explicit LocalAttachment(std::unique_ptr<OwnedNeurons> neurons) : neurons_(std::move(neurons)) {}
+  ColdLink& link() override { return *this; }
+  const NeuronStore* arena() const override { return neurons_.get(); }
+
+ private:
+  bool alive() const override { return false; }
+  uint64_t hash_nonce() const override { return 0; }
+  absl::Status Post(const ColdLayer&) override { return absl::UnavailableError("no cpu_worker"); }
+  absl::StatusOr<ColdResult> Wait(TimePoint) override {
+    return absl::UnavailableError("no cpu_worker");
+  }
+  absl::Status EndOfStep(int64_t, int64_t, int32_t, TimePoint) override { return absl::OkStatus(); }
+  const std::unique_ptr<OwnedNeurons> neurons_;
+};
+
+struct KvShape {
+  int64_t context = 0;
+  int32_t pages = 0;
+};
+
+absl::StatusOr<KvShape> ChooseKv(const GpuWorkerOptions& options, const ModelConfig& config) {
+  const int64_t page_bytes =
+      int64_t{4} * config.num_layers * kPageSize * config.num_kv_heads * config.head_dim;
+  const int64_t affordable = std::max<int64_t>(1, options.kv_bytes / page_bytes);
+  KvShape shape;
+  shape.context = options.context > 0 ? options.context : config.context_length;
+  if (shape.context > config.context_length) {
+    return WithExitCode(
+        absl::InvalidArgumentError(absl::StrCat("--context ", options.context,
+                                                " is above the model's ", config.context_length)),
+        ExitCode::kUsage);
+  }
+  const int64_t pages_each = CeilDiv<int64_t>(shape.context, kPageSize);
+  if (pages_each > affordable) {
+    if (options.context > 0) {
+      return WithExitCode(
+          absl::ResourceExhaustedError(absl::StrCat(
+              "a context of ", options.context, " tokens needs ",
+              FormatBytes(pages_each * page_bytes), " of KV, --kv-bytes allows ",
+              FormatBytes(options.kv_bytes), ": try --context ", affordable * kPageSize)),
+          ExitCode::kCannotFit);
+    }
+    shape.context = affordable * kPageSize;
+  }
+  shape.pages = static_cast<int32_t>(std::min<int64_t>(
+      affordable,
+      CeilDiv<int64_t>(shape.context, kPageSize) * std::max<int64_t>(1, options.parallel)));
+  return shape;
+}
+
+}  // namespace
+
+absl::Status Validate(const GpuWorkerOptions& options) {
+  const auto bad = [](absl::string_view what) {
+    return WithExitCode(absl::InvalidArgumentError(what), ExitCode::kUsage);
+  };
+  if (options.model.empty()) return bad("--model is missing; give a GGUF file");
+  if (options.listen.empty())
+    return bad("--listen is missing; give unix:/path.sock or 127.0.0.1:8101");
+  if (options.device != "auto" && options.device != "cpu") {
+    return bad(absl::StrCat("--device ", options.device, "; this build has: auto, cpu"));
+  }
+  if (options.transport != "shm" && options.transport != "grpc") {
+    return bad(absl::StrCat("--transport ", options.transport, "; choose shm or grpc"));
+  }
+  if (options.max_rows < 1 || options.max_rows > 256)
+    return bad("--max-rows is not within 1 to 256");
+  if (options.parallel < 1 || options.parallel > 1024)
+    return bad("--parallel is not within 1 to 1024");
+  if (options.threads < 0 || options.threads > 1024)
+    return bad("--threads is not within 0 to 1024");
+  return absl::OkStatus();
+}
+
+absl::Status RunGpuWorker(const GpuWorkerOptions& options, ShutdownSignal& shutdown) {
+  const std::string instance_id = RandomId();
+  WorkerService service(instance_id);
+  ISOTHERM_ASSIGN_OR_RETURN(const std::unique_ptr<rpc::Server> server,
+                            rpc::Server::Start({.listen = options.listen}, {&service}));
+  AnnounceListening(server->address());
+
+  ISOTHERM_ASSIGN_OR_RETURN(const std::unique_ptr<ModelFile> model,
+                            ModelFile::Open(options.model, options.model_options));
+  const ModelConfig& config = model->config();
+  const BundleLayout& layout = model->bundle_layout();
+  if (!model->repacked().empty()) SPDLOG_INFO("{}", model->repacked());
+  ISOTHERM_ASSIGN_OR_RETURN(const KvShape kv, ChooseKv(options, config));
+  const int64_t all_bytes = layout.layer_bytes() * layout.num_layers;
+  ISOTHERM_ASSIGN_OR_RETURN(
+      const std::unique_ptr<HostDevice> device,
+      HostDevice::Create(
+          *model,
+          {.num_threads = options.threads > 0 ? options.threads : AllowedCores(),
+           .kv_pages = kv.pages,
+           .max_rows = options.max_rows,
+           .hot_capacity_bytes = options.vram_budget >= 0 ? options.vram_budget : all_bytes / 4},
+          [&](double share) {
+            service.SetProgress(share);
+            AnnounceProgress(share);
+          }));
+  StepEngine engine(
+      *device,
+      {.instance_id = instance_id, .model_digest = config.digest, .context_length = kv.context});
+  std::unique_ptr<CpuWorkerConnector> connector;
+  if (options.cpu_worker.empty()) {
+    ISOTHERM_ASSIGN_OR_RETURN(std::unique_ptr<OwnedNeurons> neurons, OwnedNeurons::Load(*model));
+    engine.SetCold(std::make_shared<LocalAttachment>(std::move(neurons)));
+  } else {
+    connector = std::make_unique<CpuWorkerConnector>(
+        CpuWorkerConnector::Options{
+            .address = options.cpu_worker,
+            .transport = options.transport == "grpc" ? ColdTransport::kGrpc : ColdTransport::kShm,
+            .instance_id = instance_id,
+            .max_rows = options.max_rows},
+        *model, engine);
+  }
+  service.SetBackend({.model = model.get(),
+                      .device = device.get(),
+                      .engine = &engine,
+                      .instance_id = instance_id});
+  server->SetServing(true);
+  AnnounceReady();
+  SPDLOG_INFO("serving {} on {} threads: context {}, {} KV pages, hot pool {}", config.name,
+              device->Describe().threads, kv.context, kv.pages,
+              FormatBytes(device->Describe().hot_capacity_bytes));
+
+  shutdown.Wait();
+  server->Shutdown(kShutdownGrace);
+  return absl::OkStatus();
+}
+
+}  // namespace isotherm::gpu

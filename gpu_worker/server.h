@@ -1,0 +1,35 @@
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "absl/status/status.h"
+#include "common/process/service_process.h"
+#include "models/model_config.h"
+
+namespace isotherm::gpu {
+
+struct GpuWorkerOptions {
+  std::string model;
+  std::string listen;
+  std::string cpu_worker;         // empty: none, this process holds all neurons
+  std::string device = "auto";    // auto or cpu
+  std::string transport = "shm";  // shm or grpc
+  int threads = 0;                // 0: allowed cores
+  int64_t context = 0;            // tokens of a sequence; 0: what the model and --kv-bytes allow
+  int32_t parallel = 4;           // sequences of `context` tokens that the KV pool holds
+  int64_t kv_bytes = int64_t{1} << 30;
+  int32_t max_rows = 256;    // of a step
+  int64_t vram_budget = -1;  // bytes of hot neurons; -1: a quarter of all
+  ModelOptions model_options;
+};
+
+// The first fault of the options, with exit code 64.
+absl::Status Validate(const GpuWorkerOptions& options);
+
+// Listens, loads, serves until `shutdown` fires, drains. The status carries the exit code.
+absl::Status RunGpuWorker(const GpuWorkerOptions& options, ShutdownSignal& shutdown);
+
+}  // namespace isotherm::gpu

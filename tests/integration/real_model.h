@@ -1,0 +1,18 @@
+#pragma once
+
+#include <cstdlib>
+#include <filesystem>
+#include <string>
+
+namespace isotherm::integration {
+
+// The shipped model as `./check` builds it, or the file that ISOTHERM_TEST_MODEL names; empty when
+// absent.
+inline std::string RealModelPath() {
+  if (const char* path = std::getenv("ISOTHERM_TEST_MODEL"); path != nullptr && *path != '\0')
+    return path;
+  const std::string built = std::string(ISOTHERM_BINARY_DIR) + "/models/smollm2-relu-q8_0.gguf";
+  return std::filesystem::exists(built) ? built : "";
+}
+
+}  // namespace isotherm::integration
