@@ -112,7 +112,7 @@ TEST_F(HandoffTest, AnotherUserIsRefused) {
     name.sun_family = AF_UNIX;
     std::strncpy(name.sun_path, server_->path().c_str(), sizeof(name.sun_path) - 1);
     if (::connect(fd.get(), reinterpret_cast<sockaddr*>(&name), sizeof(name)) != 0) ::_exit(4);
-    (void)!::write(fd.get(), token.data(), token.size());
+    (void)::send(fd.get(), token.data(), token.size(), MSG_NOSIGNAL);
     char byte;
     ::_exit(::recv(fd.get(), &byte, 1, 0) > 0 ? 1 : 0);
   }
