@@ -41,8 +41,7 @@ class CancelTest : public testing::Test {
   }
   // Both at once need the whole pool.
   void ExpectWholePoolServes() {
-    auto other =
-        std::async(std::launch::async, [this] { ExpectGolden(cluster_, requests_[0]); });
+    auto other = std::async(std::launch::async, [this] { ExpectGolden(cluster_, requests_[0]); });
     ExpectGolden(cluster_, requests_[1]);
     other.get();
   }
@@ -60,15 +59,15 @@ TEST_F(CancelTest, CancelInAnyPhaseFreesEverything) {
   for (int round = 0; round < kRounds; ++round) {
     std::vector<std::unique_ptr<OpenStream>> streams;
     for (size_t i = 0; i < 4; ++i) {  // two run, two wait
-      streams.push_back(
-          std::make_unique<OpenStream>(channel, Long(i % 2), OpenStream::Options{}));
+      streams.push_back(std::make_unique<OpenStream>(channel, Long(i % 2), OpenStream::Options{}));
     }
     EXPECT_TRUE(streams[0]->ReadTokens(static_cast<size_t>(1 + round)));
     for (auto& stream : streams) stream->Cancel();
     for (auto& stream : streams) {
       const Answer& answer = stream->Finish();
-      if (!answer.status.ok())
+      if (!answer.status.ok()) {
         EXPECT_EQ(answer.status.error_code(), grpc::StatusCode::CANCELLED);
+      }
     }
     if (round % 3 == 0) ExpectWholePoolServes();
   }
@@ -89,9 +88,8 @@ TEST_F(CancelTest, AbortByIdEndsTheAnswerWithOneError) {
   EXPECT_EQ(response.unknown_ids_size(), 2 - response.aborted_ids_size());
   const Answer& answer = stream.Finish();
   // It may have ended by itself before the abort was heard.
-  EXPECT_EQ(answer.status.error_code(), response.aborted_ids_size() == 1
-                                            ? grpc::StatusCode::CANCELLED
-                                            : grpc::StatusCode::OK);
+  EXPECT_EQ(answer.status.error_code(),
+            response.aborted_ids_size() == 1 ? grpc::StatusCode::CANCELLED : grpc::StatusCode::OK);
   ExpectWholePoolServes();
 }
 
@@ -113,10 +111,9 @@ TEST_F(CancelTest, DisconnectFreesEverything) {
     if (round % 4 == 0) ExpectWholePoolServes();
   }
   ExpectWholePoolServes();
-  EXPECT_TRUE(Eventually(seconds(10), [&] {
-    return NumFds(cluster_.process("gateway").pid()) <= fds;
-  })) << "descriptors before: "
-      << fds << ", after: " << NumFds(cluster_.process("gateway").pid());
+  EXPECT_TRUE(
+      Eventually(seconds(10), [&] { return NumFds(cluster_.process("gateway").pid()) <= fds; }))
+      << "descriptors before: " << fds << ", after: " << NumFds(cluster_.process("gateway").pid());
 }
 
 TEST_F(CancelTest, DeadlineEndsRunningAndWaitingRequests) {
@@ -129,8 +126,9 @@ TEST_F(CancelTest, DeadlineEndsRunningAndWaitingRequests) {
     }
     for (auto& stream : streams) {
       const Answer& answer = stream->Finish();
-      if (!answer.status.ok())
+      if (!answer.status.ok()) {
         EXPECT_EQ(answer.status.error_code(), grpc::StatusCode::DEADLINE_EXCEEDED);
+      }
     }
   }
   ExpectWholePoolServes();

@@ -12,7 +12,6 @@
 #include "isotherm/v1/worker.grpc.pb.h"
 #include "tests/integration/child_process.h"
 #include "tests/integration/open_stream.h"
-#include "tests/integration/real_model.h"
 
 namespace isotherm::integration {
 
@@ -27,7 +26,6 @@ struct ClusterOptions {
   // Each is started once the one before listens; empty: all at once.
   std::vector<std::string> start_order;
 };
-
 
 // The four real processes on Unix sockets in a private directory. Starts them in the constructor;
 // WaitReady() waits.

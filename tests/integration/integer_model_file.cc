@@ -33,8 +33,8 @@ std::vector<GoldenRequest> IntegerModelFile::Requests(int count, int num_tokens)
 }
 
 void ExpectGolden(const Cluster& cluster, const GoldenRequest& request) {
-  const Answer answer = cluster.Generate(
-      Cluster::Greedy(request.prompt, static_cast<int>(request.tokens.size())));
+  const Answer answer =
+      cluster.Generate(Cluster::Greedy(request.prompt, static_cast<int>(request.tokens.size())));
   EXPECT_TRUE(answer.status.ok()) << answer.status.error_code() << " "
                                   << answer.status.error_message();
   EXPECT_TRUE(answer.complete);
