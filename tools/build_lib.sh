@@ -1,5 +1,8 @@
 # Functions that ./quickstart and ./check share. Sourced from the repository root.
 
+# A second clone, at another path, finds what the first one compiled.
+export CCACHE_BASEDIR="$PWD" CCACHE_NOHASHDIR=1
+
 # step 2 4 "build": a headline with the time since the script began.
 step() {
   printf '\n[%d/%d] %s  (after %d min %02d s)\n' "$1" "$2" "$3" $((SECONDS / 60)) $((SECONDS % 60))
