@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 #include <span>
+#include <type_traits>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
@@ -76,9 +77,11 @@ namespace {
 // Rows decoded together, so that each write of the transposition is a cache line.
 constexpr int64_t kGroup = 16;
 
-// Columns first .. first + count of every row, as [count, rows] floats.
+// Reads columns first .. first + count of every row as [count, rows]: T = float decodes them,
+// uint16_t keeps a 16-bit type's bits.
+template <typename T>
 absl::Status TransposeTile(const GgufFile& file, const GgufTensor& tensor, DType stored,
-                           int64_t first, int64_t count, std::vector<float>* out) {
+                           int64_t first, int64_t count, std::vector<T>* out) {
   const DTypeInfo& info = Info(stored);
   ISOTHERM_ASSIGN_OR_RETURN(const int64_t row_bytes, RowBytes(stored, tensor.columns()));
   const int64_t first_block = first / info.block_elements;
@@ -88,29 +91,30 @@ absl::Status TransposeTile(const GgufFile& file, const GgufTensor& tensor, DType
   const int64_t piece_bytes = (end_block - first_block) * info.block_bytes;
   const int64_t num_rows = tensor.rows();
   std::vector<std::byte> buffer(static_cast<size_t>(kGroup * piece_bytes));
-  std::vector<float> decoded(static_cast<size_t>(kGroup * width));
+  std::vector<T> group(static_cast<size_t>(kGroup * width));
   out->resize(static_cast<size_t>(count * num_rows));
   for (int64_t row = 0; row < num_rows; row += kGroup) {
     const int64_t rows = std::min(kGroup, num_rows - row);
-    if (piece_bytes == row_bytes) {
+    // Whole rows lie together; pieces of rows are read one by one.
+    const int64_t rows_per_read = piece_bytes == row_bytes ? rows : 1;
+    for (int64_t r = 0; r < rows; r += rows_per_read) {
       ISOTHERM_RETURN_IF_ERROR(file.Read(
-          tensor, row * row_bytes, std::span(buffer).first(static_cast<size_t>(rows * row_bytes))));
-    } else {
-      for (int64_t r = 0; r < rows; ++r) {
-        ISOTHERM_RETURN_IF_ERROR(
-            file.Read(tensor, (row + r) * row_bytes + first_block * info.block_bytes,
-                      {buffer.data() + r * piece_bytes, static_cast<size_t>(piece_bytes)}));
-      }
+          tensor, (row + r) * row_bytes + first_block * info.block_bytes,
+          {buffer.data() + r * piece_bytes, static_cast<size_t>(rows_per_read * piece_bytes)}));
     }
     for (int64_t r = 0; r < rows; ++r) {
       const std::byte* piece = buffer.data() + r * piece_bytes;
       if (!AllFinite(stored, piece, width)) return NotFiniteStored(file, tensor, row + r);
-      ISOTHERM_RETURN_IF_ERROR(
-          DecodeRow(stored, piece, {decoded.data() + r * width, static_cast<size_t>(width)}));
+      T* to = group.data() + r * width;
+      if constexpr (std::is_same_v<T, float>) {
+        ISOTHERM_RETURN_IF_ERROR(DecodeRow(stored, piece, {to, static_cast<size_t>(width)}));
+      } else {
+        std::memcpy(to, piece, static_cast<size_t>(piece_bytes));
+      }
     }
     for (int64_t c = 0; c < count; ++c) {
-      float* to = out->data() + c * num_rows + row;
-      const float* from = decoded.data() + skip + c;
+      T* to = out->data() + c * num_rows + row;
+      const T* from = group.data() + skip + c;
       for (int64_t r = 0; r < rows; ++r) to[r] = from[r * width];
     }
   }
@@ -122,21 +126,29 @@ absl::Status TransposeTile(const GgufFile& file, const GgufTensor& tensor, DType
 absl::Status ReadTensorColumns(const GgufFile& file, const GgufTensor& tensor,
                                const TensorRange& range) {
   ISOTHERM_ASSIGN_OR_RETURN(const DType stored, DTypeFromGgml(tensor.ggml_type));
+  const bool keep_bits = stored == range.dtype && (stored == DType::kF16 || stored == DType::kBF16);
   const int64_t num_rows = tensor.rows();
-  constexpr int64_t kFloat = sizeof(float);
+  constexpr int64_t kFloatBytes = sizeof(float);
   // 512 columns make each row's piece of an F16 tensor 1 KiB: few enough reads for a large model.
-  const int64_t tile = std::clamp<int64_t>(4 * kReadBytes / (num_rows * kFloat), 32, 512);
-  std::vector<float> columns;
+  const int64_t tile = std::clamp<int64_t>(4 * kReadBytes / (num_rows * kFloatBytes), 32, 512);
+  std::vector<float> decoded;
+  std::vector<uint16_t> bits;
   for (int64_t done = 0; done < range.count; done += tile) {
+    const int64_t first = range.first + done;
     const int64_t count = std::min(tile, range.count - done);
-    ISOTHERM_RETURN_IF_ERROR(
-        TransposeTile(file, tensor, stored, range.first + done, count, &columns));
+    ISOTHERM_RETURN_IF_ERROR(keep_bits
+                                 ? TransposeTile(file, tensor, stored, first, count, &bits)
+                                 : TransposeTile(file, tensor, stored, first, count, &decoded));
     for (int64_t c = 0; c < count; ++c) {
       std::byte* to = range.out + (done + c) * range.stride;
+      if (keep_bits) {
+        std::memcpy(to, bits.data() + c * num_rows, static_cast<size_t>(num_rows) * 2);
+        continue;
+      }
       ISOTHERM_RETURN_IF_ERROR(EncodeRow(
-          range.dtype, {columns.data() + c * num_rows, static_cast<size_t>(num_rows)}, to));
+          range.dtype, {decoded.data() + c * num_rows, static_cast<size_t>(num_rows)}, to));
       if (!AllFinite(range.dtype, to, num_rows)) {
-        return NotFiniteConverted(file, tensor, range.first + done + c, range.dtype);
+        return NotFiniteConverted(file, tensor, first + c, range.dtype);
       }
     }
   }

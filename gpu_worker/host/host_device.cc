@@ -294,19 +294,21 @@ void HostDevice::RunDensePart(int64_t layer_idx, StepState& step) {
 
 absl::Status HostDevice::ComputeOwned(const BundleView& bundles, const uint64_t* owned,
                                       float* partial, StepState& step, uint64_t* work_hash) {
-  return SparseFfn({.bundles = bundles,
-                    .z = z_.data(),
-                    .num_rows = step.num_rows,
-                    .active = active_.data(),
-                    .owned = owned,
-                    .first_neuron = 0,
-                    .last_neuron = config_.ffn_dim,
-                    .activation = config_.activation,
-                    .partial = partial,
-                    .hash = &step.hash,
-                    .work_hash = work_hash,
-                    .workspace = workspace_.get()},
-                   pool_);
+  ISOTHERM_RETURN_IF_ERROR(SparseFfn({.bundles = bundles,
+                                      .z = z_.data(),
+                                      .num_rows = step.num_rows,
+                                      .active = active_.data(),
+                                      .owned = owned,
+                                      .first_neuron = 0,
+                                      .last_neuron = config_.ffn_dim,
+                                      .activation = config_.activation,
+                                      .partial = partial,
+                                      .hash = &step.hash,
+                                      .work_hash = work_hash,
+                                      .workspace = workspace_.get()},
+                                     pool_));
+  step.output.open_neurons += SparseFfnOpenPairs(*workspace_);
+  return absl::OkStatus();
 }
 
 absl::Status HostDevice::RunNeurons(int64_t layer, const ColdSide& cold, StepState& step) {
@@ -385,8 +387,10 @@ absl::Status HostDevice::RunNeurons(int64_t layer, const ColdSide& cold, StepSta
       return absl::UnavailableError(
           "cold neurons are active and the cpu_worker is not attached; try again soon");
     }
+    start = std::chrono::steady_clock::now();
     ISOTHERM_RETURN_IF_ERROR(ComputeOwned(cold.arena->Layer(layer), table.cold.data(),
                                           cold_partial_.data(), step, &hash));
+    timing.gpu_us += MicrosSince(start);
     step.output.work_hash += hash;
     if (step.link != nullptr && !step.link->alive()) {
       step.link = nullptr;

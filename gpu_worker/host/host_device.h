@@ -43,6 +43,11 @@ class HostDevice final : public Device {
   absl::Status RunStep(const DeviceBatch& batch, const ColdSide& cold,
                        DeviceOutput* output) override;
 
+  // Weight bytes that a decoded token needs beside its neurons.
+  int64_t dense_bytes() const {
+    return weights_.head.rows > 0 ? weights_.bytes - weights_.embedding_bytes() : weights_.bytes;
+  }
+
   // Residual rows after the last step, [num_rows, model_dim]; for tests that compare bits.
   std::span<const float> residual() const { return x_; }
 

@@ -1,408 +1,448 @@
 #include "placement_service/plan/plan_publisher.h"
 
-#include <pthread.h>
+#include <spdlog/spdlog.h>
 
 #include <algorithm>
-#include <bit>
-#include <future>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "common/base/error_reason.h"
+#include "absl/time/time.h"
+#include "common/base/checked_math.h"
 #include "common/base/status_macros.h"
 #include "common/base/units.h"
-#include "common/process/log.h"
+#include "placement_service/plan/plan_codec.h"
 #include "placement_service/solver/solve_placement.h"
 
 namespace isotherm {
 namespace {
 
-// The plan that every worker has from its start.
-PlacementPlan BuiltInPlan(const std::string& digest, int64_t num_layers, int64_t num_neurons) {
-  PlacementPlan plan{.model_digest = digest, .profile = "none", .solver = "built in"};
-  LayerPlacement layer{.num_neurons = num_neurons};
-  layer.hot.assign(static_cast<size_t>((num_neurons + 63) / 64), 0);
-  plan.layers.assign(static_cast<size_t>(num_layers), layer);
-  return plan;
-}
+// Attempts at a plan nobody asked for, before a worker restarts or an operator changes something.
+constexpr int kMaxFailures = 5;
+constexpr std::chrono::seconds kMaxBackOff{60};
 
-int64_t MovedNeurons(const PlacementPlan& from, const PlacementPlan& to) {
-  int64_t moved = 0;
-  for (size_t l = 0; l < to.layers.size(); ++l) {
-    for (size_t w = 0; w < to.layers[l].hot.size(); ++w) {
-      const uint64_t before = l < from.layers.size() && w < from.layers[l].hot.size()
-                                  ? from.layers[l].hot[w]
-                                  : uint64_t{0};
-      moved += std::popcount(before ^ to.layers[l].hot[w]);
-    }
-  }
-  return moved;
-}
-
-bool Contains(const std::vector<int64_t>& epochs, int64_t epoch) {
-  return std::find(epochs.begin(), epochs.end(), epoch) != epochs.end();
-}
-
-// The worker may come back; nothing says that the plan is bad.
-bool IsAway(const absl::Status& status) {
-  return absl::IsUnavailable(status) || absl::IsDeadlineExceeded(status) ||
-         absl::IsCancelled(status);
+// Sequences grow over restarts because terms do.
+int64_t FirstSequence(int64_t term) {
+  return std::min(term, int64_t{1} << 52) * (int64_t{1} << 10);
 }
 
 }  // namespace
 
-PlanPublisher::PlanPublisher(PlanStore& store, WorkerPort& gpu, WorkerPort& cpu,
-                             PlacementProfile profile, const PlanPublisherOptions& options,
-                             const Clock& clock)
-    : store_(store),
-      gpu_{gpu},
-      cpu_{cpu},
+PlanPublisher::PlanPublisher(const PublisherOptions& options, PlanStore& store, WorkerPort& gpu,
+                             WorkerPort* cpu, PlacementProfile profile, const Clock& clock)
+    : options_(options),
+      store_(store),
       profile_(std::move(profile)),
-      options_(options),
       clock_(clock),
-      // Sequence numbers grow over restarts.
-      feed_(clock.WallUs(), PlacementPlan{.profile = "none", .solver = "built in"}) {}
+      gpu_(gpu),
+      workers_{&gpu_},
+      ports_{&gpu} {
+  if (cpu != nullptr) {
+    cpu_ = std::make_unique<WorkerView>(*cpu);
+    workers_.push_back(cpu_.get());
+    ports_.push_back(cpu);
+  }
+}
 
-PlanPublisher::~PlanPublisher() {
+absl::StatusOr<std::unique_ptr<PlanPublisher>> PlanPublisher::Create(
+    const PublisherOptions& options, PlanStore& store, WorkerPort& gpu, WorkerPort* cpu,
+    PlacementProfile profile, const Clock& clock) {
+  std::unique_ptr<PlanPublisher> self(
+      new PlanPublisher(options, store, gpu, cpu, std::move(profile), clock));
+  // The wall clock as the least term: a service that lost its store, or has another, still comes
+  // after those started before. Microseconds, as two with one term would undo each other's plans
+  // for ever. The store keeps terms growing when the clock goes back.
+  absl::StatusOr<int64_t> term = store.ClaimTerm(clock.WallUs());
+  std::string notice;
+  if (!term.ok()) {
+    if (store.read_only_reason().empty()) return term.status();
+    notice = absl::StrCat("the plan store is read-only: ", store.read_only_reason());
+    // The store is ours alone, so nobody else has this term.
+    term = store.LastTerm();
+  }
+  ISOTHERM_ASSIGN_OR_RETURN(self->term_, std::move(term));
+  ISOTHERM_ASSIGN_OR_RETURN(std::optional<PlanRecord> live, store.Live());
+  ISOTHERM_ASSIGN_OR_RETURN(self->pending_, store.Preparing());
+  self->pending_since_ = clock.Now();
+  if (live.has_value()) {
+    self->options_changed_ = live->start_options != options.start_options;
+    self->live_ = std::make_shared<const PlanRecord>(*std::move(live));
+  }
+  const PlanRecord shown = self->live_ != nullptr ? *self->live_ : self->BuiltIn();
+  self->feed_ = std::make_unique<PlanFeed>(FirstSequence(self->term_), shown.plan);
   {
-    std::lock_guard lock(mu_);
-    stop_ = true;
+    absl::MutexLock lock(&self->mu_);
+    self->shown_ = std::make_shared<const PlanRecord>(shown);
   }
-  changed_.notify_all();
-  gpu_.port.Cancel();
-  cpu_.port.Cancel();
-  if (thread_.joinable()) thread_.join();
+  if (!notice.empty()) self->Notify(shown.plan, PlanState::kLive, notice);
+  return self;
 }
 
-absl::Status PlanPublisher::Start() {
-  ISOTHERM_ASSIGN_OR_RETURN(term_, store_.ClaimTerm(1));
-  ISOTHERM_ASSIGN_OR_RETURN(const std::optional<PlanRecord> interrupted, store_.Preparing());
-  if (interrupted.has_value()) {
-    ISOTHERM_RETURN_IF_ERROR(
-        store_.MarkFailed(interrupted->plan.epoch, "interrupted by a restart"));
+absl::Status PlanPublisher::RunOnce() {
+  for (WorkerView* worker : workers_) worker->Refresh();
+  round_blocked_ = fenced_ ? last_notice_ : "";
+  if (!fenced_) {
+    ISOTHERM_RETURN_IF_ERROR(LearnFacts());
+    const bool agree = WorkersAgree();
+    if (doomed_.has_value()) FailPending(*doomed_);
+    if (agree && !fenced_) RestoreLive();
+    if (agree && !fenced_ && !pending_.has_value()) PlanIfNeeded();
   }
-  ISOTHERM_ASSIGN_OR_RETURN(live_, store_.Live());
-  thread_ = std::thread([this] {
-    ::pthread_setname_np(::pthread_self(), "publisher");
-    Loop();
-  });
+  RunControls();
+  if (!fenced_ && pending_.has_value() && !doomed_.has_value() && WorkersAgree()) AdvancePending();
+  if (!fenced_) RetireExtras();
+  if (round_blocked_.empty()) last_notice_.clear();
+  absl::MutexLock lock(&mu_);
+  blocked_by_ = round_blocked_;
   return absl::OkStatus();
 }
 
-std::string PlanPublisher::StartOptions() const {
-  return absl::StrCat("budget=", options_.budget_bytes, " profile=", profile_.name);
-}
+PlanPublisher::~PlanPublisher() { Stop(); }
 
-bool PlanPublisher::settled() const {
-  std::lock_guard lock(mu_);
-  return settled_;
-}
-
-absl::StatusOr<PlanRecord> PlanPublisher::Live() {
-  std::lock_guard lock(mu_);
-  if (!live_.has_value()) {
-    return absl::NotFoundError(
-        "no plan is live yet: the workers are loading or away; epoch 0 serves, nothing is hot");
-  }
-  return *live_;
-}
-
-bool PlanPublisher::Loaded() const {
-  return gpu_.description.has_value() && gpu_.description->load_progress >= 1 &&
-         cpu_.description.has_value() && cpu_.description->load_progress >= 1;
-}
-
-void PlanPublisher::Loop() {
-  std::unique_lock lock(mu_);
-  while (!stop_) {
-    while (!tasks_.empty() && !stop_) {
-      const std::function<void()> task = std::move(tasks_.front());
-      tasks_.pop_front();
-      lock.unlock();
-      Poll();
-      task();
-      lock.lock();
-    }
-    lock.unlock();
-    Poll();
-    lock.lock();
-    changed_.wait_for(lock, options_.poll_every, [this] { return stop_ || !tasks_.empty(); });
-  }
-  // What still waits must not wait for ever.
-  while (!tasks_.empty()) {
-    const std::function<void()> task = std::move(tasks_.front());
-    tasks_.pop_front();
-    lock.unlock();
-    task();
-    lock.lock();
-  }
-}
-
-void PlanPublisher::Poll() {
-  for (Worker* worker : {&gpu_, &cpu_}) {
-    absl::StatusOr<WorkerDescription> description = worker->port.Describe();
-    if (description.ok()) {
-      worker->description = *std::move(description);
-      worker->told_away = false;
-      continue;
-    }
-    worker->description.reset();
-    if (!worker->told_away) {
-      SPDLOG_INFO("waiting for the {}: {}", std::string(worker->port.name()),
-                  std::string(description.status().message()));
-      worker->told_away = true;
-    }
-  }
+absl::Status PlanPublisher::Run(std::chrono::milliseconds poll_interval) {
   absl::Status status;
-  if (Loaded()) {
-    const WorkerDescription& gpu = *gpu_.description;
-    const bool fits = live_.has_value() && live_->plan.model_digest == gpu.model_digest &&
-                      static_cast<int64_t>(live_->plan.layers.size()) == gpu.num_layers &&
-                      live_->plan.used_bytes <= gpu.capacity_bytes &&
-                      live_->start_options == StartOptions();
-    if (gpu.model_digest != cpu_.description->model_digest) {
-      status = absl::FailedPreconditionError("the two workers serve different models");
-    } else if (!fits && !initial_failed_) {
-      status = SolveAndPublish(options_.budget_bytes, PlacementCause::kInitial, std::nullopt);
-      initial_failed_ = !status.ok() && !IsAway(status);
-    }
+  bool stopped = false;
+  while (!stopped && status.ok()) {
+    status = RunOnce();
+    absl::MutexLock lock(&mu_);
+    const auto work = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
+      return stopped_ || !controls_.empty();
+    };
+    if (status.ok()) mu_.AwaitWithTimeout(absl::Condition(&work), absl::FromChrono(poll_interval));
+    stopped = stopped_;
   }
-  if (status.ok() && live_.has_value()) status = Settle();
-  const bool settled = status.ok() && live_.has_value() && announced_epoch_ == live_->plan.epoch &&
-                       Loaded() && Contains(gpu_.description->epochs, announced_epoch_) &&
-                       Contains(cpu_.description->epochs, announced_epoch_);
-  if (!status.ok() && !IsAway(status)) {
-    SPDLOG_ERROR("placement: {}", std::string(status.message()));
-  }
-  std::lock_guard lock(mu_);
-  settled_ = settled;
+  Stop();
+  FinishWaiters(StoppingStatus());
+  return status;
 }
 
-absl::Status PlanPublisher::Phase(Worker& worker, PreparePhase phase, int64_t epoch,
-                                  const PlacementPlan* plan) {
-  const absl::StatusOr<uint64_t> checksum =
-      worker.port.Run({.phase = phase,
-                       .term = term_,
-                       .epoch = epoch,
-                       .plan = plan,
-                       .stall_timeout = options_.stall_timeout});
-  if (!checksum.ok()) return checksum.status();
-  if (phase == PreparePhase::kPlan && *checksum != PlanChecksum(*plan)) {
-    return absl::DataLossError(
-        absl::StrCat("the ", worker.port.name(), " took another plan than was sent"));
+absl::Status PlanPublisher::LearnFacts() {
+  if (!gpu_.present()) return absl::OkStatus();
+  const WorkerDescription& gpu = gpu_.description();
+  ISOTHERM_RETURN_IF_ERROR(CheckProfileShape(profile_, gpu.num_layers, gpu.num_neurons));
+  const Facts facts{gpu.model_digest, gpu.instance_id,  gpu.num_layers,
+                    gpu.num_neurons,  gpu.bundle_bytes, gpu.capacity_bytes};
+  const bool news = !facts_.has_value() || facts_->gpu_instance_id != facts.gpu_instance_id;
+  facts_ = facts;
+  if (news && UsableLive() == nullptr) {
+    absl::MutexLock lock(&mu_);
+    shown_ = std::make_shared<const PlanRecord>(BuiltIn());
   }
   return absl::OkStatus();
 }
 
-absl::Status PlanPublisher::Settle() {
-  const int64_t epoch = live_->plan.epoch;
-  bool everywhere = true;
-  for (Worker* worker : {&gpu_, &cpu_}) {
-    if (!worker->description.has_value() || worker->description->load_progress < 1) {
-      everywhere = false;
-      continue;
-    }
-    if (!Contains(worker->description->epochs, epoch)) {
-      ISOTHERM_RETURN_IF_ERROR(Phase(*worker, PreparePhase::kPlan, epoch, &live_->plan));
-      ISOTHERM_RETURN_IF_ERROR(Phase(*worker, PreparePhase::kCommit, epoch, nullptr));
-      worker->description->epochs.push_back(epoch);
-      SPDLOG_INFO("epoch {} is on the {}", epoch, std::string(worker->port.name()));
-    }
+bool PlanPublisher::WorkersAgree() {
+  if (!facts_.has_value()) {
+    Block(absl::StrCat("waiting for ", gpu_.name(), ": ", gpu_.absent_reason()));
+    return false;
   }
-  if (!everywhere) return absl::OkStatus();
-  if (announced_epoch_ != epoch) {
-    PlacementPlan plan = live_->plan;
-    for (LayerPlacement& layer : plan.layers) layer.hot.clear();
-    feed_.Publish(plan, PlanState::kLive, "");
-    announced_epoch_ = epoch;
-    SPDLOG_INFO("epoch {} is live: {} hot, {:.1f} % of activations expected", epoch,
-                FormatBytes(plan.used_bytes), plan.objective * 100);
-  }
-  for (Worker* worker : {&gpu_, &cpu_}) {
-    std::vector<int64_t>& epochs = worker->description->epochs;
-    const std::vector<int64_t> old = epochs;
-    for (const int64_t other : old) {
-      if (other == epoch || other == 0) continue;
-      ISOTHERM_RETURN_IF_ERROR(Phase(*worker, PreparePhase::kRetire, other, nullptr));
-      std::erase(epochs, other);
-      if (worker == &gpu_) feed_.Publish({.epoch = other}, PlanState::kRetired, "");
-    }
-  }
-  return absl::OkStatus();
+  if (cpu_ == nullptr || !cpu_->present() || !gpu_.present()) return true;
+  const WorkerDescription& gpu = gpu_.description();
+  const WorkerDescription& cpu = cpu_->description();
+  if (gpu.model_digest == cpu.model_digest && gpu.layout_hash == cpu.layout_hash) return true;
+  Block(absl::StrCat("the workers serve different models: ", gpu_.name(), " ", gpu.model_digest,
+                     ", ", cpu_->name(), " ", cpu.model_digest, "; start both with the same file"));
+  return false;
 }
 
-absl::Status PlanPublisher::SolveAndPublish(int64_t requested_bytes, PlacementCause cause,
-                                            const std::optional<ControlRequest>& request) {
-  const WorkerDescription& gpu = *gpu_.description;
-  const bool known = !profile_.frequency.empty();
-  if (known) ISOTHERM_RETURN_IF_ERROR(CheckProfileShape(profile_, gpu.num_layers, gpu.num_neurons));
-  const int64_t budget = requested_bytes == kAutoBudget
-                             ? gpu.capacity_bytes
-                             : std::min(requested_bytes, gpu.capacity_bytes);
-  SolveInput input{.frequency = profile_.frequency, .budget_bytes = budget};
-  input.layers.assign(static_cast<size_t>(gpu.num_layers),
-                      {.num_neurons = gpu.num_neurons, .bundle_bytes = gpu.bundle_bytes});
+const PlanRecord* PlanPublisher::UsableLive() const {
+  if (live_ == nullptr || !facts_.has_value()) return nullptr;
+  const PlacementPlan& plan = live_->plan;
+  const bool fits =
+      plan.model_digest == facts_->model_digest &&
+      static_cast<int64_t>(plan.layers.size()) == facts_->num_layers &&
+      std::all_of(plan.layers.begin(), plan.layers.end(), [&](const LayerPlacement& layer) {
+        return layer.num_neurons == facts_->num_neurons;
+      });
+  return fits ? live_.get() : nullptr;
+}
+
+PlanRecord PlanPublisher::BuiltIn() const {
   PlanRecord record;
-  ISOTHERM_ASSIGN_OR_RETURN(record.plan, SolvePlacement(input));
-  record.plan.cause = cause;
-  record.plan.profile = known ? profile_.name : "even";
-  record.requested_bytes = requested_bytes;
-  return Publish(std::move(record), request);
-}
-
-absl::Status PlanPublisher::Publish(PlanRecord record,
-                                    const std::optional<ControlRequest>& request) {
-  ISOTHERM_ASSIGN_OR_RETURN(int64_t epoch, store_.NewestEpoch());
-  // A worker may know epochs of a store that was thrown away.
-  for (const Worker* worker : {&gpu_, &cpu_}) {
-    for (const int64_t known : worker->description->epochs) epoch = std::max(epoch, known);
-  }
-  PlacementPlan& plan = record.plan;
-  plan.epoch = ++epoch;
-  plan.model_digest = gpu_.description->model_digest;
-  plan.created_unix_ms = clock_.WallUs() / 1000;
-  plan.etag = absl::StrCat(absl::Hex(PlanChecksum(plan), absl::kZeroPad16), "-", epoch);
-  record.start_options = StartOptions();
-  record.moved_neurons = MovedNeurons(live_.has_value() ? live_->plan : PlacementPlan(), plan);
-  std::optional<ControlRequest> answered = request;
-  if (answered.has_value()) answered->epoch = epoch;
-  ISOTHERM_RETURN_IF_ERROR(store_.InsertPreparing(record, answered));
-
-  absl::Status status;
-  for (Worker* worker : {&gpu_, &cpu_}) {
-    if (status.ok()) status = Phase(*worker, PreparePhase::kPlan, epoch, &plan);
-  }
-  if (status.ok()) status = store_.MarkLive(epoch);  // the decision
-  if (!status.ok()) {
-    if (const absl::Status marked = store_.MarkFailed(epoch, status.message()); !marked.ok()) {
-      SPDLOG_ERROR("epoch {} stays marked as preparing: {}", epoch, std::string(marked.message()));
-    }
-    for (Worker* worker : {&gpu_, &cpu_}) {
-      if (const absl::Status aborted = Phase(*worker, PreparePhase::kAbort, epoch, nullptr);
-          !aborted.ok()) {
-        SPDLOG_WARN("the {} may still hold epoch {}: {}", std::string(worker->port.name()), epoch,
-                    std::string(aborted.message()));
-      }
-    }
-    return status;
-  }
   record.state = PlanState::kLive;
-  {
-    std::lock_guard lock(mu_);
-    live_ = std::move(record);
+  record.plan.profile = "none";
+  record.plan.solver = "built-in";
+  if (facts_.has_value()) {
+    record.plan.model_digest = facts_->model_digest;
+    const LayerPlacement layer{
+        .hot = std::vector<uint64_t>(static_cast<size_t>(CeilDiv(facts_->num_neurons, 64)), 0),
+        .num_neurons = facts_->num_neurons};
+    record.plan.layers.assign(static_cast<size_t>(facts_->num_layers), layer);
   }
-  return Settle();
+  record.plan.etag = PlanEtag(record.plan);
+  return record;
 }
 
-absl::Status PlanPublisher::RunOnThread(std::function<absl::Status()> task) {
-  std::promise<absl::Status> done;
-  {
-    std::lock_guard lock(mu_);
-    if (stop_) return absl::UnavailableError("the placement service is stopping");
-    tasks_.push_back([&] {
-      bool stopping;
-      {
-        std::lock_guard inner(mu_);
-        stopping = stop_;
-      }
-      done.set_value(stopping ? absl::UnavailableError("the placement service is stopping")
-                              : task());
-    });
+int64_t PlanPublisher::NextEpoch() {
+  int64_t newest = store_.NewestEpoch().value_or(0);
+  for (const WorkerView* worker : workers_) {
+    if (!worker->present()) continue;
+    for (const int64_t epoch : worker->description().epochs) newest = std::max(newest, epoch);
   }
-  changed_.notify_all();
-  return done.get_future().get();
+  return newest + 1;
 }
 
-absl::Status PlanPublisher::CheckEtag(const std::string& if_etag) {
-  const std::string etag = live_.has_value() ? live_->plan.etag : "";
-  if (if_etag.empty() || if_etag == etag) return absl::OkStatus();
-  return WithErrorReason(
-      absl::FailedPreconditionError(absl::StrCat("the live plan is '", etag, "', not '", if_etag,
-                                                 "': look at it again and repeat")),
-      {.reason = "ETAG_MISMATCH", .field = "if_etag"});
+absl::StatusOr<PlanRecord> PlanPublisher::Solve(int64_t requested_bytes, PlacementCause cause) {
+  const int64_t budget = requested_bytes == kAutoBudget
+                             ? facts_->capacity_bytes
+                             : std::min(requested_bytes, facts_->capacity_bytes);
+  PlanRecord record;
+  ISOTHERM_ASSIGN_OR_RETURN(record.plan,
+                            SolvePlacement({.layers = std::vector<LayerGeometry>(
+                                                static_cast<size_t>(facts_->num_layers),
+                                                {facts_->num_neurons, facts_->bundle_bytes}),
+                                            .frequency = profile_.frequency,
+                                            .budget_bytes = budget}));
+  record.plan.profile = profile_.name;
+  record.plan.cause = cause;
+  record.requested_bytes = requested_bytes;
+  return record;
 }
 
-absl::StatusOr<std::optional<PlanRecord>> PlanPublisher::Answered(const std::string& request_id,
-                                                                  const std::string& fingerprint) {
-  if (request_id.empty()) return std::optional<PlanRecord>();
-  ISOTHERM_ASSIGN_OR_RETURN(const std::optional<ControlRequest> before,
-                            store_.FindRequest(request_id));
-  if (!before.has_value()) return std::optional<PlanRecord>();
-  if (before->fingerprint != fingerprint) {
-    return WithErrorReason(
-        absl::InvalidArgumentError(absl::StrCat("request_id '", request_id, "' was used for '",
-                                                before->fingerprint, "'; take a new one")),
-        {.reason = "INVALID_VALUE", .field = "request_id"});
-  }
-  ISOTHERM_ASSIGN_OR_RETURN(PlanRecord record, store_.Get(before->epoch, /*bitmaps=*/false));
-  if (record.state == PlanState::kFailed) {
-    return absl::FailedPreconditionError(
-        absl::StrCat("the operation failed before: ", record.message));
-  }
-  return std::optional<PlanRecord>(std::move(record));
+absl::Status PlanPublisher::Begin(PlanRecord record, const std::optional<ControlRequest>& request) {
+  const PlanRecord* live = UsableLive();
+  record.state = PlanState::kPreparing;
+  record.plan.epoch = NextEpoch();
+  record.plan.model_digest = facts_->model_digest;
+  record.plan.created_unix_ms = clock_.WallUs() / 1000;
+  record.plan.etag = PlanEtag(record.plan);
+  record.moved_neurons = MovedNeurons(live != nullptr ? live->plan : PlacementPlan(), record.plan);
+  record.start_options = options_.start_options;
+  record.message.clear();
+  ISOTHERM_RETURN_IF_ERROR(store_.InsertPreparing(record, request));
+  SPDLOG_INFO("epoch {}: {} of {}, objective {:.4f}, {} neurons move", record.plan.epoch,
+              FormatBytes(record.plan.used_bytes), FormatBytes(record.plan.budget_bytes),
+              record.plan.objective, record.moved_neurons);
+  feed_->Publish(record.plan, PlanState::kPreparing, "");
+  pending_ = std::move(record);
+  pending_since_ = clock_.Now();
+  return absl::OkStatus();
 }
 
-absl::StatusOr<BudgetOutcome> PlanPublisher::SetBudget(const std::string& request_id, int64_t bytes,
-                                                       const std::string& if_etag) {
-  if (bytes < 0) {
-    return WithErrorReason(
-        absl::InvalidArgumentError(absl::StrCat("a budget of ", bytes, " bytes; 0 or more wanted")),
-        {.reason = "INVALID_VALUE", .field = "bytes"});
+void PlanPublisher::PlanIfNeeded() {
+  if (!gpu_.present()) return;
+  if (planned_for_instance_ != facts_->gpu_instance_id) {
+    planned_for_instance_ = facts_->gpu_instance_id;
+    failures_ = 0;
+    next_plan_at_ = Clock::TimePoint();
   }
-  BudgetOutcome outcome{.requested_bytes = bytes};
-  ISOTHERM_RETURN_IF_ERROR(RunOnThread([&]() -> absl::Status {
-    const std::string fingerprint = absl::StrCat("SetBudget ", bytes);
-    ISOTHERM_ASSIGN_OR_RETURN(std::optional<PlanRecord> before, Answered(request_id, fingerprint));
-    if (!before.has_value()) {
-      ISOTHERM_RETURN_IF_ERROR(CheckEtag(if_etag));
-      if (!Loaded())
-        return absl::UnavailableError("a worker is away or loading; try again when both are ready");
-      std::optional<ControlRequest> request;
-      if (!request_id.empty())
-        request = ControlRequest{.request_id = request_id, .fingerprint = fingerprint};
-      ISOTHERM_RETURN_IF_ERROR(SolveAndPublish(bytes, PlacementCause::kBudget, request));
-      before = live_;
+  const PlanRecord* live = UsableLive();
+  absl::StatusOr<PlanRecord> record = absl::InternalError("");
+  if (live == nullptr || options_changed_) {
+    record = Solve(options_.requested_bytes, PlacementCause::kInitial);
+  } else if (live->plan.used_bytes > facts_->capacity_bytes ||
+             (live->requested_bytes == kAutoBudget &&
+              live->plan.cause != PlacementCause::kRollback &&
+              live->plan.budget_bytes < facts_->capacity_bytes)) {
+    record = Solve(live->requested_bytes, PlacementCause::kBudget);
+  } else if (std::any_of(workers_.begin(), workers_.end(), [&](const WorkerView* worker) {
+               return worker->present() && !worker->Holds(live->plan.epoch) &&
+                      worker->description().committed_epoch > live->plan.epoch;
+             })) {
+    // A worker went on to epochs this store never saw, say it was restored from a backup: epochs
+    // must not go back, so the contents come again under a newer one.
+    record = *live;
+    record->plan.from_epoch = live->plan.epoch;
+  } else {
+    return;
+  }
+  if (failures_ >= kMaxFailures || clock_.Now() < next_plan_at_) {
+    Block("the last plan was refused");
+    return;
+  }
+  absl::Status status = record.status();
+  if (status.ok()) status = Begin(*std::move(record), std::nullopt);
+  if (!status.ok()) Refused(status);
+}
+
+void PlanPublisher::Refused(const absl::Status& status) {
+  const auto back_off =
+      std::min<std::chrono::seconds>(std::chrono::seconds(1 << failures_), kMaxBackOff);
+  ++failures_;
+  next_plan_at_ = clock_.Now() + back_off;
+  const std::string notice = absl::StrCat("no new plan: ", status.message());
+  Block(notice);
+  Notify(live_ != nullptr ? live_->plan : BuiltIn().plan, PlanState::kLive, notice);
+}
+
+void PlanPublisher::RestoreLive() {
+  const PlanRecord* live = UsableLive();
+  if (live == nullptr || live->plan.used_bytes > facts_->capacity_bytes) return;
+  for (WorkerView* worker : workers_) {
+    if (!worker->present()) {
+      Block(absl::StrCat("waiting for ", worker->name(), ": ", worker->absent_reason()));
+      continue;
     }
-    outcome.record = *std::move(before);
-    outcome.effective_bytes = outcome.record.plan.budget_bytes;
-    return absl::OkStatus();
-  }));
-  return outcome;
+    const int64_t epoch = live->plan.epoch;
+    if (worker->Committed(epoch) || worker->description().committed_epoch > epoch) continue;
+    absl::Status status = worker->Plan(live->plan, term_, options_.stall_timeout);
+    if (status.ok()) {
+      status = worker->Run(PreparePhase::kCommit, epoch, term_, options_.stall_timeout);
+    }
+    if (absl::IsAborted(status)) return Fence(status);
+    if (status.ok()) {
+      SPDLOG_INFO("{} has epoch {} again", std::string(worker->name()), epoch);
+    } else {
+      Block(absl::StrCat(worker->name(), " did not take epoch ", epoch, ": ", status.message()));
+    }
+  }
 }
 
-absl::StatusOr<PlanRecord> PlanPublisher::Rollback(const std::string& request_id, int64_t to_epoch,
-                                                   const std::string& if_etag) {
-  PlanRecord out;
-  ISOTHERM_RETURN_IF_ERROR(RunOnThread([&]() -> absl::Status {
-    const std::string fingerprint = absl::StrCat("Rollback ", to_epoch);
-    ISOTHERM_ASSIGN_OR_RETURN(std::optional<PlanRecord> before, Answered(request_id, fingerprint));
-    if (!before.has_value()) {
-      ISOTHERM_RETURN_IF_ERROR(CheckEtag(if_etag));
-      if (!Loaded())
-        return absl::UnavailableError("a worker is away or loading; try again when both are ready");
-      const WorkerDescription& gpu = *gpu_.description;
-      PlanRecord record{.plan = BuiltInPlan(gpu.model_digest, gpu.num_layers, gpu.num_neurons)};
-      if (to_epoch != 0) {
-        ISOTHERM_ASSIGN_OR_RETURN(record, store_.Get(to_epoch, /*bitmaps=*/true));
-        if (record.state == PlanState::kFailed || record.plan.model_digest != gpu.model_digest) {
-          return absl::FailedPreconditionError(
-              absl::StrCat("epoch ", to_epoch, " never was live on this model"));
-        }
-      }
-      record.plan.cause = PlacementCause::kRollback;
-      record.plan.from_epoch = to_epoch;
-      record.state = PlanState::kPreparing;
-      record.message.clear();
-      std::optional<ControlRequest> request;
-      if (!request_id.empty())
-        request = ControlRequest{.request_id = request_id, .fingerprint = fingerprint};
-      ISOTHERM_RETURN_IF_ERROR(Publish(std::move(record), request));
-      before = live_;
+void PlanPublisher::AdvancePending() {
+  const int64_t epoch = pending_->plan.epoch;
+  if (pending_->plan.model_digest != facts_->model_digest) {
+    return FailPending(absl::FailedPreconditionError("the workers serve another model now"));
+  }
+  absl::Status status;
+  for (WorkerView* worker : workers_) {
+    if (!worker->present()) {
+      status = absl::UnavailableError(
+          absl::StrCat("waiting for ", worker->name(), ": ", worker->absent_reason()));
+    } else if (worker->description().committed_epoch > epoch) {
+      return FailPending(absl::FailedPreconditionError(
+          absl::StrCat(worker->name(), " went on to epoch ", worker->description().committed_epoch,
+                       " without this service")));
     }
-    out = *std::move(before);
-    return absl::OkStatus();
-  }));
-  return out;
+  }
+  for (WorkerView* worker : workers_) {
+    // Room for it: a worker keeps the live epoch and this one.
+    if (status.ok() && !worker->Holds(epoch) && worker->description().epochs.size() > 2 &&
+        !RetireOn(*worker)) {
+      if (fenced_) return;
+      status = absl::UnavailableError(
+          absl::StrCat("waiting for ", worker->name(), " to retire an older epoch"));
+    }
+  }
+  for (WorkerView* worker : workers_) {
+    if (!status.ok() || worker->Committed(epoch)) continue;
+    status = worker->Plan(pending_->plan, term_, options_.stall_timeout);
+  }
+  for (WorkerView* worker : workers_) {
+    if (!status.ok() || worker->Committed(epoch)) continue;
+    status = worker->Run(PreparePhase::kCommit, epoch, term_, options_.stall_timeout);
+  }
+  if (absl::IsAborted(status)) return Fence(status);
+  if (!status.ok()) {
+    const bool wait =
+        IsTransient(status) &&
+        (UsableLive() == nullptr || clock_.Now() - pending_since_ < options_.stall_timeout);
+    return wait ? Block(std::string(status.message())) : FailPending(status);
+  }
+  if (const absl::Status stored = store_.MarkLive(epoch); !stored.ok()) {
+    // Committed but not announced: nobody names it. It goes live when the store can say so.
+    FinishWaiters(stored);
+    const std::string notice =
+        absl::StrCat("epoch ", epoch, " is ready but cannot be recorded: ", stored.message());
+    Notify(pending_->plan, PlanState::kPreparing, notice);
+    return Block(notice);
+  }
+  const std::shared_ptr<const PlanRecord> old = live_;
+  pending_->state = PlanState::kLive;
+  live_ = std::make_shared<const PlanRecord>(*std::move(pending_));
+  pending_.reset();
+  options_changed_ = live_->start_options != options_.start_options;
+  failures_ = 0;
+  {
+    absl::MutexLock lock(&mu_);
+    shown_ = live_;
+  }
+  SPDLOG_INFO("epoch {} is live", epoch);
+  feed_->Publish(live_->plan, PlanState::kLive, "");
+  if (old != nullptr) feed_->Publish(old->plan, PlanState::kRetired, "");
+  FinishWaiters(*live_);
+}
+
+void PlanPublisher::FailPending(const absl::Status& status) {
+  const PlanRecord failed = *pending_;
+  const std::string message =
+      absl::StrCat(absl::StatusCodeToString(status.code()), ": ", status.message());
+  FinishWaiters(status);
+  if (const absl::Status stored = store_.MarkFailed(failed.plan.epoch, message); !stored.ok()) {
+    doomed_ = status;
+    return Block(absl::StrCat("epoch ", failed.plan.epoch,
+                              " failed and cannot be recorded: ", stored.message()));
+  }
+  SPDLOG_ERROR("epoch {} failed: {}", failed.plan.epoch, message);
+  doomed_.reset();
+  pending_.reset();  // what workers hold of it is an extra epoch now
+  feed_->Publish(failed.plan, PlanState::kFailed, message);
+  Refused(status);
+}
+
+void PlanPublisher::RetireExtras() {
+  for (WorkerView* worker : workers_) {
+    if (worker->present() && !fenced_) RetireOn(*worker);
+  }
+}
+
+// Frees all epochs but the built-in, live and pending ones. False when some are left.
+bool PlanPublisher::RetireOn(WorkerView& worker) {
+  const std::vector<int64_t> epochs = worker.description().epochs;
+  for (const int64_t epoch : epochs) {
+    const bool wanted = epoch == 0 || (live_ != nullptr && epoch == live_->plan.epoch) ||
+                        (pending_.has_value() && epoch == pending_->plan.epoch);
+    if (wanted) continue;
+    const PreparePhase phase =
+        worker.Committed(epoch) ? PreparePhase::kRetire : PreparePhase::kAbort;
+    const absl::Status status = worker.Run(phase, epoch, term_, options_.retire_timeout);
+    if (absl::IsAborted(status)) {
+      Fence(status);
+      return false;
+    }
+    if (!status.ok()) {
+      if (!IsTransient(status)) {
+        SPDLOG_WARN("{} did not free epoch {}: {}", std::string(worker.name()), epoch,
+                    std::string(status.message()));
+      }
+      return false;
+    }
+  }
+  return true;
+}
+
+void PlanPublisher::FinishWaiters(const absl::StatusOr<PlanRecord>& result) {
+  for (const ControlDone& done : std::exchange(waiters_, {})) done(result);
+}
+
+void PlanPublisher::Fence(const absl::Status& status) {
+  fenced_ = true;
+  const std::string notice =
+      absl::StrCat("another placement_service took over; restart this one to take over again (",
+                   status.message(), ")");
+  round_blocked_ = notice;
+  Notify(live_ != nullptr ? live_->plan : BuiltIn().plan, PlanState::kLive, notice);
+  FinishWaiters(absl::FailedPreconditionError(notice));
+  pending_.reset();
+}
+
+void PlanPublisher::Block(const std::string& reason) {
+  if (round_blocked_.empty()) round_blocked_ = reason;
+}
+
+// To the log and to watchers, once until there is another notice or all is well again.
+void PlanPublisher::Notify(const PlacementPlan& plan, PlanState state, const std::string& notice) {
+  if (notice == last_notice_) return;
+  last_notice_ = notice;
+  SPDLOG_ERROR("{}", notice);
+  feed_->Publish(plan, state, notice);
+}
+
+std::string PlanPublisher::blocked_by() const {
+  absl::MutexLock lock(&mu_);
+  return blocked_by_;
+}
+
+absl::StatusOr<PlanRecord> PlanPublisher::Get(int64_t epoch, bool bitmaps) {
+  if (epoch != 0) return store_.Get(epoch, bitmaps);
+  std::shared_ptr<const PlanRecord> shown;
+  {
+    absl::MutexLock lock(&mu_);
+    shown = shown_;
+  }
+  PlanRecord record = *shown;
+  if (!bitmaps) {
+    for (LayerPlacement& layer : record.plan.layers) layer.hot.clear();
+  }
+  return record;
 }
 
 }  // namespace isotherm

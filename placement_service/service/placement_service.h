@@ -1,24 +1,17 @@
 #pragma once
 
-#include <condition_variable>
-#include <deque>
-#include <functional>
-#include <memory>
-#include <mutex>
-#include <thread>
-
 #include "isotherm/v1/placement.grpc.pb.h"
 #include "placement_service/plan/plan_publisher.h"
 
 namespace isotherm {
 
-// PlacementService: reads come from the store, changes wait for the publisher on the service's own
-// thread
-// ("operations"), so no RPC thread blocks.
-class PlacementServiceImpl final : public v1::PlacementService::CallbackService {
+// The gRPC face of a PlanPublisher, which outlives it. GetPlacement and History read the store on
+// the calling thread (milliseconds); Rollback and SetBudget answer when the plan is live, so a call
+// that ends first, by deadline or cancel, changes nothing about the operation: the same request_id
+// asked again gets its answer.
+class PlacementService final : public v1::PlacementService::CallbackService {
  public:
-  PlacementServiceImpl(PlanStore& store, PlanPublisher& publisher);
-  ~PlacementServiceImpl() override;
+  explicit PlacementService(PlanPublisher& publisher) : publisher_(publisher) {}
 
   grpc::ServerUnaryReactor* GetPlacement(grpc::CallbackServerContext* context,
                                          const v1::GetPlacementRequest* request,
@@ -36,17 +29,7 @@ class PlacementServiceImpl final : public v1::PlacementService::CallbackService 
                                       v1::SetBudgetResponse* response) override;
 
  private:
-  grpc::ServerUnaryReactor* Later(grpc::CallbackServerContext* context,
-                                  std::function<absl::Status()> operation);
-  void Loop();
-
-  PlanStore& store_;
   PlanPublisher& publisher_;
-  std::mutex mu_;
-  std::condition_variable changed_;
-  std::deque<std::function<void()>> operations_;
-  bool stop_ = false;
-  std::thread thread_;
 };
 
 }  // namespace isotherm

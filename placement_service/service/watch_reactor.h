@@ -3,35 +3,34 @@
 #include <grpcpp/support/server_callback.h>
 
 #include <memory>
-#include <mutex>
 
+#include "absl/base/thread_annotations.h"
+#include "absl/synchronization/mutex.h"
 #include "isotherm/v1/placement.pb.h"
 #include "placement_service/plan/plan_feed.h"
 
 namespace isotherm {
 
-v1::PlanState ToProto(PlanState state);
-
-// One Watch stream: the live plan, then each event. A watcher that reads too slowly is cut off with
-// RESOURCE_EXHAUSTED and starts anew with a snapshot.
+// One Watch stream: passes the feed's events on until the client goes or falls too far behind
+// (RESOURCE_EXHAUSTED: watch again). Owns itself; `feed` outlives it.
 class WatchReactor final : public grpc::ServerWriteReactor<v1::WatchResponse> {
  public:
   explicit WatchReactor(PlanFeed& feed);
+
   void OnWriteDone(bool ok) override;
   void OnCancel() override;
   void OnDone() override;
 
  private:
-  void Write(const PlanEvent& event);
-  void WriteNextOrWait();
-  void End(const grpc::Status& status);
+  void Next();
+  void Send(const PlanEvent& event) ABSL_LOCKS_EXCLUDED(mu_);
+  void End(const grpc::Status& status) ABSL_LOCKS_EXCLUDED(mu_);
 
   PlanFeed& feed_;
   std::shared_ptr<PlanFeed::Subscription> subscription_;
-  v1::WatchResponse response_;
-  std::mutex mu_;
-  bool ended_ = false;
-  bool writing_ = false;
+  v1::WatchResponse response_;  // of the one write under way
+  absl::Mutex mu_;
+  bool ended_ ABSL_GUARDED_BY(mu_) = false;
 };
 
 }  // namespace isotherm

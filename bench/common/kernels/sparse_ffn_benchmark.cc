@@ -7,7 +7,7 @@
 #include <string>
 #include <vector>
 
-#include "bench/common/kernels/read_bandwidth.h"
+#include "bench/common/read_bandwidth.h"
 #include "bench/common/kernels/test_weights.h"
 #include "common/kernels/sparse_ffn.h"
 
