@@ -3,8 +3,10 @@
 #include <cmath>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
 #include "common/base/exit_code.h"
 #include "common/base/status_macros.h"
+#include "models/gguf/printable.h"
 
 namespace isotherm {
 namespace {
@@ -54,13 +56,19 @@ class ConfigReader {
 }  // namespace
 
 absl::StatusOr<ModelConfig> ReadModelConfig(const GgufFile& file, const ModelOptions& options) {
+  if (const std::string type = file.GetString("general.type").value_or("model"); type != "model") {
+    return WithExitCode(
+        absl::DataLossError(absl::StrCat(file.path(), ": general.type is '", Printable(type),
+                                         "': this file is no model by itself")),
+        ExitCode::kBadData);
+  }
   ISOTHERM_ASSIGN_OR_RETURN(const std::string architecture, file.GetString("general.architecture"));
   const ConfigReader reader(file, architecture);
   if (architecture != "llama") {
-    return WithExitCode(
-        absl::UnimplementedError(absl::StrCat(file.path(), ": architecture '", architecture,
-                                              "' is not supported; supported: llama")),
-        ExitCode::kBadData);
+    return WithExitCode(absl::UnimplementedError(
+                            absl::StrCat(file.path(), ": architecture '", Printable(architecture),
+                                         "' is not supported; supported: llama")),
+                        ExitCode::kBadData);
   }
   ModelConfig config;
   config.architecture_name = architecture;
@@ -72,10 +80,24 @@ absl::StatusOr<ModelConfig> ReadModelConfig(const GgufFile& file, const ModelOpt
   ISOTHERM_ASSIGN_OR_RETURN(config.num_q_heads, reader.Int("attention.head_count", 4096));
   ISOTHERM_ASSIGN_OR_RETURN(config.num_kv_heads,
                             reader.Int("attention.head_count_kv", 4096, config.num_q_heads));
-  if (config.num_q_heads % config.num_kv_heads != 0 || config.model_dim % config.num_q_heads != 0) {
-    return reader.Bad(absl::StrCat("head counts ", config.num_q_heads, " and ", config.num_kv_heads,
-                                   " do not divide each other and embedding_length ",
-                                   config.model_dim));
+  if (config.num_q_heads % config.num_kv_heads != 0) {
+    return reader.Bad(absl::StrCat("head_count ", config.num_q_heads,
+                                   " is not a multiple of head_count_kv ", config.num_kv_heads));
+  }
+  if (!file.Has(reader.Key("attention.key_length")) && config.model_dim % config.num_q_heads != 0) {
+    return reader.Bad(absl::StrCat("embedding_length ", config.model_dim,
+                                   " is not a multiple of head_count ", config.num_q_heads,
+                                   " and there is no key_length"));
+  }
+  if (file.Has(reader.Key("expert_count"))) {
+    ISOTHERM_ASSIGN_OR_RETURN(const int64_t experts, file.GetInt(reader.Key("expert_count")));
+    if (experts > 0) {
+      return WithExitCode(
+          absl::UnimplementedError(absl::StrCat(file.path(), ": a mixture of ", experts,
+                                                " experts is not supported; dense and PowerInfer "
+                                                "llama models are")),
+          ExitCode::kBadData);
+    }
   }
   ISOTHERM_ASSIGN_OR_RETURN(config.head_dim, reader.Int("attention.key_length", 4096,
                                                         config.model_dim / config.num_q_heads));
@@ -102,8 +124,8 @@ absl::StatusOr<ModelConfig> ReadModelConfig(const GgufFile& file, const ModelOpt
       ISOTHERM_ASSIGN_OR_RETURN(config.rope_scale,
                                 reader.PositiveFloat("rope.scaling.factor", 1.0f));
     } else if (type != "none") {
-      return reader.Bad(
-          absl::StrCat("rope scaling '", type, "' is not supported; supported: none, linear"));
+      return reader.Bad(absl::StrCat("rope scaling '", Printable(type),
+                                     "' is not supported; supported: none, linear"));
     }
   } else {
     ISOTHERM_ASSIGN_OR_RETURN(config.rope_scale, reader.PositiveFloat("rope.scale_linear", 1.0f));
@@ -125,7 +147,9 @@ absl::StatusOr<ModelConfig> ReadModelConfig(const GgufFile& file, const ModelOpt
     }
   }
   config.tied_output = file.FindTensor("output.weight") == nullptr;
-  config.sparse = file.is_powerinfer() && file.FindTensor("blk.0.fc1.weight") != nullptr;
+  for (int64_t l = 0; file.is_powerinfer() && l < config.num_layers && !config.sparse; ++l) {
+    config.sparse = file.FindTensor(absl::StrCat("blk.", l, ".fc1.weight")) != nullptr;
+  }
   config.activation = file.is_powerinfer() ? Activation::kRelu : Activation::kSilu;
   if (options.activation.has_value()) config.activation = *options.activation;
   if (config.sparse && config.activation != Activation::kRelu) {
@@ -137,12 +161,18 @@ absl::StatusOr<ModelConfig> ReadModelConfig(const GgufFile& file, const ModelOpt
     ISOTHERM_ASSIGN_OR_RETURN(config.sparse_threshold,
                               file.GetFloat("powerinfer.sparse_threshold"));
   }
-  if (options.sparse_threshold.has_value()) config.sparse_threshold = *options.sparse_threshold;
-  if (!std::isfinite(config.sparse_threshold))
+  if (!std::isfinite(config.sparse_threshold)) {
     return reader.Bad("powerinfer.sparse_threshold is not finite");
-  config.digest =
-      absl::StrCat(file.header_digest(), config.activation == Activation::kRelu ? "-relu" : "-silu",
-                   "-", config.sparse_threshold);
+  }
+  if (options.sparse_threshold.has_value()) config.sparse_threshold = *options.sparse_threshold;
+  if (!std::isfinite(config.sparse_threshold)) {
+    return WithExitCode(absl::InvalidArgumentError("the sparse threshold must be a finite number"),
+                        ExitCode::kUsage);
+  }
+  // Nine digits tell any two floats apart.
+  config.digest = absl::StrFormat("%s-%s-%.9g", file.header_digest(),
+                                  config.activation == Activation::kRelu ? "relu" : "silu",
+                                  config.sparse_threshold);
   return config;
 }
 

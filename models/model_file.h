@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "absl/container/flat_hash_set.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
@@ -36,8 +37,9 @@ class ModelFile {
   static std::string LayerTensor(int64_t layer, absl::string_view stem);
 
   bool Has(absl::string_view tensor) const { return file_->FindTensor(tensor) != nullptr; }
+  // DataLoss for a missing tensor, an infinite or NaN weight, and a file that became shorter.
   absl::StatusOr<Matrix> ReadMatrix(absl::string_view tensor) const;
-  // A tensor of one row, as F32.
+  // A tensor of one row, as F32. InvalidArgument for one of more rows.
   absl::StatusOr<std::vector<float>> ReadVector(absl::string_view tensor) const;
 
   // Writes the bundles of neurons first .. first + count of a layer to `out` (count *
@@ -49,16 +51,16 @@ class ModelFile {
  private:
   ModelFile() = default;
   absl::Status CheckTensors();
-  absl::StatusOr<const GgufTensor*> Expect(const std::string& name, int64_t columns,
-                                           int64_t rows) const;
-  // Rows first .. first + count of a tensor, each `to` bytes apart in out, converted to `dtype`.
-  absl::Status CopyRows(const GgufTensor& tensor, int64_t first, int64_t count, DType dtype,
-                        std::byte* out, int64_t stride) const;
+  absl::Status CheckLayer(int64_t layer);
+  absl::Status ChooseLayout();
+  absl::StatusOr<const GgufTensor*> Expect(const std::string& name, int64_t columns, int64_t rows);
 
   std::unique_ptr<GgufFile> file_;
   ModelConfig config_;
   BundleLayout layout_;
-  bool transposed_down_ = false;  // the file has ffn_down_t
+  bool transposed_down_ = false;                 // the file has ffn_down_t
+  absl::flat_hash_set<absl::string_view> used_;  // names of the tensors that are computed with
+  std::vector<DType> neuron_types_;              // as stored, of gate, up and down, all layers
   std::string repacked_;
 };
 

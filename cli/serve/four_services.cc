@@ -46,7 +46,6 @@ FourServices MakeFourServices(const ServeOptions& options, const std::filesystem
   Add(cpu, "--socket-dir", run_dir.socket_dir().string());
   Add(cpu, "--threads", absl::StrCat(options.threads));
   AddIfSet(cpu, "--activation", options.activation);
-  AddIfSet(cpu, "--sparse-threshold", options.sparse_threshold);
 
   std::vector<std::string> gpu = CommonArgs(options, record.model, record.gpu_worker);
   Add(gpu, "--cpu-worker", record.cpu_worker);
@@ -72,6 +71,7 @@ FourServices MakeFourServices(const ServeOptions& options, const std::filesystem
   Add(gateway, "--placement", record.placement);
   Add(gateway, "--parallel", absl::StrCat(options.parallel));
   Add(gateway, "--max-queue", absl::StrCat(options.max_queue));
+  Add(gateway, "--drain-timeout", absl::StrCat(options.drain_timeout.count(), "ms"));
   AddIfSet(gateway, "--alias", options.alias);
   AddIfSet(gateway, "--chat-template", options.chat_template);
 

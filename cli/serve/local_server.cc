@@ -22,6 +22,8 @@ namespace fs = std::filesystem;
 namespace {
 
 constexpr std::chrono::seconds kTemporaryDrain{5};
+// What the gateway gets beyond its own drain deadline before it is killed.
+constexpr std::chrono::seconds kDrainMargin{2};
 
 // Two servers on one state folder would write one plan store.
 absl::StatusOr<UniqueFd> LockStateDir(const fs::path& state_dir) {
@@ -93,6 +95,7 @@ absl::StatusOr<std::unique_ptr<LocalServer>> LocalServer::Start(const LocalServe
                                                                 SupervisorObserver& observer) {
   std::unique_ptr<LocalServer> server(new LocalServer());
   server->options_ = options;
+  if (!options.lasting) server->options_.serve.drain_timeout = kTemporaryDrain;
   ISOTHERM_ASSIGN_OR_RETURN(server->run_dir_, RunDir::Create(options.serve.state_dir));
   if (options.lasting) {
     ISOTHERM_ASSIGN_OR_RETURN(server->state_lock_, LockStateDir(options.serve.state_dir));
@@ -111,7 +114,7 @@ absl::StatusOr<std::unique_ptr<LocalServer>> LocalServer::Start(const LocalServe
     ISOTHERM_RETURN_IF_ERROR(WriteServerRecord(options.serve.state_dir, services.record));
   }
   SupervisorOptions supervise{.services = std::move(services.specs), .restart = options.restart};
-  supervise.drain_timeout = options.lasting ? options.serve.drain_timeout : kTemporaryDrain;
+  supervise.drain_timeout = server->options_.serve.drain_timeout + kDrainMargin;
   supervise.seed = std::random_device{}();
   server->tracker_ = std::make_unique<Tracker>(*server, observer);
   server->supervisor_ = std::make_unique<Supervisor>(std::move(supervise), *server->tracker_);

@@ -73,8 +73,11 @@ void ShutdownSignal::Trigger() {
 }
 
 bool DieWithParent() {
-  ::prctl(PR_SET_PDEATHSIG, SIGTERM);
-  return ::getppid() != 1;
+  int set_before_exec = 0;
+  ::prctl(PR_GET_PDEATHSIG, &set_before_exec);
+  ::prctl(PR_SET_PDEATHSIG, SIGKILL);
+  // A parent that set the signal itself cannot have been missed; it may be a container's process 1.
+  return set_before_exec != 0 || ::getppid() != 1;
 }
 
 void AnnounceListening(absl::string_view address) {

@@ -25,8 +25,9 @@ class ShutdownSignal {
   int trigger_fd_ = -1;
 };
 
-// The kernel sends SIGTERM to this process when the thread that started it ends: a supervised
-// service never outlives `isotherm serve`. Returns false when the parent is gone already.
+// The kernel kills this process (SIGKILL: a drain could last minutes) when the thread that started
+// it ends: a supervised service never outlives `isotherm serve`. Returns false when the parent is
+// gone already.
 bool DieWithParent();
 
 // Lines on stdout for whoever started the process: "listening ADDRESS", then "ready" once it

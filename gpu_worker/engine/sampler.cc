@@ -12,10 +12,16 @@ SamplingState::SamplingState(const SequenceSampling& sampling)
     : params_(sampling.params),
       stop_token_ids_(sampling.stop_token_ids),
       top_logprobs_(sampling.top_logprobs),
-      min_tokens_(sampling.min_tokens) {
+      min_tokens_(sampling.min_tokens),
+      prompt_length_(static_cast<int64_t>(sampling.penalty_tokens.size())) {
   if (params_.repetition_penalty != 1.0f) {
     for (const TokenId token : sampling.penalty_tokens) ++prompt_counts_[token];
   }
+}
+
+void SamplingState::CountEarlier(TokenId token) {
+  ++num_sampled_;
+  ++output_counts_[token];
 }
 
 bool SamplingState::IsStop(TokenId token) const {

@@ -23,6 +23,12 @@ class SamplingState {
   // for, are of the distribution before temperature and truncation.
   TokenId Sample(std::span<float> logits, std::optional<TokenLogprobs>* logprobs);
 
+  // A token that was sampled before the sequence was recomputed: it counts, and the stream goes on
+  // behind it.
+  void CountEarlier(TokenId token);
+  // Positions from here on hold sampled tokens.
+  int64_t prompt_length() const { return prompt_length_; }
+
   bool IsStop(TokenId token) const;
   int32_t num_sampled() const { return num_sampled_; }
 
@@ -35,6 +41,7 @@ class SamplingState {
   std::vector<TokenId> stop_token_ids_;
   int32_t top_logprobs_;
   int32_t min_tokens_;
+  int64_t prompt_length_;
   int32_t num_sampled_ = 0;
   absl::flat_hash_map<TokenId, int32_t> prompt_counts_;
   absl::flat_hash_map<TokenId, int32_t> output_counts_;

@@ -257,6 +257,11 @@ StepResult StepEngine::RunOne(const StepRequest& request, int64_t step_id,
           {.sequence = row.sequence, .position = position, .status = RowStatus::kNoPage});
       continue;
     }
+    if (row.token.has_value() && sequence->sampling != nullptr &&
+        sequence->sampling->prompt_length() > 0 &&
+        position >= sequence->sampling->prompt_length()) {
+      sequence->sampling->CountEarlier(token);  // recomputed after a preemption or a fault
+    }
     device_rows.push_back({.token = token,
                            .position = position,
                            .pages = sequence->pages,

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <memory>
 #include <thread>
 #include <utility>
@@ -14,6 +15,8 @@
 #include "models/build/sha256.h"
 #include "models/gguf/gguf_file.h"
 #include "models/gguf/gguf_writer.h"
+#include "models/gguf/printable.h"
+#include "models/model_config.h"
 #include "models/profile/activation_profile.h"
 #include "models/quantize/block_codec.h"
 
@@ -31,16 +34,16 @@ absl::Status Bad(const GgufFile& file, absl::string_view what) {
                       ExitCode::kBadData);
 }
 
-// Runs fn(i) for i in 0 .. count on `num_threads` threads; returns the first error by index.
+// Runs fn(i) for i in 0 .. count on `num_threads` threads, each taking the next one that is left;
+// returns the error of the lowest i.
 absl::Status ParallelFor(int64_t count, int num_threads,
                          const std::function<absl::Status(int64_t)>& fn) {
-  std::vector<absl::Status> results(static_cast<size_t>(num_threads));
+  std::vector<absl::Status> results(static_cast<size_t>(count));
+  std::atomic<int64_t> next{0};
   std::vector<std::jthread> threads;
   for (int t = 0; t < num_threads; ++t) {
-    threads.emplace_back([&, t] {
-      for (int64_t i = t; i < count && results[static_cast<size_t>(t)].ok(); i += num_threads) {
-        results[static_cast<size_t>(t)] = fn(i);
-      }
+    threads.emplace_back([&] {
+      for (int64_t i = next++; i < count; i = next++) results[static_cast<size_t>(i)] = fn(i);
     });
   }
   threads.clear();
@@ -77,14 +80,16 @@ class Builder {
   }
 
   absl::Status Run() {
-    ISOTHERM_ASSIGN_OR_RETURN(num_layers_, base_.GetInt("llama.block_count"));
+    ISOTHERM_ASSIGN_OR_RETURN(config_, ReadModelConfig(base_));
+    ISOTHERM_RETURN_IF_ERROR(CheckAdapter());
     ISOTHERM_ASSIGN_OR_RETURN(writer_,
                               GgufWriter::Create(options_.output_path, /*powerinfer=*/true));
     ISOTHERM_RETURN_IF_ERROR(CopyKeys());
     ISOTHERM_RETURN_IF_ERROR(Declare());
     ISOTHERM_RETURN_IF_ERROR(WriteTensors());
-    ISOTHERM_RETURN_IF_ERROR(writer_->Finish());
-    return WriteProfiles();
+    // The model comes last: where it lies, its profile lies too.
+    ISOTHERM_RETURN_IF_ERROR(WriteProfiles());
+    return writer_->Finish();
   }
 
  private:
@@ -92,6 +97,19 @@ class Builder {
       "attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down"};
   static std::string Name(int64_t layer, absl::string_view stem) {
     return absl::StrCat("blk.", layer, ".", stem, ".weight");
+  }
+
+  absl::Status CheckAdapter() const {
+    for (const auto& [key, wanted] :
+         {std::pair("general.architecture", "llama"), std::pair("general.type", "adapter"),
+          std::pair("adapter.type", "lora"), std::pair("isotherm.adapter.activation", "relu")}) {
+      ISOTHERM_ASSIGN_OR_RETURN(const std::string value, adapter_.GetString(key));
+      if (value != wanted) {
+        return Bad(adapter_, absl::StrCat("key ", key, " is '", Printable(value), "'; '", wanted,
+                                          "' is wanted"));
+      }
+    }
+    return absl::OkStatus();
   }
 
   absl::Status CopyKeys() {
@@ -134,12 +152,20 @@ class Builder {
     return absl::OkStatus();
   }
 
-  absl::Status DeclareLike(const GgufFile& from, const std::string& name) {
+  // A tensor that is copied: [columns, rows], rows 0 for any number.
+  absl::Status DeclareCopy(const GgufFile& from, const std::string& name, int64_t columns,
+                           int64_t rows) {
     const GgufTensor* tensor = from.FindTensor(name);
     if (tensor == nullptr) return Bad(from, absl::StrCat("tensor ", name, " is missing"));
+    if (tensor->columns() != columns || (rows != 0 && tensor->rows() != rows)) {
+      return Bad(from, absl::StrCat("tensor ", name, " is [", tensor->columns(), ", ",
+                                    tensor->rows(), "]; [", columns, ", ",
+                                    rows == 0 ? "any" : absl::StrCat(rows), "] is wanted"));
+    }
     const absl::StatusOr<DType> dtype = DTypeFromGgml(tensor->ggml_type);
-    if (!dtype.ok())
+    if (!dtype.ok()) {
       return Bad(from, absl::StrCat("tensor ", name, ": ", dtype.status().message()));
+    }
     total_bytes_ += tensor->bytes;
     return writer_->DeclareTensor(
         name, *dtype, std::span(tensor->shape.data(), static_cast<size_t>(tensor->num_dims)));
@@ -154,12 +180,15 @@ class Builder {
   }
 
   absl::Status Declare() {
-    ISOTHERM_RETURN_IF_ERROR(DeclareLike(base_, "token_embd.weight"));
-    ISOTHERM_RETURN_IF_ERROR(DeclareLike(adapter_, "output_norm.weight"));
-    for (int64_t l = 0; l < num_layers_; ++l) {
-      for (const char* stem : {"attn_norm", "ffn_norm", "fc1", "fc2"}) {
-        ISOTHERM_RETURN_IF_ERROR(DeclareLike(adapter_, Name(l, stem)));
-      }
+    const int64_t dim = config_.model_dim, ffn = config_.ffn_dim;
+    ISOTHERM_RETURN_IF_ERROR(DeclareCopy(base_, "token_embd.weight", dim, config_.vocab_size));
+    ISOTHERM_RETURN_IF_ERROR(DeclareCopy(adapter_, "output_norm.weight", dim, 1));
+    for (int64_t l = 0; l < config_.num_layers; ++l) {
+      ISOTHERM_RETURN_IF_ERROR(DeclareCopy(adapter_, Name(l, "attn_norm"), dim, 1));
+      ISOTHERM_RETURN_IF_ERROR(DeclareCopy(adapter_, Name(l, "ffn_norm"), dim, 1));
+      ISOTHERM_RETURN_IF_ERROR(DeclareCopy(adapter_, Name(l, "fc1"), dim, 0));
+      const int64_t rank = adapter_.FindTensor(Name(l, "fc1"))->rows();
+      ISOTHERM_RETURN_IF_ERROR(DeclareCopy(adapter_, Name(l, "fc2"), rank, ffn));
       for (const char* stem : kMatrices) {
         const GgufTensor* tensor = base_.FindTensor(Name(l, stem));
         if (tensor == nullptr)
@@ -223,14 +252,15 @@ class Builder {
   absl::Status WriteTensors() {
     ISOTHERM_RETURN_IF_ERROR(CopyRaw(base_, "token_embd.weight"));
     ISOTHERM_RETURN_IF_ERROR(CopyRaw(adapter_, "output_norm.weight"));
-    for (int64_t l = 0; l < num_layers_; ++l) {
+    for (int64_t l = 0; l < config_.num_layers; ++l) {
       for (const char* stem : {"attn_norm", "ffn_norm", "fc1", "fc2"}) {
         ISOTHERM_RETURN_IF_ERROR(CopyRaw(adapter_, Name(l, stem)));
       }
       std::array<std::vector<std::byte>, kMatrices.size()> encoded;
       ISOTHERM_RETURN_IF_ERROR(ParallelFor(
           static_cast<int64_t>(kMatrices.size()), num_threads_, [&](int64_t m) -> absl::Status {
-            const auto i = static_cast<size_t>(m);
+            // From the back: the feed-forward matrices are the long ones.
+            const auto i = kMatrices.size() - 1 - static_cast<size_t>(m);
             ISOTHERM_ASSIGN_OR_RETURN(const Dense merged, Merge(l, kMatrices[i]));
             ISOTHERM_ASSIGN_OR_RETURN(const int64_t row_bytes,
                                       RowBytes(options_.format, merged.columns));
@@ -242,6 +272,11 @@ class Builder {
                                 .subspan(static_cast<size_t>(r * merged.columns),
                                          static_cast<size_t>(merged.columns)),
                             encoded[i].data() + r * row_bytes));
+              if (!AllFinite(options_.format, encoded[i].data() + r * row_bytes, merged.columns)) {
+                return Bad(adapter_,
+                           absl::StrCat("the merged ", Name(l, kMatrices[i]), " row ", r,
+                                        " does not fit ", isotherm::Name(options_.format)));
+              }
             }
             return absl::OkStatus();
           }));
@@ -254,10 +289,13 @@ class Builder {
     std::vector<ActivationProfile> profiles;
     for (const char* name : {"chat", "text"}) {
       ActivationProfile profile{.name = name};
-      for (int64_t l = 0; l < num_layers_; ++l) {
-        ISOTHERM_ASSIGN_OR_RETURN(
-            Dense frequency,
-            Decode(adapter_, absl::StrCat("blk.", l, ".activation_frequency.", name)));
+      for (int64_t l = 0; l < config_.num_layers; ++l) {
+        const std::string tensor = absl::StrCat("blk.", l, ".activation_frequency.", name);
+        ISOTHERM_ASSIGN_OR_RETURN(Dense frequency, Decode(adapter_, tensor));
+        if (static_cast<int64_t>(frequency.values.size()) != config_.ffn_dim) {
+          return Bad(adapter_, absl::StrCat("tensor ", tensor, " has ", frequency.values.size(),
+                                            " values; ", config_.ffn_dim, " are wanted"));
+        }
         profile.frequency.push_back(std::move(frequency.values));
       }
       profiles.push_back(std::move(profile));
@@ -269,7 +307,7 @@ class Builder {
   const GgufFile& base_;
   const GgufFile& adapter_;
   int num_threads_ = 1;
-  int64_t num_layers_ = 0;
+  ModelConfig config_;  // of the base
   std::unique_ptr<GgufWriter> writer_;
   int64_t total_bytes_ = 0, done_bytes_ = 0;
 };
@@ -297,9 +335,6 @@ absl::Status BuildSmollm2Relu(const BuildOptions& options) {
                             GgufFile::Open(options.base_path));
   ISOTHERM_ASSIGN_OR_RETURN(const std::unique_ptr<GgufFile> adapter,
                             GgufFile::Open(options.adapter_path));
-  ISOTHERM_ASSIGN_OR_RETURN(const std::string type, adapter->GetString("general.type"));
-  if (type != "adapter")
-    return Bad(*adapter, absl::StrCat("general.type is '", type, "'; 'adapter' is wanted"));
   return Builder(options, *base, *adapter).Run();
 }
 

@@ -7,6 +7,7 @@
 #include <cerrno>
 #include <cstdio>
 #include <cstring>
+#include <filesystem>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -35,8 +36,10 @@ absl::StatusOr<std::unique_ptr<GgufWriter>> GgufWriter::Create(const std::string
   writer->temporary_ = absl::StrCat(path, ".", ::getpid(), ".part");
   writer->powerinfer_ = powerinfer;
   writer->alignment_ = alignment;
+  // Never through a link that someone else put there.
+  ::unlink(writer->temporary_.c_str());
   writer->fd_.Reset(
-      ::open(writer->temporary_.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644));
+      ::open(writer->temporary_.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0644));
   if (!writer->fd_.valid()) return Errno("create", writer->temporary_);
   return writer;
 }
@@ -178,6 +181,15 @@ absl::Status GgufWriter::Finish() {
   if (::fsync(fd_.get()) != 0) return Errno("sync", temporary_);
   if (::rename(temporary_.c_str(), path_.c_str()) != 0) return Errno("rename to", path_);
   fd_.Reset();
+  return SyncFolder();
+}
+
+// The new name must survive a crash as the bytes do.
+absl::Status GgufWriter::SyncFolder() const {
+  const std::filesystem::path folder = std::filesystem::path(path_).parent_path();
+  const std::string name = folder.empty() ? "." : folder.string();
+  const UniqueFd fd(::open(name.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+  if (!fd.valid() || ::fsync(fd.get()) != 0) return Errno("sync the folder", name);
   return absl::OkStatus();
 }
 

@@ -20,7 +20,7 @@ namespace isotherm {
 // temporary file beside it is written, which the destructor removes. Single-threaded.
 class GgufWriter {
  public:
-  // ResourceExhausted or NotFound when the folder cannot be written.
+  // ResourceExhausted (exit code 71) when the folder cannot be written.
   static absl::StatusOr<std::unique_ptr<GgufWriter>> Create(const std::string& path,
                                                             bool powerinfer,
                                                             uint32_t alignment = 32);
@@ -54,6 +54,7 @@ class GgufWriter {
   void Raw(const void* data, size_t bytes) { keys_.append(static_cast<const char*>(data), bytes); }
   void Text(std::string* out, absl::string_view text);
   absl::Status WriteHeader();
+  absl::Status SyncFolder() const;
   absl::Status WriteRaw(const void* data, size_t bytes);
 
   std::string path_, temporary_;

@@ -14,6 +14,7 @@
 #include "common/base/status_macros.h"
 #include "common/base/units.h"
 #include "models/gguf/gguf_limits.h"
+#include "models/gguf/printable.h"
 #include "models/model_file.h"
 #include "models/profile/activation_profile.h"
 #include "models/quantize/block_codec.h"
@@ -36,21 +37,58 @@ absl::Status VerifyTensor(const GgufFile& file, const GgufTensor& tensor,
   const int64_t rows_per_read = std::max<int64_t>(1, (int64_t{4} << 20) / row_bytes);
   std::vector<std::byte> bytes(
       static_cast<size_t>(std::min(rows_per_read, tensor.rows()) * row_bytes));
-  std::vector<float> values(static_cast<size_t>(tensor.columns()));
   for (int64_t row = 0; row < tensor.rows(); row += rows_per_read) {
     const int64_t rows = std::min(rows_per_read, tensor.rows() - row);
     ISOTHERM_RETURN_IF_ERROR(file.Read(
         tensor, row * row_bytes, std::span(bytes.data(), static_cast<size_t>(rows * row_bytes))));
     for (int64_t r = 0; r < rows; ++r) {
-      ISOTHERM_RETURN_IF_ERROR(DecodeRow(*dtype, bytes.data() + r * row_bytes, values));
-      for (const float value : values) {
-        if (!std::isfinite(value)) {
-          return Bad(file.path(), absl::StrCat("tensor ", tensor.name, " row ", row + r, " holds ",
-                                               value, "; the file is damaged: get it again"));
-        }
+      if (!AllFinite(*dtype, bytes.data() + r * row_bytes, tensor.columns())) {
+        return Bad(file.path(), absl::StrCat("tensor ", tensor.name, " row ", row + r,
+                                             " holds a value that is infinite or no number: the "
+                                             "file is damaged; get it again"));
       }
     }
     advance(rows * row_bytes);
+  }
+  return absl::OkStatus();
+}
+
+// The vocabulary's arrays have an element a token, and every named id is one of its tokens.
+absl::Status VerifyTokenizer(const GgufFile& file, int64_t vocab_size) {
+  const auto check_count = [&](absl::string_view key, size_t count) {
+    if (static_cast<int64_t>(count) == vocab_size) return absl::OkStatus();
+    return Bad(file.path(),
+               absl::StrCat("key ", key, " has ", count, " elements, the vocabulary ", vocab_size));
+  };
+  if (file.Has("tokenizer.ggml.token_type")) {
+    ISOTHERM_ASSIGN_OR_RETURN(const std::vector<int32_t> types,
+                              file.GetInts("tokenizer.ggml.token_type"));
+    ISOTHERM_RETURN_IF_ERROR(check_count("tokenizer.ggml.token_type", types.size()));
+  }
+  if (file.Has("tokenizer.ggml.scores")) {
+    ISOTHERM_ASSIGN_OR_RETURN(const std::vector<float> scores,
+                              file.GetFloats("tokenizer.ggml.scores"));
+    ISOTHERM_RETURN_IF_ERROR(check_count("tokenizer.ggml.scores", scores.size()));
+  }
+  for (const char* name : {"bos", "eos", "eot", "unknown", "padding"}) {
+    const std::string key = absl::StrCat("tokenizer.ggml.", name, "_token_id");
+    if (!file.Has(key)) continue;
+    ISOTHERM_ASSIGN_OR_RETURN(const int64_t id, file.GetInt(key));
+    if (id >= vocab_size) {
+      return Bad(file.path(), absl::StrCat("key ", key, " is ", id, ", the vocabulary has ",
+                                           vocab_size, " tokens"));
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::Status VerifyProfile(const std::string& path, const ModelConfig& config) {
+  const std::string profile_path = ProfilePathFor(path);
+  if (!std::filesystem::exists(profile_path)) return absl::OkStatus();
+  ISOTHERM_ASSIGN_OR_RETURN(const std::vector<ActivationProfile> profiles,
+                            ReadActivationProfiles(profile_path));
+  for (const ActivationProfile& profile : profiles) {
+    ISOTHERM_RETURN_IF_ERROR(CheckProfileFits(profile, config.num_layers, config.ffn_dim));
   }
   return absl::OkStatus();
 }
@@ -88,6 +126,7 @@ absl::StatusOr<ModelSummary> Inspect(const std::string& path, const ModelOptions
       ISOTHERM_ASSIGN_OR_RETURN(const std::string pre, file.GetString("tokenizer.ggml.pre"));
       absl::StrAppend(&summary.tokenizer, " / ", pre);
     }
+    summary.tokenizer = Printable(summary.tokenizer);
     absl::StrAppend(&summary.tokenizer, ", ", config.vocab_size, " tokens");
   }
   summary.chat_template = file.Has("tokenizer.chat_template");
@@ -95,7 +134,8 @@ absl::StatusOr<ModelSummary> Inspect(const std::string& path, const ModelOptions
   if (std::filesystem::exists(profile_path)) {
     ISOTHERM_ASSIGN_OR_RETURN(const std::vector<ActivationProfile> profiles,
                               ReadActivationProfiles(profile_path));
-    for (const ActivationProfile& profile : profiles) summary.profiles.push_back(profile.name);
+    for (const ActivationProfile& profile : profiles)
+      summary.profiles.push_back(Printable(profile.name));
   }
   return summary;
 }
@@ -107,7 +147,7 @@ std::string ToText(const ModelSummary& summary) {
     if (!value.empty()) absl::StrAppendFormat(&out, "%-16s %s\n", name, value);
   };
   line("file", summary.path);
-  line("name", config.name);
+  line("name", Printable(config.name));
   line("architecture",
        absl::StrCat(config.architecture_name, summary.powerinfer ? " (PowerInfer file)" : "", ", ",
                     config.num_layers, " layers, width ", config.model_dim, ", ", config.ffn_dim,
@@ -173,20 +213,8 @@ absl::Status Verify(const std::string& path,
       if (progress) progress(done, total);
     }));
   }
-  if (file.Has("tokenizer.ggml.tokens")) {
-    ISOTHERM_ASSIGN_OR_RETURN(const std::vector<std::string> tokens,
-                              file.GetStrings("tokenizer.ggml.tokens"));
-    for (const char* key : {"tokenizer.ggml.token_type", "tokenizer.ggml.scores"}) {
-      if (!file.Has(key)) continue;
-      const auto ints = file.GetInts(key);
-      const auto floats = file.GetFloats(key);
-      const size_t count = ints.ok() ? ints->size() : floats.ok() ? floats->size() : 0;
-      if (count != tokens.size()) {
-        return Bad(path, absl::StrCat("key ", key, " has ", count, " elements, the vocabulary ",
-                                      tokens.size()));
-      }
-    }
-  }
+  ISOTHERM_RETURN_IF_ERROR(VerifyTokenizer(file, model->config().vocab_size));
+  ISOTHERM_RETURN_IF_ERROR(VerifyProfile(path, model->config()));
   const BundleLayout& layout = model->bundle_layout();
   std::vector<std::byte> bundle(static_cast<size_t>(layout.bundle_bytes));
   for (int64_t layer = 0; layer < layout.num_layers; ++layer) {

@@ -34,8 +34,9 @@ absl::StatusOr<ModelSummary> Inspect(const std::string& path, const ModelOptions
 std::string ToText(const ModelSummary& summary);
 std::string ToJson(const ModelSummary& summary);
 
-// Reads every tensor: scales and floats must be finite; tokenizer arrays must agree; every neuron
-// must pack. `progress`: bytes done, bytes in all.
+// Reads every tensor: scales and floats must be finite; the tokenizer's arrays and ids must
+// agree with the vocabulary; the last neuron of each layer must pack; a profile beside the file
+// must fit. DataLoss (exit code 65) says what does not. `progress`: bytes done, bytes in all.
 absl::Status Verify(const std::string& path,
                     const std::function<void(int64_t, int64_t)>& progress = {});
 

@@ -10,12 +10,14 @@
 #include "common/base/status_macros.h"
 #include "models/gguf/gguf_file.h"
 #include "models/gguf/gguf_writer.h"
+#include "models/gguf/printable.h"
 
 namespace isotherm {
 namespace {
 
 constexpr char kType[] = "activation_profile";
 constexpr int64_t kMaxLayers = 1024;
+constexpr size_t kMaxProfiles = 64;
 
 absl::Status Bad(const std::string& path, absl::string_view what) {
   return WithExitCode(absl::DataLossError(absl::StrCat(path, ": ", what)), ExitCode::kBadData);
@@ -36,13 +38,19 @@ absl::StatusOr<std::vector<ActivationProfile>> ReadActivationProfiles(const std:
   ISOTHERM_ASSIGN_OR_RETURN(const std::unique_ptr<GgufFile> file, GgufFile::Open(path));
   ISOTHERM_ASSIGN_OR_RETURN(const std::string type, file->GetString("general.type"));
   if (type != kType)
-    return Bad(path, absl::StrCat("general.type is '", type, "'; '", kType, "' is wanted"));
+    return Bad(path,
+               absl::StrCat("general.type is '", Printable(type), "'; '", kType, "' is wanted"));
   ISOTHERM_ASSIGN_OR_RETURN(const std::vector<std::string> names,
                             file->GetStrings("isotherm.profile.names"));
   ISOTHERM_ASSIGN_OR_RETURN(const int64_t num_layers, file->GetInt("isotherm.profile.block_count"));
   if (num_layers < 1 || num_layers > kMaxLayers)
-    return Bad(path, absl::StrCat("block_count is ", num_layers));
+    return Bad(path, absl::StrCat("isotherm.profile.block_count is ", num_layers, "; 1 to ",
+                                  kMaxLayers, " wanted"));
   std::vector<ActivationProfile> profiles;
+  if (names.size() > kMaxProfiles) {
+    return Bad(path, absl::StrCat("isotherm.profile.names has ", names.size(),
+                                  " profiles; at most ", kMaxProfiles));
+  }
   for (const std::string& name : names) {
     ActivationProfile profile{.name = name};
     for (int64_t l = 0; l < num_layers; ++l) {
@@ -50,7 +58,8 @@ absl::StatusOr<std::vector<ActivationProfile>> ReadActivationProfiles(const std:
       const GgufTensor* tensor = file->FindTensor(tensor_name);
       if (tensor == nullptr || tensor->ggml_type != static_cast<uint32_t>(DType::kF32) ||
           tensor->rows() != 1) {
-        return Bad(path, absl::StrCat("tensor ", tensor_name, " is missing or not one row of F32"));
+        return Bad(path, absl::StrCat("tensor ", Printable(tensor_name),
+                                      " is missing or not one row of F32"));
       }
       std::vector<float> frequency(static_cast<size_t>(tensor->columns()));
       ISOTHERM_RETURN_IF_ERROR(
@@ -94,6 +103,19 @@ absl::Status WriteActivationProfiles(const std::string& path,
     }
   }
   return writer->Finish();
+}
+
+absl::Status CheckProfileFits(const ActivationProfile& profile, int64_t num_layers,
+                              int64_t num_neurons) {
+  const auto layers = static_cast<int64_t>(profile.frequency.size());
+  const int64_t neurons =
+      profile.frequency.empty() ? 0 : static_cast<int64_t>(profile.frequency.front().size());
+  if (layers == num_layers && neurons == num_neurons) return absl::OkStatus();
+  return WithExitCode(absl::DataLossError(absl::StrCat(
+                          "profile '", Printable(profile.name), "' is of ", layers, " layers of ",
+                          neurons, " neurons, the model has ", num_layers, " of ", num_neurons,
+                          "; give this model's profile, or none")),
+                      ExitCode::kBadData);
 }
 
 }  // namespace isotherm

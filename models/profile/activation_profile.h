@@ -1,5 +1,6 @@
 #pragma once
 
+#include <cstdint>
 #include <string>
 #include <vector>
 
@@ -22,5 +23,9 @@ std::string ProfilePathFor(absl::string_view model_path);
 absl::StatusOr<std::vector<ActivationProfile>> ReadActivationProfiles(const std::string& path);
 absl::Status WriteActivationProfiles(const std::string& path,
                                      const std::vector<ActivationProfile>& profiles);
+
+// DataLoss (exit code 65) when the profile belongs to a model of another shape.
+absl::Status CheckProfileFits(const ActivationProfile& profile, int64_t num_layers,
+                              int64_t num_neurons);
 
 }  // namespace isotherm

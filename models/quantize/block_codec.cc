@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <limits>
 
 #include "absl/strings/str_cat.h"
 #include "common/base/status_macros.h"
@@ -22,6 +23,32 @@ float LoadHalf(const std::byte* at) {
 void StoreHalf(std::byte* at, float value) {
   const uint16_t bits = F32ToF16(value);
   std::memcpy(at, &bits, 2);
+}
+
+float Inverse(float d) {
+  const float size = std::abs(d);
+  return size >= std::numeric_limits<float>::min() && std::isfinite(size) ? 1.0f / d : 0.0f;
+}
+
+// Eight bytes at a time: a lane whose exponent bits are all set carries into its sign bit.
+bool PlainFinite(const std::byte* at, int64_t bytes, uint64_t exponent, uint64_t lowest) {
+  const uint64_t sign = exponent + lowest;
+  uint64_t found = 0;
+  for (; bytes >= 8; bytes -= 8, at += 8) {
+    uint64_t word;
+    std::memcpy(&word, at, 8);
+    found |= (word & exponent) + lowest;
+  }
+  uint64_t word = 0;
+  std::memcpy(&word, at, static_cast<size_t>(bytes));
+  found |= (word & exponent) + lowest;
+  return (found & sign) == 0;
+}
+
+bool HalfFinite(const std::byte* at) {
+  uint16_t bits;
+  std::memcpy(&bits, at, 2);
+  return (bits & 0x7c00u) != 0x7c00u;
 }
 
 void DecodeBlock(DType dtype, const std::byte* block, float* out) {
@@ -62,7 +89,7 @@ void EncodeBlock(DType dtype, const float* x, std::byte* block) {
       float top = 0;
       for (int i = 0; i < kBlock; ++i) top = std::max(top, std::abs(x[i]));
       const float d = top / 127.0f;
-      const float inverse = d != 0 ? 1.0f / d : 0.0f;
+      const float inverse = Inverse(d);
       StoreHalf(block, d);
       for (int i = 0; i < kBlock; ++i) {
         block[2 + i] = static_cast<std::byte>(static_cast<int8_t>(std::round(x[i] * inverse)));
@@ -78,7 +105,7 @@ void EncodeBlock(DType dtype, const float* x, std::byte* block) {
         }
       }
       const float d = signed_top / -8.0f;
-      const float inverse = d != 0 ? 1.0f / d : 0.0f;
+      const float inverse = Inverse(d);
       StoreHalf(block, d);
       for (int i = 0; i < kBlock; ++i) {
         n[i] = static_cast<uint8_t>(std::min(15, static_cast<int>(x[i] * inverse + 8.5f)));
@@ -89,7 +116,7 @@ void EncodeBlock(DType dtype, const float* x, std::byte* block) {
     default: {  // Q4_1
       const auto [low, high] = std::minmax_element(x, x + kBlock);
       const float d = (*high - *low) / 15.0f;
-      const float inverse = d != 0 ? 1.0f / d : 0.0f;
+      const float inverse = Inverse(d);
       StoreHalf(block, d);
       StoreHalf(block + 2, *low);
       for (int i = 0; i < kBlock; ++i) {
@@ -142,6 +169,24 @@ absl::Status EncodeRow(DType dtype, std::span<const float> in, std::byte* row) {
         EncodeBlock(dtype, in.data() + i, row);
       }
       return absl::OkStatus();
+  }
+}
+
+bool AllFinite(DType dtype, const std::byte* row, int64_t columns) {
+  switch (dtype) {
+    case DType::kF32:
+      return PlainFinite(row, columns * 4, 0x7f8000007f800000u, 0x0080000000800000u);
+    case DType::kF16:
+      return PlainFinite(row, columns * 2, 0x7c007c007c007c00u, 0x0400040004000400u);
+    case DType::kBF16:
+      return PlainFinite(row, columns * 2, 0x7f807f807f807f80u, 0x0080008000800080u);
+    default: {
+      bool finite = true;
+      for (int64_t i = 0; i < columns; i += kBlock, row += Info(dtype).block_bytes) {
+        finite &= HalfFinite(row) && (dtype != DType::kQ4_1 || HalfFinite(row + 2));
+      }
+      return finite;
+    }
   }
 }
 

@@ -1,8 +1,10 @@
-// A gateway without workers: answers a chat with the words of its last message, in capitals. The
-// word "forever" is answered until the client ends it.
+// A gateway without workers, and a placement service without a solver, in one. Answers a chat with
+// the words of its last message, in capitals. The word "forever" is answered until the client ends
+// it.
 
 #include <signal.h>
 
+#include <atomic>
 #include <chrono>
 #include <condition_variable>
 #include <iostream>
@@ -17,6 +19,7 @@
 #include "common/rpc/server.h"
 #include "common/rpc/status.h"
 #include "isotherm/v1/inference.grpc.pb.h"
+#include "isotherm/v1/placement.grpc.pb.h"
 
 namespace isotherm {
 namespace {
@@ -87,14 +90,73 @@ class FakeInference final : public v1::InferenceService::Service {
   std::set<std::string> aborted_;
 };
 
+// Epoch 2 is live; epoch 1 is history. A change makes the next epoch.
+class FakePlacement final : public v1::PlacementService::Service {
+ public:
+  grpc::Status GetPlacement(grpc::ServerContext*, const v1::GetPlacementRequest* request,
+                            v1::GetPlacementResponse* response) override {
+    if (request->epoch() > live_) return grpc::Status(grpc::StatusCode::NOT_FOUND, "no such epoch");
+    *response->mutable_plan() = Plan(request->epoch() == 0 ? live_.load() : request->epoch());
+    return grpc::Status::OK;
+  }
+
+  grpc::Status History(grpc::ServerContext*, const v1::HistoryRequest* request,
+                       v1::HistoryResponse* response) override {
+    const bool first = request->page_token().empty();
+    v1::HistoryEntry& entry = *response->add_entries();
+    *entry.mutable_plan() = Plan(first ? 2 : 1);
+    entry.set_state(first ? v1::PLAN_STATE_LIVE : v1::PLAN_STATE_RETIRED);
+    if (first) response->set_next_page_token("older");
+    return grpc::Status::OK;
+  }
+
+  grpc::Status Rollback(grpc::ServerContext*, const v1::RollbackRequest* request,
+                        v1::RollbackResponse* response) override {
+    if (request->to_epoch() > live_) {
+      return grpc::Status(grpc::StatusCode::NOT_FOUND, "epoch was never live");
+    }
+    *response->mutable_plan() = Plan(++live_);
+    return grpc::Status::OK;
+  }
+
+  grpc::Status SetBudget(grpc::ServerContext*, const v1::SetBudgetRequest* request,
+                         v1::SetBudgetResponse* response) override {
+    response->mutable_budget()->set_requested_bytes(request->bytes());
+    response->mutable_budget()->set_effective_bytes(request->bytes() / 2);
+    *response->mutable_plan() = Plan(++live_);
+    return grpc::Status::OK;
+  }
+
+ private:
+  static v1::PlacementPlan Plan(int64_t epoch) {
+    v1::PlacementPlan plan;
+    plan.set_epoch(epoch);
+    plan.set_cause(v1::PLACEMENT_CAUSE_INITIAL);
+    plan.set_profile("chat");
+    plan.set_used_bytes(1'000'000);
+    plan.set_budget_bytes(2'000'000);
+    plan.set_objective(0.75);
+    for (const int64_t hot : {25, 75}) {
+      v1::LayerPlacement& layer = *plan.add_layers();
+      layer.set_gpu_neurons(hot);
+      layer.set_total_neurons(100);
+      layer.set_predicted_hit_share(0.5);
+    }
+    return plan;
+  }
+
+  std::atomic<int64_t> live_{2};
+};
+
 int Main(int argc, char** argv) {
   ShutdownSignal shutdown;
   rpc::ServerOptions options;
   for (int i = 1; i + 1 < argc; ++i) {
     if (std::string(argv[i]) == "--listen") options.listen = argv[i + 1];
   }
-  FakeInference service;
-  auto server = rpc::Server::Start(options, {&service});
+  FakeInference inference;
+  FakePlacement placement;
+  auto server = rpc::Server::Start(options, {&inference, &placement});
   if (!server.ok()) return ExitWith(server.status());
   (*server)->SetServing(true);
   AnnounceListening((*server)->address());

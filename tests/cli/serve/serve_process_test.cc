@@ -7,6 +7,7 @@
 
 #include <filesystem>
 #include <fstream>
+#include <system_error>
 
 #include "cli/supervise/server_record.h"
 #include "common/base/unique_fd.h"
@@ -33,13 +34,18 @@ bool EndsWithin(pid_t pid, std::chrono::milliseconds timeout) {
 class ServeProcessTest : public ::testing::Test {
  protected:
   ServeProcessTest() {
-    fs::copy_file(ISOTHERM_CLI, programs_.dir() / "isotherm");
+    // A program of its own there, for services are looked for beside it; a link where possible.
+    std::error_code error;
+    fs::create_hard_link(ISOTHERM_CLI, programs_.dir() / "isotherm", error);
+    if (error) fs::copy_file(ISOTHERM_CLI, programs_.dir() / "isotherm");
     for (const char* service : kServices) programs_.Add(service, "listen pid ready wait");
     std::ofstream(programs_.dir() / "m.gguf") << "weights";
   }
   void UseEchoGateway() {
-    fs::remove(programs_.dir() / "isotherm-gateway");
-    fs::create_symlink(ISOTHERM_FAKE_GATEWAY, programs_.dir() / "isotherm-gateway");
+    for (const char* service : {"isotherm-gateway", "isotherm-placement"}) {
+      fs::remove(programs_.dir() / service);
+      fs::create_symlink(ISOTHERM_FAKE_GATEWAY, programs_.dir() / service);
+    }
   }
   fs::path state_dir() const { return programs_.dir() / "state"; }
 
@@ -179,6 +185,43 @@ TEST_F(ServeProcessTest, RunUsesTheServerThatIsThere) {
   EXPECT_EQ(serve.Wait(), 0);
   Command after = Isotherm({"health"});
   EXPECT_EQ(after.Wait(), 69);
+}
+
+TEST_F(ServeProcessTest, PlacementVerbsTalkToTheRunningServer) {
+  UseEchoGateway();
+  Command serve = Serve();
+  ASSERT_TRUE(serve.ReadUntilOut("ask it")) << serve.err();
+  EXPECT_THAT(serve.out(), HasSubstr("epoch 2: 50 % of the neurons hot in 1.00 MB"));
+  const std::vector<std::pair<std::vector<std::string>, std::string>> cases = {
+      {{"show"}, "    0  ########........................    25 %"},
+      {{"show", "--json"}, R"("hot_share":0.5)"},
+      {{"history"}, "    1  retired"},
+      {{"history", "--last", "1", "--json"}, R"("state":"live")"},
+      {{"rollback", "1"}, "epoch 3 is live with the contents of epoch 1"},
+      {{"budget", "2MB"}, "budget 1.00 MB (asked: 2.00 MB)"}};
+  for (const auto& [words, expected] : cases) {
+    std::vector<std::string> args = {"placement"};
+    args.insert(args.end(), words.begin(), words.end());
+    Command command = Isotherm(args);
+    EXPECT_EQ(command.Wait(), 0) << words[0] << command.err();
+    EXPECT_THAT(command.out(), HasSubstr(expected));
+  }
+  Command refused = Isotherm({"placement", "rollback", "99"});
+  EXPECT_EQ(refused.Wait(), 69);
+  EXPECT_THAT(refused.err(), HasSubstr("epoch was never live"));
+  serve.Signal(SIGTERM);
+  EXPECT_EQ(serve.Wait(), 0);
+}
+
+TEST_F(ServeProcessTest, ChatEndsWithItsInput) {
+  UseEchoGateway();
+  Command serve = Serve();
+  ASSERT_TRUE(serve.ReadUntilOut("ask it")) << serve.err();
+  // Standard input is /dev/null: the chat starts, finds the end and leaves.
+  Command chat = Isotherm({"chat", (programs_.dir() / "m.gguf").string()});
+  EXPECT_EQ(chat.Wait(), 0) << chat.err();
+  serve.Signal(SIGTERM);
+  EXPECT_EQ(serve.Wait(), 0);
 }
 
 TEST_F(ServeProcessTest, AnInterruptedRunEndsWith130AndLeavesNothing) {

@@ -61,7 +61,8 @@ TEST_F(HandoffTest, BothDescriptorsAndTheLivingConnectionArrive) {
   ASSERT_TRUE(handoff.ok()) << handoff.status();
   EXPECT_TRUE(CheckSealedMemory(handoff->arena.get(), 4096).ok());
   EXPECT_TRUE(CheckSealedMemory(handoff->control.get(), 8192).ok());
-  EXPECT_EQ(handoff->peer_pid, ::getpid());
+  EXPECT_EQ(handoff->peer, OwnIdentity());
+  EXPECT_NE(handoff->peer.start_ticks, 0u);
   EXPECT_EQ(taken_.get_future().get(), ::getpid());
   handoff->connection.Reset();
   char byte;
@@ -112,7 +113,7 @@ TEST_F(HandoffTest, AnotherUserIsRefused) {
     name.sun_family = AF_UNIX;
     std::strncpy(name.sun_path, server_->path().c_str(), sizeof(name.sun_path) - 1);
     if (::connect(fd.get(), reinterpret_cast<sockaddr*>(&name), sizeof(name)) != 0) ::_exit(4);
-    (void)!::write(fd.get(), token.data(), token.size());
+    (void)::send(fd.get(), token.data(), token.size(), MSG_NOSIGNAL);
     char byte;
     ::_exit(::recv(fd.get(), &byte, 1, 0) > 0 ? 1 : 0);
   }

@@ -1,6 +1,8 @@
 #include "models/quantize/block_codec.h"
 
+#include <algorithm>
 #include <cmath>
+#include <iterator>
 #include <random>
 #include <vector>
 
@@ -61,6 +63,80 @@ TEST(BlockCodecTest, Q4_0PutsTheLowNibblesFirst) {
   EXPECT_EQ(out[0], 2.0f);
   EXPECT_EQ(out[16], 1.0f);
   EXPECT_EQ(out[1], 0.0f);
+}
+
+TEST(BlockCodecTest, Q8_0RoundsHalvesAwayFromZero) {
+  std::vector<float> in(32, 0.0f);
+  in[0] = 127;  // d = 1
+  const float given[] = {0.5f, -0.5f, 1.5f, -2.5f, 0.49f, -126.5f};
+  const int wanted[] = {1, -1, 2, -3, 0, -127};
+  std::copy(std::begin(given), std::end(given), in.begin() + 1);
+  std::vector<std::byte> block(34);
+  ASSERT_TRUE(EncodeRow(DType::kQ8_0, in, block.data()).ok());
+  EXPECT_EQ(block[0], std::byte{0x00});
+  EXPECT_EQ(block[1], std::byte{0x3c});
+  for (size_t i = 0; i < std::size(wanted); ++i) {
+    EXPECT_EQ(static_cast<int8_t>(block[3 + i]), wanted[i]) << given[i];
+  }
+}
+
+TEST(BlockCodecTest, Q4_0ScalesByTheLargestMagnitudeWithItsSign) {
+  std::vector<float> in(32, 0.0f);
+  in[0] = -8;  // d = 1
+  const float given[] = {7.6f, 0.5f, -0.5f, 0.49f, -7.51f};
+  const int wanted[] = {15, 9, 8, 8, 0};
+  std::copy(std::begin(given), std::end(given), in.begin() + 1);
+  std::vector<std::byte> block(18);
+  ASSERT_TRUE(EncodeRow(DType::kQ4_0, in, block.data()).ok());
+  EXPECT_EQ(block[1], std::byte{0x3c});
+  EXPECT_EQ(static_cast<int>(block[2] & std::byte{15}), 0);
+  for (size_t i = 0; i < std::size(wanted); ++i) {
+    EXPECT_EQ(static_cast<int>(block[3 + i] & std::byte{15}), wanted[i]) << given[i];
+  }
+  for (float& x : in) x = -x;  // d = -1: the same levels
+  std::vector<std::byte> negated(18);
+  ASSERT_TRUE(EncodeRow(DType::kQ4_0, in, negated.data()).ok());
+  EXPECT_EQ(negated[1], std::byte{0xbc});
+  EXPECT_TRUE(std::equal(block.begin() + 2, block.end(), negated.begin() + 2));
+}
+
+TEST(BlockCodecTest, TinyAndHugeBlocksAreDefined) {
+  for (const float size : {1e-45f, 1e-40f, 1e-30f, 1e9f, 3e38f}) {
+    std::vector<float> in = Random(32, 3);
+    for (float& x : in) x = x > 0 ? size : -size;
+    for (const DType dtype : {DType::kQ8_0, DType::kQ4_0, DType::kQ4_1}) {
+      std::vector<std::byte> row(20 + 14);
+      std::vector<float> out(32);
+      ASSERT_TRUE(EncodeRow(dtype, in, row.data()).ok());
+      ASSERT_TRUE(DecodeRow(dtype, row.data(), out).ok());
+      if (size < 1) {
+        EXPECT_NEAR(out[0], 0, 1e-6f);
+      }
+      EXPECT_EQ(AllFinite(dtype, row.data(), 32), size < 1) << Name(dtype) << " " << size;
+    }
+  }
+}
+
+TEST(BlockCodecTest, FindsTheOneValueThatIsNotFinite) {
+  const DType plain[] = {DType::kF32, DType::kF16, DType::kBF16};
+  for (const DType dtype : plain) {
+    const size_t size = static_cast<size_t>(Info(dtype).block_bytes);
+    for (size_t columns = 1; columns <= 13; ++columns) {
+      std::vector<float> in(columns, dtype == DType::kF16 ? 65504.0f : 3.3e38f);
+      in[0] = -in[0];
+      std::vector<std::byte> row(columns * size);
+      ASSERT_TRUE(EncodeRow(dtype, in, row.data()).ok());
+      EXPECT_TRUE(AllFinite(dtype, row.data(), static_cast<int64_t>(columns)));
+      for (const float bad : {INFINITY, -INFINITY, NAN}) {
+        for (size_t i = 0; i < columns; ++i) {
+          std::vector<float> damaged = in;
+          damaged[i] = bad;
+          ASSERT_TRUE(EncodeRow(dtype, damaged, row.data()).ok());
+          EXPECT_FALSE(AllFinite(dtype, row.data(), static_cast<int64_t>(columns)));
+        }
+      }
+    }
+  }
 }
 
 TEST(BlockCodecTest, RefusesPartialBlocks) {

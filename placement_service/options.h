@@ -1,0 +1,30 @@
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+
+#include "absl/status/statusor.h"
+#include "placement_service/plan/plan_record.h"
+
+namespace isotherm {
+
+struct PlacementOptions {
+  std::string model;
+  std::string listen;
+  std::string gpu_worker;
+  std::string cpu_worker;  // empty: there is none
+  std::string state_dir;
+  int64_t budget_bytes = kAutoBudget;
+  std::string profile;       // empty: "chat" or the first
+  std::string profile_file;  // empty: the one beside the model, if there is one
+  std::string log_level = "info";
+  bool supervised = false;
+};
+
+// Sets `exit_code` when --help or --version was answered. InvalidArgument (exit code 64) says what
+// is wrong and where help is.
+absl::StatusOr<PlacementOptions> ParsePlacementOptions(int argc, char** argv,
+                                                       std::optional<int>* exit_code);
+
+}  // namespace isotherm

@@ -1,0 +1,448 @@
+#include "placement_service/plan/plan_publisher.h"
+
+#include <spdlog/spdlog.h>
+
+#include <algorithm>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/time/time.h"
+#include "common/base/checked_math.h"
+#include "common/base/status_macros.h"
+#include "common/base/units.h"
+#include "placement_service/plan/plan_codec.h"
+#include "placement_service/solver/solve_placement.h"
+
+namespace isotherm {
+namespace {
+
+// Attempts at a plan nobody asked for, before a worker restarts or an operator changes something.
+constexpr int kMaxFailures = 5;
+constexpr std::chrono::seconds kMaxBackOff{60};
+
+// Sequences grow over restarts because terms do.
+int64_t FirstSequence(int64_t term) {
+  return std::min(term, int64_t{1} << 52) * (int64_t{1} << 10);
+}
+
+}  // namespace
+
+PlanPublisher::PlanPublisher(const PublisherOptions& options, PlanStore& store, WorkerPort& gpu,
+                             WorkerPort* cpu, PlacementProfile profile, const Clock& clock)
+    : options_(options),
+      store_(store),
+      profile_(std::move(profile)),
+      clock_(clock),
+      gpu_(gpu),
+      workers_{&gpu_},
+      ports_{&gpu} {
+  if (cpu != nullptr) {
+    cpu_ = std::make_unique<WorkerView>(*cpu);
+    workers_.push_back(cpu_.get());
+    ports_.push_back(cpu);
+  }
+}
+
+absl::StatusOr<std::unique_ptr<PlanPublisher>> PlanPublisher::Create(
+    const PublisherOptions& options, PlanStore& store, WorkerPort& gpu, WorkerPort* cpu,
+    PlacementProfile profile, const Clock& clock) {
+  std::unique_ptr<PlanPublisher> self(
+      new PlanPublisher(options, store, gpu, cpu, std::move(profile), clock));
+  // The wall clock as the least term: a service that lost its store, or has another, still comes
+  // after those started before. Microseconds, as two with one term would undo each other's plans
+  // for ever. The store keeps terms growing when the clock goes back.
+  absl::StatusOr<int64_t> term = store.ClaimTerm(clock.WallUs());
+  std::string notice;
+  if (!term.ok()) {
+    if (store.read_only_reason().empty()) return term.status();
+    notice = absl::StrCat("the plan store is read-only: ", store.read_only_reason());
+    // The store is ours alone, so nobody else has this term.
+    term = store.LastTerm();
+  }
+  ISOTHERM_ASSIGN_OR_RETURN(self->term_, std::move(term));
+  ISOTHERM_ASSIGN_OR_RETURN(std::optional<PlanRecord> live, store.Live());
+  ISOTHERM_ASSIGN_OR_RETURN(self->pending_, store.Preparing());
+  self->pending_since_ = clock.Now();
+  if (live.has_value()) {
+    self->options_changed_ = live->start_options != options.start_options;
+    self->live_ = std::make_shared<const PlanRecord>(*std::move(live));
+  }
+  const PlanRecord shown = self->live_ != nullptr ? *self->live_ : self->BuiltIn();
+  self->feed_ = std::make_unique<PlanFeed>(FirstSequence(self->term_), shown.plan);
+  {
+    absl::MutexLock lock(&self->mu_);
+    self->shown_ = std::make_shared<const PlanRecord>(shown);
+  }
+  if (!notice.empty()) self->Notify(shown.plan, PlanState::kLive, notice);
+  return self;
+}
+
+absl::Status PlanPublisher::RunOnce() {
+  for (WorkerView* worker : workers_) worker->Refresh();
+  round_blocked_ = fenced_ ? last_notice_ : "";
+  if (!fenced_) {
+    ISOTHERM_RETURN_IF_ERROR(LearnFacts());
+    const bool agree = WorkersAgree();
+    if (doomed_.has_value()) FailPending(*doomed_);
+    if (agree && !fenced_) RestoreLive();
+    if (agree && !fenced_ && !pending_.has_value()) PlanIfNeeded();
+  }
+  RunControls();
+  if (!fenced_ && pending_.has_value() && !doomed_.has_value() && WorkersAgree()) AdvancePending();
+  if (!fenced_) RetireExtras();
+  if (round_blocked_.empty()) last_notice_.clear();
+  absl::MutexLock lock(&mu_);
+  blocked_by_ = round_blocked_;
+  return absl::OkStatus();
+}
+
+PlanPublisher::~PlanPublisher() { Stop(); }
+
+absl::Status PlanPublisher::Run(std::chrono::milliseconds poll_interval) {
+  absl::Status status;
+  bool stopped = false;
+  while (!stopped && status.ok()) {
+    status = RunOnce();
+    absl::MutexLock lock(&mu_);
+    const auto work = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
+      return stopped_ || !controls_.empty();
+    };
+    if (status.ok()) mu_.AwaitWithTimeout(absl::Condition(&work), absl::FromChrono(poll_interval));
+    stopped = stopped_;
+  }
+  Stop();
+  FinishWaiters(StoppingStatus());
+  return status;
+}
+
+absl::Status PlanPublisher::LearnFacts() {
+  if (!gpu_.present()) return absl::OkStatus();
+  const WorkerDescription& gpu = gpu_.description();
+  ISOTHERM_RETURN_IF_ERROR(CheckProfileShape(profile_, gpu.num_layers, gpu.num_neurons));
+  const Facts facts{gpu.model_digest, gpu.instance_id,  gpu.num_layers,
+                    gpu.num_neurons,  gpu.bundle_bytes, gpu.capacity_bytes};
+  const bool news = !facts_.has_value() || facts_->gpu_instance_id != facts.gpu_instance_id;
+  facts_ = facts;
+  if (news && UsableLive() == nullptr) {
+    absl::MutexLock lock(&mu_);
+    shown_ = std::make_shared<const PlanRecord>(BuiltIn());
+  }
+  return absl::OkStatus();
+}
+
+bool PlanPublisher::WorkersAgree() {
+  if (!facts_.has_value()) {
+    Block(absl::StrCat("waiting for ", gpu_.name(), ": ", gpu_.absent_reason()));
+    return false;
+  }
+  if (cpu_ == nullptr || !cpu_->present() || !gpu_.present()) return true;
+  const WorkerDescription& gpu = gpu_.description();
+  const WorkerDescription& cpu = cpu_->description();
+  if (gpu.model_digest == cpu.model_digest && gpu.layout_hash == cpu.layout_hash) return true;
+  Block(absl::StrCat("the workers serve different models: ", gpu_.name(), " ", gpu.model_digest,
+                     ", ", cpu_->name(), " ", cpu.model_digest, "; start both with the same file"));
+  return false;
+}
+
+const PlanRecord* PlanPublisher::UsableLive() const {
+  if (live_ == nullptr || !facts_.has_value()) return nullptr;
+  const PlacementPlan& plan = live_->plan;
+  const bool fits =
+      plan.model_digest == facts_->model_digest &&
+      static_cast<int64_t>(plan.layers.size()) == facts_->num_layers &&
+      std::all_of(plan.layers.begin(), plan.layers.end(), [&](const LayerPlacement& layer) {
+        return layer.num_neurons == facts_->num_neurons;
+      });
+  return fits ? live_.get() : nullptr;
+}
+
+PlanRecord PlanPublisher::BuiltIn() const {
+  PlanRecord record;
+  record.state = PlanState::kLive;
+  record.plan.profile = "none";
+  record.plan.solver = "built-in";
+  if (facts_.has_value()) {
+    record.plan.model_digest = facts_->model_digest;
+    const LayerPlacement layer{
+        .hot = std::vector<uint64_t>(static_cast<size_t>(CeilDiv(facts_->num_neurons, 64)), 0),
+        .num_neurons = facts_->num_neurons};
+    record.plan.layers.assign(static_cast<size_t>(facts_->num_layers), layer);
+  }
+  record.plan.etag = PlanEtag(record.plan);
+  return record;
+}
+
+int64_t PlanPublisher::NextEpoch() {
+  int64_t newest = store_.NewestEpoch().value_or(0);
+  for (const WorkerView* worker : workers_) {
+    if (!worker->present()) continue;
+    for (const int64_t epoch : worker->description().epochs) newest = std::max(newest, epoch);
+  }
+  return newest + 1;
+}
+
+absl::StatusOr<PlanRecord> PlanPublisher::Solve(int64_t requested_bytes, PlacementCause cause) {
+  const int64_t budget = requested_bytes == kAutoBudget
+                             ? facts_->capacity_bytes
+                             : std::min(requested_bytes, facts_->capacity_bytes);
+  PlanRecord record;
+  ISOTHERM_ASSIGN_OR_RETURN(record.plan,
+                            SolvePlacement({.layers = std::vector<LayerGeometry>(
+                                                static_cast<size_t>(facts_->num_layers),
+                                                {facts_->num_neurons, facts_->bundle_bytes}),
+                                            .frequency = profile_.frequency,
+                                            .budget_bytes = budget}));
+  record.plan.profile = profile_.name;
+  record.plan.cause = cause;
+  record.requested_bytes = requested_bytes;
+  return record;
+}
+
+absl::Status PlanPublisher::Begin(PlanRecord record, const std::optional<ControlRequest>& request) {
+  const PlanRecord* live = UsableLive();
+  record.state = PlanState::kPreparing;
+  record.plan.epoch = NextEpoch();
+  record.plan.model_digest = facts_->model_digest;
+  record.plan.created_unix_ms = clock_.WallUs() / 1000;
+  record.plan.etag = PlanEtag(record.plan);
+  record.moved_neurons = MovedNeurons(live != nullptr ? live->plan : PlacementPlan(), record.plan);
+  record.start_options = options_.start_options;
+  record.message.clear();
+  ISOTHERM_RETURN_IF_ERROR(store_.InsertPreparing(record, request));
+  SPDLOG_INFO("epoch {}: {} of {}, objective {:.4f}, {} neurons move", record.plan.epoch,
+              FormatBytes(record.plan.used_bytes), FormatBytes(record.plan.budget_bytes),
+              record.plan.objective, record.moved_neurons);
+  feed_->Publish(record.plan, PlanState::kPreparing, "");
+  pending_ = std::move(record);
+  pending_since_ = clock_.Now();
+  return absl::OkStatus();
+}
+
+void PlanPublisher::PlanIfNeeded() {
+  if (!gpu_.present()) return;
+  if (planned_for_instance_ != facts_->gpu_instance_id) {
+    planned_for_instance_ = facts_->gpu_instance_id;
+    failures_ = 0;
+    next_plan_at_ = Clock::TimePoint();
+  }
+  const PlanRecord* live = UsableLive();
+  absl::StatusOr<PlanRecord> record = absl::InternalError("");
+  if (live == nullptr || options_changed_) {
+    record = Solve(options_.requested_bytes, PlacementCause::kInitial);
+  } else if (live->plan.used_bytes > facts_->capacity_bytes ||
+             (live->requested_bytes == kAutoBudget &&
+              live->plan.cause != PlacementCause::kRollback &&
+              live->plan.budget_bytes < facts_->capacity_bytes)) {
+    record = Solve(live->requested_bytes, PlacementCause::kBudget);
+  } else if (std::any_of(workers_.begin(), workers_.end(), [&](const WorkerView* worker) {
+               return worker->present() && !worker->Holds(live->plan.epoch) &&
+                      worker->description().committed_epoch > live->plan.epoch;
+             })) {
+    // A worker went on to epochs this store never saw, say it was restored from a backup: epochs
+    // must not go back, so the contents come again under a newer one.
+    record = *live;
+    record->plan.from_epoch = live->plan.epoch;
+  } else {
+    return;
+  }
+  if (failures_ >= kMaxFailures || clock_.Now() < next_plan_at_) {
+    Block("the last plan was refused");
+    return;
+  }
+  absl::Status status = record.status();
+  if (status.ok()) status = Begin(*std::move(record), std::nullopt);
+  if (!status.ok()) Refused(status);
+}
+
+void PlanPublisher::Refused(const absl::Status& status) {
+  const auto back_off =
+      std::min<std::chrono::seconds>(std::chrono::seconds(1 << failures_), kMaxBackOff);
+  ++failures_;
+  next_plan_at_ = clock_.Now() + back_off;
+  const std::string notice = absl::StrCat("no new plan: ", status.message());
+  Block(notice);
+  Notify(live_ != nullptr ? live_->plan : BuiltIn().plan, PlanState::kLive, notice);
+}
+
+void PlanPublisher::RestoreLive() {
+  const PlanRecord* live = UsableLive();
+  if (live == nullptr || live->plan.used_bytes > facts_->capacity_bytes) return;
+  for (WorkerView* worker : workers_) {
+    if (!worker->present()) {
+      Block(absl::StrCat("waiting for ", worker->name(), ": ", worker->absent_reason()));
+      continue;
+    }
+    const int64_t epoch = live->plan.epoch;
+    if (worker->Committed(epoch) || worker->description().committed_epoch > epoch) continue;
+    absl::Status status = worker->Plan(live->plan, term_, options_.stall_timeout);
+    if (status.ok()) {
+      status = worker->Run(PreparePhase::kCommit, epoch, term_, options_.stall_timeout);
+    }
+    if (absl::IsAborted(status)) return Fence(status);
+    if (status.ok()) {
+      SPDLOG_INFO("{} has epoch {} again", std::string(worker->name()), epoch);
+    } else {
+      Block(absl::StrCat(worker->name(), " did not take epoch ", epoch, ": ", status.message()));
+    }
+  }
+}
+
+void PlanPublisher::AdvancePending() {
+  const int64_t epoch = pending_->plan.epoch;
+  if (pending_->plan.model_digest != facts_->model_digest) {
+    return FailPending(absl::FailedPreconditionError("the workers serve another model now"));
+  }
+  absl::Status status;
+  for (WorkerView* worker : workers_) {
+    if (!worker->present()) {
+      status = absl::UnavailableError(
+          absl::StrCat("waiting for ", worker->name(), ": ", worker->absent_reason()));
+    } else if (worker->description().committed_epoch > epoch) {
+      return FailPending(absl::FailedPreconditionError(
+          absl::StrCat(worker->name(), " went on to epoch ", worker->description().committed_epoch,
+                       " without this service")));
+    }
+  }
+  for (WorkerView* worker : workers_) {
+    // Room for it: a worker keeps the live epoch and this one.
+    if (status.ok() && !worker->Holds(epoch) && worker->description().epochs.size() > 2 &&
+        !RetireOn(*worker)) {
+      if (fenced_) return;
+      status = absl::UnavailableError(
+          absl::StrCat("waiting for ", worker->name(), " to retire an older epoch"));
+    }
+  }
+  for (WorkerView* worker : workers_) {
+    if (!status.ok() || worker->Committed(epoch)) continue;
+    status = worker->Plan(pending_->plan, term_, options_.stall_timeout);
+  }
+  for (WorkerView* worker : workers_) {
+    if (!status.ok() || worker->Committed(epoch)) continue;
+    status = worker->Run(PreparePhase::kCommit, epoch, term_, options_.stall_timeout);
+  }
+  if (absl::IsAborted(status)) return Fence(status);
+  if (!status.ok()) {
+    const bool wait =
+        IsTransient(status) &&
+        (UsableLive() == nullptr || clock_.Now() - pending_since_ < options_.stall_timeout);
+    return wait ? Block(std::string(status.message())) : FailPending(status);
+  }
+  if (const absl::Status stored = store_.MarkLive(epoch); !stored.ok()) {
+    // Committed but not announced: nobody names it. It goes live when the store can say so.
+    FinishWaiters(stored);
+    const std::string notice =
+        absl::StrCat("epoch ", epoch, " is ready but cannot be recorded: ", stored.message());
+    Notify(pending_->plan, PlanState::kPreparing, notice);
+    return Block(notice);
+  }
+  const std::shared_ptr<const PlanRecord> old = live_;
+  pending_->state = PlanState::kLive;
+  live_ = std::make_shared<const PlanRecord>(*std::move(pending_));
+  pending_.reset();
+  options_changed_ = live_->start_options != options_.start_options;
+  failures_ = 0;
+  {
+    absl::MutexLock lock(&mu_);
+    shown_ = live_;
+  }
+  SPDLOG_INFO("epoch {} is live", epoch);
+  feed_->Publish(live_->plan, PlanState::kLive, "");
+  if (old != nullptr) feed_->Publish(old->plan, PlanState::kRetired, "");
+  FinishWaiters(*live_);
+}
+
+void PlanPublisher::FailPending(const absl::Status& status) {
+  const PlanRecord failed = *pending_;
+  const std::string message =
+      absl::StrCat(absl::StatusCodeToString(status.code()), ": ", status.message());
+  FinishWaiters(status);
+  if (const absl::Status stored = store_.MarkFailed(failed.plan.epoch, message); !stored.ok()) {
+    doomed_ = status;
+    return Block(absl::StrCat("epoch ", failed.plan.epoch,
+                              " failed and cannot be recorded: ", stored.message()));
+  }
+  SPDLOG_ERROR("epoch {} failed: {}", failed.plan.epoch, message);
+  doomed_.reset();
+  pending_.reset();  // what workers hold of it is an extra epoch now
+  feed_->Publish(failed.plan, PlanState::kFailed, message);
+  Refused(status);
+}
+
+void PlanPublisher::RetireExtras() {
+  for (WorkerView* worker : workers_) {
+    if (worker->present() && !fenced_) RetireOn(*worker);
+  }
+}
+
+// Frees all epochs but the built-in, live and pending ones. False when some are left.
+bool PlanPublisher::RetireOn(WorkerView& worker) {
+  const std::vector<int64_t> epochs = worker.description().epochs;
+  for (const int64_t epoch : epochs) {
+    const bool wanted = epoch == 0 || (live_ != nullptr && epoch == live_->plan.epoch) ||
+                        (pending_.has_value() && epoch == pending_->plan.epoch);
+    if (wanted) continue;
+    const PreparePhase phase =
+        worker.Committed(epoch) ? PreparePhase::kRetire : PreparePhase::kAbort;
+    const absl::Status status = worker.Run(phase, epoch, term_, options_.retire_timeout);
+    if (absl::IsAborted(status)) {
+      Fence(status);
+      return false;
+    }
+    if (!status.ok()) {
+      if (!IsTransient(status)) {
+        SPDLOG_WARN("{} did not free epoch {}: {}", std::string(worker.name()), epoch,
+                    std::string(status.message()));
+      }
+      return false;
+    }
+  }
+  return true;
+}
+
+void PlanPublisher::FinishWaiters(const absl::StatusOr<PlanRecord>& result) {
+  for (const ControlDone& done : std::exchange(waiters_, {})) done(result);
+}
+
+void PlanPublisher::Fence(const absl::Status& status) {
+  fenced_ = true;
+  const std::string notice =
+      absl::StrCat("another placement_service took over; restart this one to take over again (",
+                   status.message(), ")");
+  round_blocked_ = notice;
+  Notify(live_ != nullptr ? live_->plan : BuiltIn().plan, PlanState::kLive, notice);
+  FinishWaiters(absl::FailedPreconditionError(notice));
+  pending_.reset();
+}
+
+void PlanPublisher::Block(const std::string& reason) {
+  if (round_blocked_.empty()) round_blocked_ = reason;
+}
+
+// To the log and to watchers, once until there is another notice or all is well again.
+void PlanPublisher::Notify(const PlacementPlan& plan, PlanState state, const std::string& notice) {
+  if (notice == last_notice_) return;
+  last_notice_ = notice;
+  SPDLOG_ERROR("{}", notice);
+  feed_->Publish(plan, state, notice);
+}
+
+std::string PlanPublisher::blocked_by() const {
+  absl::MutexLock lock(&mu_);
+  return blocked_by_;
+}
+
+absl::StatusOr<PlanRecord> PlanPublisher::Get(int64_t epoch, bool bitmaps) {
+  if (epoch != 0) return store_.Get(epoch, bitmaps);
+  std::shared_ptr<const PlanRecord> shown;
+  {
+    absl::MutexLock lock(&mu_);
+    shown = shown_;
+  }
+  PlanRecord record = *shown;
+  if (!bitmaps) {
+    for (LayerPlacement& layer : record.plan.layers) layer.hot.clear();
+  }
+  return record;
+}
+
+}  // namespace isotherm

@@ -1,0 +1,172 @@
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <deque>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/synchronization/mutex.h"
+#include "common/base/clock.h"
+#include "placement_service/plan/plan_feed.h"
+#include "placement_service/plan/plan_record.h"
+#include "placement_service/plan/plan_store.h"
+#include "placement_service/plan/worker_view.h"
+#include "placement_service/profile/placement_profile.h"
+
+namespace isotherm {
+
+struct PublisherOptions {
+  int64_t requested_bytes = kAutoBudget;
+  // A start under other options than the live plan's solves anew.
+  std::string start_options;
+  // A change that gets no further for so long fails, and the old plan stays live.
+  std::chrono::milliseconds stall_timeout{60'000};
+  // How long one round waits for steps that still name an epoch to be retired.
+  std::chrono::milliseconds retire_timeout{1'000};
+};
+
+struct RollbackParams {
+  std::string request_id;  // empty: not idempotent
+  int64_t to_epoch = 0;
+  std::string if_etag;  // of the live plan; empty: any
+};
+
+struct BudgetParams {
+  std::string request_id;
+  int64_t bytes = 0;
+  std::string if_etag;
+};
+
+// The plan that answers a control operation, live (or retired since, when an id is repeated), or
+// why there is none. Called exactly once, by the publisher's thread or Stop(); must not block.
+using ControlDone = std::function<void(const absl::StatusOr<PlanRecord>&)>;
+
+// Decides which plan is to be live and drives it there: intent to the store, plan and checksum on
+// both workers, commit on both, live in the store, announced on the feed, old epochs retired. All
+// state is in the store and the workers, so a crash between any two of these steps leaves all-old
+// or all-new, and the next start goes on with what it finds. A worker that restarted gets the live
+// plan again; one that is away is waited for while the other serves on; one that refuses a new plan
+// leaves the old one live. Aborted by a worker means that another placement_service with a higher
+// term took over: this one then changes nothing any more.
+//
+// One thread calls RunOnce(); everything else is thread-safe. The store, ports and clock outlive
+// it.
+class PlanPublisher {
+ public:
+  // `cpu` may be null. Reads the store and claims a term; an unwritable store is a notice on the
+  // feed, not an error: the live plan is served and restored all the same.
+  static absl::StatusOr<std::unique_ptr<PlanPublisher>> Create(const PublisherOptions& options,
+                                                               PlanStore& store, WorkerPort& gpu,
+                                                               WorkerPort* cpu,
+                                                               PlacementProfile profile,
+                                                               const Clock& clock);
+
+  // One round: asks the workers how they are and does all that can be done. Blocks on workers and
+  // disk. An error is final (exit code 65: the profile is another model's).
+  absl::Status RunOnce();
+  // Rounds until Stop() or a final error: one each `poll_interval`, at once for a control
+  // operation.
+  absl::Status Run(std::chrono::milliseconds poll_interval);
+  // Ends Run() and calls to workers; control operations fail with Unavailable from now on.
+  void Stop();
+  ~PlanPublisher();
+
+  // Publishes the contents of a plan that was live once as a new epoch, with its budget.
+  void Rollback(RollbackParams params, ControlDone done);
+  // Solves anew for at most `bytes` of hot bundles; the gpu_worker's capacity clips it.
+  void SetBudget(BudgetParams params, ControlDone done);
+
+  // Epoch 0 is the live plan; before there is one, the built-in plan.
+  absl::StatusOr<PlanRecord> Get(int64_t epoch, bool bitmaps);
+  absl::StatusOr<std::vector<PlanRecord>> History(int64_t before, int64_t limit) {
+    return store_.History(before, limit);
+  }
+  PlanFeed& feed() { return *feed_; }
+  // What stands between now and a live plan on all workers; empty: nothing.
+  std::string blocked_by() const;
+
+ private:
+  // What is to be known of the model before anything can be planned.
+  struct Facts {
+    std::string model_digest;
+    std::string gpu_instance_id;
+    int64_t num_layers = 0, num_neurons = 0, bundle_bytes = 0, capacity_bytes = 0;
+  };
+  struct Control {
+    std::string request_id, fingerprint, if_etag;
+    std::optional<int64_t> rollback_to;  // else a budget
+    int64_t bytes = 0;
+    ControlDone done;
+  };
+
+  PlanPublisher(const PublisherOptions& options, PlanStore& store, WorkerPort& gpu, WorkerPort* cpu,
+                PlacementProfile profile, const Clock& clock);
+
+  static absl::Status StoppingStatus();
+  absl::Status LearnFacts();
+  bool WorkersAgree();
+  void Enqueue(Control control);
+  void RunControls();
+  void RunControl(Control control);
+  absl::StatusOr<PlanRecord> PlanFor(const Control& control);
+  bool AnswerRepeated(Control& control);
+  void RestoreLive();
+  void PlanIfNeeded();
+  void AdvancePending();
+  void RetireExtras();
+  bool RetireOn(WorkerView& worker);
+
+  absl::StatusOr<PlanRecord> Solve(int64_t requested_bytes, PlacementCause cause);
+  absl::Status Begin(PlanRecord record, const std::optional<ControlRequest>& request);
+  void Refused(const absl::Status& status);
+  void FailPending(const absl::Status& status);
+  void FinishWaiters(const absl::StatusOr<PlanRecord>& result);
+  void Fence(const absl::Status& status);
+  void Block(const std::string& reason);
+  void Notify(const PlacementPlan& plan, PlanState state, const std::string& notice);
+  int64_t NextEpoch();
+  const PlanRecord* UsableLive() const;
+  PlanRecord BuiltIn() const;
+
+  const PublisherOptions options_;
+  PlanStore& store_;
+  const PlacementProfile profile_;
+  const Clock& clock_;
+  int64_t term_ = 0;
+  std::unique_ptr<PlanFeed> feed_;
+
+  // The publisher thread's own.
+  WorkerView gpu_;
+  std::vector<WorkerView*> workers_;  // gpu_ first
+  std::unique_ptr<WorkerView> cpu_;
+  std::vector<WorkerPort*> ports_;
+  std::optional<PlanRecord> pending_;
+  Clock::TimePoint pending_since_;
+  std::optional<absl::Status> doomed_;  // pending_ failed, the store does not know yet
+  std::vector<ControlDone> waiters_;    // for pending_
+  std::shared_ptr<const PlanRecord> live_;
+  bool options_changed_ = false;
+  bool fenced_ = false;
+  std::string round_blocked_;  // the first reason of this round
+  std::string last_notice_;    // said once
+  int failures_ = 0;           // of plans nobody asked for, in a row
+  Clock::TimePoint next_plan_at_;
+  std::string planned_for_instance_;
+
+  std::optional<Facts> facts_;
+
+  mutable absl::Mutex mu_;
+  std::deque<Control> controls_ ABSL_GUARDED_BY(mu_);
+  bool stopped_ ABSL_GUARDED_BY(mu_) = false;
+  std::shared_ptr<const PlanRecord> shown_ ABSL_GUARDED_BY(mu_);  // what Get(0) answers
+  std::string blocked_by_ ABSL_GUARDED_BY(mu_);
+};
+
+}  // namespace isotherm

@@ -1,0 +1,129 @@
+// The real binary: what it says and how it ends when it cannot serve.
+#include <gtest/gtest.h>
+#include <signal.h>
+#include <sys/resource.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <fstream>
+#include <functional>
+#include <iterator>
+#include <utility>
+
+#include "common/base/unique_fd.h"
+#include "tests/cpu_worker/toy_model.h"
+#include "tests/reference/integer_model.h"
+
+namespace isotherm::cpu {
+namespace {
+
+class ProcessTest : public testing::Test {
+ protected:
+  void SetUp() override {
+    model_ = directory_.path() + "/model.gguf";
+    ASSERT_TRUE(
+        reference::IntegerModel(reference::IntegerModelOptions{}).Write(model_, DType::kQ8_0).ok());
+  }
+  ~ProcessTest() override {
+    if (pid_ > 0) {
+      ::kill(pid_, SIGKILL);
+      ::waitpid(pid_, nullptr, 0);
+    }
+  }
+  void Start(
+      const std::string& model, const std::string& listen,
+      const std::function<void()>& before = [] {}) {
+    int out[2];
+    ASSERT_EQ(::pipe(out), 0);
+    errors_ = directory_.path() + "/errors";
+    pid_ = ::fork();
+    if (pid_ == 0) {
+      ::dup2(out[1], 1);
+      ::close(out[0]);
+      if (::freopen(errors_.c_str(), "w", stderr) == nullptr) ::_exit(127);
+      before();
+      ::execl(ISOTHERM_BINARY_DIR "/bin/isotherm-cpu-worker", "isotherm-cpu-worker", "--model",
+              model.c_str(), "--listen", listen.c_str(), "--socket-dir", directory_.path().c_str(),
+              "--threads", "1", nullptr);
+      ::_exit(127);
+    }
+    ::close(out[1]);
+    output_.Reset(out[0]);
+  }
+  // Its next line on stdout; empty at the end.
+  std::string Line() {
+    std::string line;
+    char byte;
+    while (::read(output_.get(), &byte, 1) == 1 && byte != '\n') line.push_back(byte);
+    return line;
+  }
+  int ExitCode() {
+    int status = 0;
+    ::waitpid(pid_, &status, 0);
+    pid_ = 0;
+    return WIFEXITED(status) ? WEXITSTATUS(status) : -WTERMSIG(status);
+  }
+  std::string Errors() const {
+    std::ifstream file(errors_);
+    return {std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
+  }
+
+  const TemporaryDirectory directory_;
+  std::string model_;
+  std::string errors_;
+  pid_t pid_ = 0;
+  UniqueFd output_;
+};
+
+TEST_F(ProcessTest, ListensLoadsServesAndEndsOnSigterm) {
+  Start(model_, "127.0.0.1:0");
+  EXPECT_EQ(Line().rfind("listening 127.0.0.1:", 0), 0u);
+  std::string line = Line();
+  while (line.rfind("progress ", 0) == 0) line = Line();
+  EXPECT_EQ(line, "ready");
+  ::kill(pid_, SIGTERM);
+  EXPECT_EQ(ExitCode(), 0);
+  for (const auto& entry : std::filesystem::directory_iterator(directory_.path())) {
+    EXPECT_NE(entry.path().extension(), ".sock") << entry.path();
+  }
+}
+
+TEST_F(ProcessTest, AMissingModelIs65) {
+  Start(directory_.path() + "/none.gguf", "127.0.0.1:0");
+  EXPECT_EQ(ExitCode(), 65);
+  EXPECT_NE(Errors().find("none.gguf"), std::string::npos) << Errors();
+}
+
+TEST_F(ProcessTest, ATruncatedModelIs65) {
+  std::filesystem::resize_file(model_, std::filesystem::file_size(model_) / 2);
+  Start(model_, "127.0.0.1:0");
+  EXPECT_EQ(ExitCode(), 65);
+}
+
+TEST_F(ProcessTest, APortInUseIs71) {
+  Start(model_, "127.0.0.1:0");
+  const std::string address = Line().substr(std::string("listening ").size());
+  const pid_t first = std::exchange(pid_, 0);
+  Start(model_, address);
+  EXPECT_EQ(ExitCode(), 71);
+  EXPECT_NE(Errors().find(address), std::string::npos) << Errors();
+  pid_ = first;
+}
+
+TEST_F(ProcessTest, TooLittleRoomForTheArenaIs71WithBothNumbers) {
+  Start(model_, "127.0.0.1:0", [] {
+    const rlimit limit{20'000, 20'000};
+    ::setrlimit(RLIMIT_FSIZE, &limit);
+  });
+  EXPECT_EQ(ExitCode(), 71);
+  EXPECT_NE(Errors().find("the arena needs"), std::string::npos) << Errors();
+  EXPECT_NE(Errors().find("20000"), std::string::npos) << Errors();
+}
+
+TEST_F(ProcessTest, ASocketPathThatIsTooLongIs64) {
+  Start(model_, "unix:" + directory_.path() + "/" + std::string(120, 'x'));
+  EXPECT_EQ(ExitCode(), 64);
+}
+
+}  // namespace
+}  // namespace isotherm::cpu
