@@ -46,7 +46,7 @@ struct HostDevice::StepState {
   uint64_t nonce = 0;
   uint64_t cold_hash = 0;  // of the cpu_worker's accepted results
   ColdLink* link = nullptr;
-  int64_t layer = 0;
+  bool predict = false;  // some row wants the predicted neurons alone
   NeuronHash hash;
 };
 
@@ -101,6 +101,7 @@ HostDevice::HostDevice(const ModelFile& model, HostWeights weights,
   for (std::vector<float>* buffer : {&k_, &v_}) buffer->resize(rows * kv_dim);
   hidden_.resize(rows * static_cast<size_t>(max_rank_));
   if (config_.sparse) scores_.resize(rows * static_cast<size_t>(config_.ffn_dim));
+  thread_h_.assign(static_cast<size_t>(pool_.num_threads()), std::vector<float>(dim));
   z16_.resize(rows * dim);
   active_.resize(rows * static_cast<size_t>(words_));
   rope_cos_.resize(rows * static_cast<size_t>(config_.rope_dims / 2));
@@ -195,48 +196,75 @@ void HostDevice::RunDensePart(int64_t layer_idx, StepState& step) {
                         .y_stride = w.rows,
                         .accumulate = accumulate};
   };
-  const MatMulParams q = product(h_.data(), dim, layer.q, q_.data(), false);
-  const MatMulParams k = product(h_.data(), dim, layer.k, k_.data(), false);
-  const MatMulParams v = product(h_.data(), dim, layer.v, v_.data(), false);
   const MatMulParams o = product(attention_.data(), q_dim, layer.o, x_.data(), true);
+  const auto norm_row = [&](const std::vector<float>& weight, int64_t r, std::vector<float>& out) {
+    const std::span<float> row(out.data() + r * dim, static_cast<size_t>(dim));
+    RmsNorm(x_.data() + r * dim, weight.data(), dim, config_.rms_eps, row.data());
+    bf16_ ? RoundToBf16(row) : RoundToF16(row);
+  };
   const auto norm_rows = [&](const std::vector<float>& weight, std::vector<float>& out, int t) {
-    for (int64_t r = t; r < rows; r += num_threads) {
-      const std::span<float> row(out.data() + r * dim, static_cast<size_t>(dim));
-      RmsNorm(x_.data() + r * dim, weight.data(), dim, config_.rms_eps, row.data());
-      bf16_ ? RoundToBf16(row) : RoundToF16(row);
+    for (int64_t r = t; r < rows; r += num_threads) norm_row(weight, r, out);
+  };
+
+  // Heads in the order q, k, v. Where they divide well, a thread goes on with the heads it computed
+  // itself and saves a barrier, which costs as much as a small product.
+  const int64_t heads = q_heads + 2 * kv_heads;
+  const bool by_head = heads >= 4 * num_threads && head_dim % kMatMulRowTile == 0;
+  // Rotary embedding of a row's head; keys and values go to their page.
+  const auto finish_head = [&](int64_t r, int64_t head) {
+    const float* cos = rope_cos_.data() + r * half;
+    const float* sin = rope_sin_.data() + r * half;
+    if (head < q_heads) {
+      RopeInterleaved(q_.data() + r * q_dim + head * head_dim, cos, sin, config_.rope_dims);
+      return;
     }
+    const bool is_key = head < q_heads + kv_heads;
+    const int64_t kv_head = head - q_heads - (is_key ? 0 : kv_heads);
+    const std::span<float> in((is_key ? k_ : v_).data() + r * kv_dim + kv_head * head_dim,
+                              static_cast<size_t>(head_dim));
+    if (is_key) RopeInterleaved(in.data(), cos, sin, config_.rope_dims);
+    const DeviceRow& row = step.batch.rows[static_cast<size_t>(r)];
+    const int64_t at = kv.Offset(row.pages[static_cast<size_t>(row.position / kPageSize)], kv_head,
+                                 row.position % kPageSize);
+    const std::span<uint16_t> out((is_key ? kv.keys : kv.values) + at,
+                                  static_cast<size_t>(head_dim));
+    bf16_ ? F32ToBf16(in, out) : F32ToF16(in, out);
   };
 
   pool_.Run([&](int t) {
-    norm_rows(layer.attn_norm, h_, t);
-    barrier_.Wait();
-    for (const MatMulParams* params : {&q, &k, &v}) {
-      const Slice slice = Share(params->w.rows, kMatMulRowTile, t, num_threads);
-      if (slice.first < slice.last) MatMulRows(*params, slice.first, slice.last);
+    // A single row's norm is cheaper than a barrier: every thread makes its own copy.
+    std::vector<float>& h = rows == 1 ? thread_h_[static_cast<size_t>(t)] : h_;
+    const MatMulParams q = product(h.data(), dim, layer.q, q_.data(), false);
+    const MatMulParams k = product(h.data(), dim, layer.k, k_.data(), false);
+    const MatMulParams v = product(h.data(), dim, layer.v, v_.data(), false);
+    if (rows == 1) {
+      norm_row(layer.attn_norm, 0, h);
+    } else {
+      norm_rows(layer.attn_norm, h_, t);
+      barrier_.Wait();
     }
-    barrier_.Wait();
-    // Rotary embedding; keys and values go to their pages.
-    for (int64_t item = t; item < rows * (q_heads + kv_heads); item += num_threads) {
-      const int64_t r = item / (q_heads + kv_heads), head = item % (q_heads + kv_heads);
-      const float* cos = rope_cos_.data() + r * half;
-      const float* sin = rope_sin_.data() + r * half;
-      if (head < q_heads) {
-        RopeInterleaved(q_.data() + r * q_dim + head * head_dim, cos, sin, config_.rope_dims);
-        continue;
+    if (by_head) {
+      const Slice mine = Share(heads, 1, t, num_threads);
+      int64_t first_head = 0;
+      for (const MatMulParams* params : {&q, &k, &v}) {
+        const int64_t count = params->w.rows / head_dim;
+        const int64_t first = std::clamp<int64_t>(mine.first - first_head, 0, count);
+        const int64_t last = std::clamp<int64_t>(mine.last - first_head, 0, count);
+        if (first < last) MatMulRows(*params, first * head_dim, last * head_dim);
+        first_head += count;
       }
-      const int64_t kv_head = head - q_heads;
-      const DeviceRow& row = step.batch.rows[static_cast<size_t>(r)];
-      float* key = k_.data() + r * kv_dim + kv_head * head_dim;
-      RopeInterleaved(key, cos, sin, config_.rope_dims);
-      const int64_t at = kv.Offset(row.pages[static_cast<size_t>(row.position / kPageSize)],
-                                   kv_head, row.position % kPageSize);
-      const std::span<const float> key_row(key, static_cast<size_t>(head_dim));
-      const std::span<const float> value_row(v_.data() + r * kv_dim + kv_head * head_dim,
-                                             static_cast<size_t>(head_dim));
-      const std::span<uint16_t> key_out(kv.keys + at, static_cast<size_t>(head_dim));
-      const std::span<uint16_t> value_out(kv.values + at, static_cast<size_t>(head_dim));
-      bf16_ ? F32ToBf16(key_row, key_out) : F32ToF16(key_row, key_out);
-      bf16_ ? F32ToBf16(value_row, value_out) : F32ToF16(value_row, value_out);
+      for (int64_t r = 0; r < rows; ++r) {
+        for (int64_t head = mine.first; head < mine.last; ++head) finish_head(r, head);
+      }
+    } else {
+      for (const MatMulParams* params : {&q, &k, &v}) {
+        const Slice slice = Share(params->w.rows, kMatMulRowTile, t, num_threads);
+        if (slice.first < slice.last) MatMulRows(*params, slice.first, slice.last);
+      }
+      barrier_.Wait();
+      for (int64_t item = t; item < rows * heads; item += num_threads) {
+        finish_head(item / heads, item % heads);
+      }
     }
     barrier_.Wait();
     for (int64_t item = t; item < rows * q_heads; item += num_threads) {
@@ -250,7 +278,7 @@ void HostDevice::RunDensePart(int64_t layer_idx, StepState& step) {
     const Slice out = Share(dim, kMatMulRowTile, t, num_threads);
     if (out.first < out.last) MatMulRows(o, out.first, out.last);
     barrier_.Wait();
-    if (config_.sparse) {
+    if (step.predict) {
       const MatMulParams fc1 = product(x_.data(), dim, layer.fc1, hidden_.data(), false);
       const Slice slice = Share(layer.fc1.rows, kMatMulRowTile, t, num_threads);
       if (slice.first < slice.last) {
@@ -262,7 +290,7 @@ void HostDevice::RunDensePart(int64_t layer_idx, StepState& step) {
       }
     }
     norm_rows(layer.ffn_norm, z_, t);
-    if (config_.sparse) {
+    if (step.predict) {
       barrier_.Wait();
       const MatMulParams fc2 =
           product(hidden_.data(), layer.fc1.rows, layer.fc2, scores_.data(), false);
@@ -284,8 +312,7 @@ void HostDevice::RunDensePart(int64_t layer_idx, StepState& step) {
   const std::span<uint16_t> z16(z16_.data(), z.size());
   bf16_ ? F32ToBf16(z, z16) : F32ToF16(z, z16);
   for (int64_t r = 0; r < rows; ++r) {
-    if (config_.sparse && !step.batch.exact && !step.batch.rows[static_cast<size_t>(r)].exact)
-      continue;
+    if (step.predict && !step.batch.rows[static_cast<size_t>(r)].exact) continue;
     uint64_t* bits = active_.data() + r * words_;
     std::fill(bits, bits + words_, ~uint64_t{0});
     if (config_.ffn_dim % 64 != 0) bits[words_ - 1] = (uint64_t{1} << (config_.ffn_dim % 64)) - 1;
@@ -461,6 +488,7 @@ absl::Status HostDevice::RunStep(const DeviceBatch& batch, const ColdSide& cold,
         absl::StrCat("a step of ", step.num_rows, " rows; at most ", options_.max_rows));
   }
   for (const DeviceRow& row : batch.rows) {
+    step.predict |= config_.sparse && !batch.exact && !row.exact;
     if (row.token < 0 || row.token >= config_.vocab_size || row.position < 0 ||
         row.position >= config_.context_length ||
         static_cast<size_t>(row.position / kPageSize) >= row.pages.size()) {

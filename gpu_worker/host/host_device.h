@@ -82,6 +82,7 @@ class HostDevice final : public Device {
   // [max_rows, ..], row-major
   std::vector<float> x_, h_, q_, k_, v_, attention_, hidden_, scores_, z_, hot_partial_,
       cold_partial_;
+  std::vector<std::vector<float>> thread_h_;  // per thread, [model_dim]
   std::vector<uint16_t> z16_;
   std::vector<uint64_t> active_;
   std::vector<float> rope_cos_, rope_sin_;
