@@ -1,14 +1,14 @@
 #include "gpu_worker/host/ops/attention.h"
 
+#include <algorithm>
 #include <cmath>
-
-#include "gpu_worker/device.h"
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "gpu_worker/host/ops/attention.cc"
 #include "hwy/foreach_target.h"  // recompiles the namespace below for every target
 // After foreach_target.
 #include "common/kernels/decode-inl.h"
+#include "hwy/contrib/math/math-inl.h"
 #include "hwy/highway.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -19,83 +19,98 @@ namespace {
 namespace hn = hwy::HWY_NAMESPACE;
 namespace k = isotherm::kernels_internal::HWY_NAMESPACE;
 
-template <DType kType>
-float DotHalf(const float* q, const uint16_t* row, int64_t n) {
-  const k::DF d;
-  const auto* bytes = reinterpret_cast<const uint8_t*>(row);
-  k::VF sum = hn::Zero(d);
-  int64_t i = 0;
-  for (; i + k::kLanes <= n; i += k::kLanes) {
-    sum = hn::MulAdd(k::Decoder<kType>::Full(bytes, i), hn::LoadU(d, q + i), sum);
-  }
-  float out = hn::GetLane(hn::SumOfLanes(d, sum));
-  for (; i < n; ++i) out += q[i] * (kType == DType::kF16 ? F16ToF32(row[i]) : Bf16ToF32(row[i]));
-  return out;
-}
+// Rows are padded to this many floats, zero behind head_dim.
+constexpr int64_t kPad = 64;
+
+int64_t Padded(int64_t n) { return (n + kPad - 1) / kPad * kPad; }
 
 template <DType kType>
-void AddScaled(float scale, const uint16_t* row, int64_t n, float* out) {
+void DecodeHead(const uint16_t* row, int64_t n, float* out) {
+  k::DecodeSpan<kType>(reinterpret_cast<const uint8_t*>(row), 0, n,
+                       reinterpret_cast<const uint8_t*>(row + n), out);
+}
+
+// out[h] = q[h] . key for the heads of the group; lanes in fixed order.
+void Dots(const float* q, int64_t num_heads, int64_t dim, const float* key, float* out,
+          int64_t out_stride) {
   const k::DF d;
-  const auto* bytes = reinterpret_cast<const uint8_t*>(row);
+  for (int64_t h = 0; h < num_heads; ++h) {
+    k::VF sum = hn::Zero(d);
+    const float* const head = q + h * dim;
+    int64_t i = 0;
+    for (; i + k::kLanes <= dim; i += k::kLanes)
+      sum = hn::MulAdd(hn::LoadU(d, head + i), hn::LoadU(d, key + i), sum);
+    float dot = hn::GetLane(hn::SumOfLanes(d, sum));
+    for (; i < dim; ++i) dot += head[i] * key[i];
+    out[h * out_stride] = dot;
+  }
+}
+
+// scores[t] = exp((scores[t] - top) * scale) in place; returns their sum.
+float Exponentials(float* scores, int64_t count, float scale) {
+  const k::DF d;
+  float top = -INFINITY;
+  for (int64_t t = 0; t < count; ++t) top = std::max(top, scores[t]);
+  for (int64_t t = count; t % k::kLanes != 0; ++t) scores[t] = -INFINITY;  // exp gives 0
+  const k::VF offset = hn::Set(d, top), factor = hn::Set(d, scale);
+  // Below this exp is 0 in f32; Highway's Exp wants finite arguments.
+  const k::VF floor = hn::Set(d, -120.0f);
+  k::VF sum = hn::Zero(d);
+  for (int64_t t = 0; t < count; t += k::kLanes) {
+    const k::VF x = hn::Mul(hn::Sub(hn::LoadU(d, scores + t), offset), factor);
+    const k::VF e = hn::IfThenElseZero(hn::Gt(x, floor), hn::Exp(d, hn::Max(x, floor)));
+    hn::StoreU(e, d, scores + t);
+    sum = hn::Add(sum, e);
+  }
+  return hn::GetLane(hn::SumOfLanes(d, sum));
+}
+
+void AddScaled(float scale, const float* value, int64_t dim, float* out) {
+  const k::DF d;
   const k::VF factor = hn::Set(d, scale);
   int64_t i = 0;
-  for (; i + k::kLanes <= n; i += k::kLanes) {
-    hn::StoreU(hn::MulAdd(factor, k::Decoder<kType>::Full(bytes, i), hn::LoadU(d, out + i)), d,
-               out + i);
-  }
-  for (; i < n; ++i)
-    out[i] += scale * (kType == DType::kF16 ? F16ToF32(row[i]) : Bf16ToF32(row[i]));
+  for (; i + k::kLanes <= dim; i += k::kLanes)
+    hn::StoreU(hn::MulAdd(factor, hn::LoadU(d, value + i), hn::LoadU(d, out + i)), d, out + i);
+  for (; i < dim; ++i) out[i] += scale * value[i];
 }
 
 template <DType kType>
-void AttendTyped(const float* q, const KvLayerView& kv, int64_t kv_head, const int32_t* pages,
-                 int64_t kv_len, float* scores, float* out) {
-  const int64_t dim = kv.head_dim;
+void AttendTyped(const AttendParams& p) {
+  const int64_t dim = p.kv.head_dim;
+  const int64_t stride = Padded(p.kv_len);
+  float* const scores = p.scratch;  // [num_heads, stride]
+  float* const decoded = p.scratch + kMaxGroup * stride;
+  for (int64_t first = 0; first < p.kv_len; first += kPageSize) {
+    const uint16_t* const page = p.kv.keys + p.kv.Offset(p.pages[first / kPageSize], p.kv_head, 0);
+    for (int64_t t = first; t < std::min(p.kv_len, first + kPageSize); ++t) {
+      DecodeHead<kType>(page + (t - first) * dim, dim, decoded);
+      Dots(p.q, p.num_heads, dim, decoded, scores + t, stride);
+    }
+  }
   const float scale = 1.0f / std::sqrt(static_cast<float>(dim));
-  float top = -INFINITY;
-  for (int64_t t = 0; t < kv_len; ++t) {
-    const uint16_t* key = kv.keys + kv.Offset(pages[t / kPageSize], kv_head, t % kPageSize);
-    scores[t] = DotHalf<kType>(q, key, dim) * scale;
-    if (scores[t] > top) top = scores[t];
+  float inverse[kMaxGroup];
+  for (int64_t h = 0; h < p.num_heads; ++h) {
+    inverse[h] = 1.0f / Exponentials(scores + h * stride, p.kv_len, scale);
+    std::fill_n(p.out + h * dim, dim, 0.0f);
   }
-  float total = 0;
-  for (int64_t i = 0; i < dim; ++i) out[i] = 0;
-  for (int64_t t = 0; t < kv_len; ++t) {
-    const float weight = std::exp(scores[t] - top);
-    total += weight;
-    if (weight == 0) continue;
-    AddScaled<kType>(weight, kv.values + kv.Offset(pages[t / kPageSize], kv_head, t % kPageSize),
-                     dim, out);
+  for (int64_t first = 0; first < p.kv_len; first += kPageSize) {
+    const uint16_t* const page =
+        p.kv.values + p.kv.Offset(p.pages[first / kPageSize], p.kv_head, 0);
+    for (int64_t t = first; t < std::min(p.kv_len, first + kPageSize); ++t) {
+      DecodeHead<kType>(page + (t - first) * dim, dim, decoded);
+      for (int64_t h = 0; h < p.num_heads; ++h) {
+        const float weight = scores[h * stride + t];
+        if (weight != 0) AddScaled(weight, decoded, dim, p.out + h * dim);
+      }
+    }
   }
-  const float inverse = 1.0f / total;
-  for (int64_t i = 0; i < dim; ++i) out[i] *= inverse;
-}
-
-void AttendImpl(const float* q, const KvLayerView& kv, int64_t kv_head, const int32_t* pages,
-                int64_t kv_len, float* scores, float* out) {
-  if (kv.bf16) {
-    AttendTyped<DType::kBF16>(q, kv, kv_head, pages, kv_len, scores, out);
-  } else {
-    AttendTyped<DType::kF16>(q, kv, kv_head, pages, kv_len, scores, out);
+  for (int64_t h = 0; h < p.num_heads; ++h) {
+    for (int64_t i = 0; i < dim; ++i) p.out[h * dim + i] *= inverse[h];
   }
 }
 
-void RmsNormImpl(const float* x, const float* weight, int64_t n, float eps, float* out) {
-  const k::DF d;
-  k::VF sum = hn::Zero(d);
-  int64_t i = 0;
-  for (; i + k::kLanes <= n; i += k::kLanes) {
-    const k::VF v = hn::LoadU(d, x + i);
-    sum = hn::MulAdd(v, v, sum);
-  }
-  float squares = hn::GetLane(hn::SumOfLanes(d, sum));
-  for (; i < n; ++i) squares += x[i] * x[i];
-  const float factor = 1.0f / std::sqrt(squares / static_cast<float>(n) + eps);
-  const k::VF scale = hn::Set(d, factor);
-  for (i = 0; i + k::kLanes <= n; i += k::kLanes) {
-    hn::StoreU(hn::Mul(hn::Mul(hn::LoadU(d, x + i), scale), hn::LoadU(d, weight + i)), d, out + i);
-  }
-  for (; i < n; ++i) out[i] = x[i] * factor * weight[i];
+void AttendImpl(const AttendParams& p) {
+  p.kv.bf16 ? AttendTyped<DType::kBF16>(p) : AttendTyped<DType::kF16>(p);
 }
 
 }  // namespace
@@ -107,28 +122,8 @@ HWY_AFTER_NAMESPACE();
 namespace isotherm::gpu {
 
 HWY_EXPORT(AttendImpl);
-HWY_EXPORT(RmsNormImpl);
 
-int64_t KvLayerView::Offset(int64_t page, int64_t kv_head, int64_t token) const {
-  return ((page * num_kv_heads + kv_head) * kPageSize + token) * head_dim;
-}
-
-void AttendHead(const float* q, const KvLayerView& kv, int64_t kv_head, const int32_t* pages,
-                int64_t kv_len, float* scores, float* out) {
-  HWY_DYNAMIC_DISPATCH(AttendImpl)(q, kv, kv_head, pages, kv_len, scores, out);
-}
-
-void RmsNorm(const float* x, const float* weight, int64_t n, float eps, float* out) {
-  HWY_DYNAMIC_DISPATCH(RmsNormImpl)(x, weight, n, eps, out);
-}
-
-void RopeInterleaved(float* head, const float* cos, const float* sin, int64_t rope_dims) {
-  for (int64_t i = 0; i < rope_dims / 2; ++i) {
-    const float a = head[2 * i], b = head[2 * i + 1];
-    head[2 * i] = a * cos[i] - b * sin[i];
-    head[2 * i + 1] = a * sin[i] + b * cos[i];
-  }
-}
+void Attend(const AttendParams& params) { HWY_DYNAMIC_DISPATCH(AttendImpl)(params); }
 
 }  // namespace isotherm::gpu
 #endif  // HWY_ONCE
