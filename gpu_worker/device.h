@@ -12,6 +12,7 @@
 #include "common/step/step.h"
 #include "gpu_worker/engine/cold_side.h"
 #include "gpu_worker/engine/sampler.h"
+#include "gpu_worker/kv_page.h"
 
 namespace isotherm::gpu {
 
@@ -29,9 +30,10 @@ struct DeviceBatch {
   int64_t epoch = kBuiltInEpoch;
   int32_t attempt = 0;
   TimePoint deadline;
-  bool exact = false;     // for every row
-  bool gpu_only = false;  // cold neurons are computed on this side, from the arena
-  bool trace = false;
+  // Modes of layers: kExact makes every neuron of every row active, kGpuOnly computes cold neurons
+  // on this side from the arena; a later range overrides an earlier one, a layer in none is
+  // kHybrid.
+  std::span<const LayerRange> layers;
   std::span<const DeviceRow> rows;
 };
 
@@ -49,7 +51,7 @@ struct DeviceOutput {
   int64_t hot_neurons = 0;
   int64_t open_neurons = 0;  // of those computed on this side, (row, neuron) with an open gate
   bool cpu_recomputed = false;
-  std::vector<LayerTiming> timings;  // if traced
+  std::vector<LayerTiming> timings;  // of traced layers
 };
 
 struct DeviceInfo {
@@ -62,36 +64,41 @@ struct DeviceInfo {
   int32_t max_rows = 0;
 };
 
-inline constexpr int32_t kPageSize = 16;  // tokens of a KV page
-
 // What computes a step. The host backend implements it on CPU threads; a CUDA backend implements it
 // with one captured graph per row bucket, which is why the unit is a step of a batch and not an
 // operation.
 //
-// RunStep is called by the engine thread alone and blocks until the step is done. Prepare, Commit
-// and Retire may be called by another thread meanwhile; they never touch what a running step reads,
-// and the engine guarantees that no step runs under an epoch that is being retired. A failed step
-// leaves the KV of its rows undefined and everything else as it was. Internal after a sticky fault:
-// the process must end.
+// Threads: RunStep is called by one thread at a time and blocks until the step is done. Prepare and
+// Retire may be called by another thread meanwhile; they never touch what a running step reads.
+// Describe and Has: any thread, never block for long.
+// Errors: a failed step leaves the KV of its rows undefined and everything else as it was.
 class Device {
  public:
   virtual ~Device() = default;
 
   virtual DeviceInfo Describe() const = 0;
 
-  // Copies the plan's hot bundles that are not resident into free slots and builds the epoch's
-  // tables. `progress`: bytes done, bytes in all. ResourceExhausted, with nothing kept, when they
-  // do not fit. Idempotent for an epoch that is prepared.
-  virtual absl::Status Prepare(const PlacementPlan& plan,
+  // Copies the plan's hot bundles that are not resident into free slots, from `source` or, if that
+  // is null, from the model file, and builds the epoch's tables. Steps may name the epoch as soon
+  // as this returns. `progress`: bytes done, bytes in all; may be empty. Blocks for the copy.
+  // Idempotent for an epoch that is prepared. ResourceExhausted, with nothing kept, when the plan
+  // does not fit; FailedPrecondition when it is not for this model. `source` stays until the
+  // return.
+  virtual absl::Status Prepare(const PlacementPlan& plan, const NeuronStore* source,
                                const std::function<void(int64_t, int64_t)>& progress) = 0;
-  // Frees what only this epoch holds. NotFound for an epoch that is not prepared.
+
+  // Forgets the epoch and frees the slots that only it held, once no running step reads them.
+  // Never blocks for a step. NotFound for an epoch that is not prepared.
   virtual absl::Status Retire(int64_t epoch) = 0;
   virtual bool Has(int64_t epoch) const = 0;
 
+  // Runs the batch under its epoch, which stays valid until the return whatever Retire does.
   // Rows of one sequence come in ascending positions; their KV is written before any of them
-  // attends. FailedPrecondition: the epoch is not prepared. Unavailable: cold neurons are active
-  // and neither a cpu_worker nor an arena is there. DeadlineExceeded: the cold side did not answer
-  // in time.
+  // attends. No two rows share a SamplingState.
+  // Aborted: the epoch is not prepared here or at the cpu_worker. InvalidArgument: a row or range
+  // is out of bounds; nothing ran. Unavailable: cold neurons are active and neither a cpu_worker
+  // nor an arena is there. DeadlineExceeded: the cold side did not answer in time. DataLoss: the
+  // logits are not numbers.
   virtual absl::Status RunStep(const DeviceBatch& batch, const ColdSide& cold,
                                DeviceOutput* output) = 0;
 };

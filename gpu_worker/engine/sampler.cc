@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <numeric>
 
 #include "common/kernels/work_hash.h"
 
@@ -19,8 +20,11 @@ SamplingState::SamplingState(const SequenceSampling& sampling)
   }
 }
 
-void SamplingState::CountEarlier(TokenId token) {
-  ++num_sampled_;
+void SamplingState::Observe(int32_t position, TokenId token) {
+  if (prompt_length_ == 0) return;
+  const int64_t index = position - prompt_length_;  // among the sampled ones
+  if (index < num_sampled_) return;
+  num_sampled_ = static_cast<int32_t>(index + 1);
   ++output_counts_[token];
 }
 
@@ -62,23 +66,21 @@ void SamplingState::Penalise(std::span<float> logits) const {
 }
 
 // Counter-based: the n-th draw of a seed is the same whatever ran before it.
-double SamplingState::NextUniform() {
+double SamplingState::NextUniform() const {
   const uint64_t bits = Mix64(Mix64(static_cast<uint64_t>(params_.seed) + 0x9e3779b97f4a7c15u) +
                               static_cast<uint64_t>(num_sampled_));
   return static_cast<double>(bits >> 11) * 0x1p-53;
 }
 
-TokenId SamplingState::Draw(std::span<float> logits) {
-  const float top = *std::max_element(logits.begin(), logits.end());
+TokenId SamplingState::Draw(std::span<const float> logits, float top) {
   const float inverse = 1.0f / params_.temperature;
   // min-p is a bound on logits; it also keeps the candidate list short.
-  const float floor = params_.min_p > 0 ? top + std::log(params_.min_p) * params_.temperature
-                                        : -std::numeric_limits<float>::infinity();
+  float floor = std::numeric_limits<float>::lowest();
+  if (params_.min_p > 0)
+    floor = std::max(floor, top + std::log(params_.min_p) * params_.temperature);
   candidates_.clear();
   for (size_t i = 0; i < logits.size(); ++i) {
-    if (logits[i] >= floor && logits[i] > -std::numeric_limits<float>::infinity()) {
-      candidates_.emplace_back(logits[i], static_cast<TokenId>(i));
-    }
+    if (logits[i] >= floor) candidates_.emplace_back(logits[i], static_cast<TokenId>(i));
   }
   const auto better = [](const std::pair<float, TokenId>& a, const std::pair<float, TokenId>& b) {
     return a.first != b.first ? a.first > b.first : a.second < b.second;
@@ -109,38 +111,40 @@ TokenId SamplingState::Draw(std::span<float> logits) {
     left -= static_cast<double>(weight);
     if (left < 0) return id;
   }
-  return candidates_.empty() ? 0 : candidates_.back().second;
+  return candidates_.back().second;  // rounding left a crumb; `top` is always a candidate
+}
+
+TokenLogprobs SamplingState::Logprobs(std::span<const float> logits, float top,
+                                      TokenId token) const {
+  double sum = 0;
+  for (const float logit : logits) sum += std::exp(static_cast<double>(logit - top));
+  const float log_total = top + static_cast<float>(std::log(sum));
+  const auto at = [&](TokenId id) { return logits[static_cast<size_t>(id)]; };
+  TokenLogprobs out{.sampled = {token, at(token) - log_total}};
+  std::vector<TokenId> ids(logits.size());
+  std::iota(ids.begin(), ids.end(), 0);
+  const size_t count = std::min(ids.size(), static_cast<size_t>(top_logprobs_));
+  std::partial_sort(ids.begin(), ids.begin() + static_cast<int64_t>(count), ids.end(),
+                    [&](TokenId a, TokenId b) { return at(a) != at(b) ? at(a) > at(b) : a < b; });
+  for (size_t i = 0; i < count; ++i) out.top.push_back({ids[i], at(ids[i]) - log_total});
+  return out;
 }
 
 TokenId SamplingState::Sample(std::span<float> logits, std::optional<TokenLogprobs>* logprobs) {
   Penalise(logits);
-  float log_total = 0;
-  std::vector<TokenLogprob> top;
-  if (top_logprobs_ >= 0) {
-    const float highest = *std::max_element(logits.begin(), logits.end());
-    double sum = 0;
-    for (const float logit : logits) sum += std::exp(static_cast<double>(logit - highest));
-    log_total = highest + static_cast<float>(std::log(sum));
-    std::vector<TokenId> ids(logits.size());
-    for (size_t i = 0; i < ids.size(); ++i) ids[i] = static_cast<TokenId>(i);
-    const size_t count = std::min(ids.size(), static_cast<size_t>(top_logprobs_));
-    std::partial_sort(ids.begin(), ids.begin() + static_cast<int64_t>(count), ids.end(),
-                      [&](TokenId a, TokenId b) {
-                        const float la = logits[static_cast<size_t>(a)],
-                                    lb = logits[static_cast<size_t>(b)];
-                        return la != lb ? la > lb : a < b;
-                      });
-    for (size_t i = 0; i < count; ++i)
-      top.push_back({ids[i], logits[static_cast<size_t>(ids[i])] - log_total});
+  TokenId best = -1;
+  float top = -std::numeric_limits<float>::infinity();
+  for (size_t i = 0; i < logits.size(); ++i) {
+    if (std::isnan(logits[i])) logits[i] = -std::numeric_limits<float>::infinity();
+    if (logits[i] > top) {
+      top = logits[i];
+      best = static_cast<TokenId>(i);
+    }
   }
-  const TokenId token =
-      params_.temperature == 0 || params_.top_k == 1
-          ? static_cast<TokenId>(std::max_element(logits.begin(), logits.end()) - logits.begin())
-          : Draw(logits);
-  if (top_logprobs_ >= 0) {
-    *logprobs = TokenLogprobs{.sampled = {token, logits[static_cast<size_t>(token)] - log_total},
-                              .top = std::move(top)};
-  }
+  if (best < 0 || !std::isfinite(top)) return -1;
+  const bool greedy = params_.temperature == 0 || params_.top_k == 1;
+  const TokenId token = greedy ? best : Draw(logits, top);
+  if (top_logprobs_ >= 0) *logprobs = Logprobs(logits, top, token);
   ++num_sampled_;
   ++output_counts_[token];
   return token;

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "absl/container/flat_hash_map.h"
 #include "absl/strings/str_cat.h"
 #include "common/base/status_macros.h"
 
@@ -119,7 +120,12 @@ void StepEngine::SetCold(std::shared_ptr<ColdAttachment> cold) {
 
 absl::Status StepEngine::Prepare(const PlacementPlan& plan,
                                  const std::function<void(int64_t, int64_t)>& progress) {
-  return device_.Prepare(plan, progress);
+  // The arena stays mapped while this holds the attachment.
+  const std::shared_ptr<ColdAttachment> cold = [this] {
+    std::lock_guard lock(mu_);
+    return cold_;
+  }();
+  return device_.Prepare(plan, cold != nullptr ? cold->arena() : nullptr, progress);
 }
 
 absl::Status StepEngine::Commit(int64_t epoch) {
@@ -222,6 +228,28 @@ void StepEngine::Run(Pending pending, std::unique_lock<std::mutex>& lock) {
   }
 }
 
+// What a step may do to one sequence: positions ascend by one, and only the last row samples.
+absl::StatusOr<Sequence*> StepEngine::CheckRow(const StepRow& row, StepRowOrder* order) {
+  const auto bad = [&](auto... what) {
+    return absl::InvalidArgumentError(absl::StrCat("sequence ", row.sequence, what...));
+  };
+  Sequence* const sequence = sequences_.Find(row.sequence);
+  if (sequence == nullptr) return bad(" is not known here");
+  if (row.sample && sequence->sampling == nullptr) return bad(" has no sampling parameters");
+  if (!row.token.has_value() && sequence->last_token < 0) return bad(" has sampled no token yet");
+  const int32_t position = row.token.has_value() ? row.position : sequence->next_position;
+  if (position < 0 || position >= options_.context_length) {
+    return bad(" has a row at position ", position, "; the context has ", options_.context_length);
+  }
+  if (order->last_position >= 0 && position != order->last_position + 1) {
+    return bad(" has a row at position ", position, " behind one at ", order->last_position);
+  }
+  if (order->sampled) return bad(" has a row behind the one that samples");
+  order->last_position = position;
+  order->sampled = row.sample;
+  return sequence;
+}
+
 StepResult StepEngine::RunOne(const StepRequest& request, int64_t step_id,
                               const std::vector<StepRow>& rows,
                               const std::shared_ptr<ColdAttachment>& cold,
@@ -235,48 +263,37 @@ StepResult StepEngine::RunOne(const StepRequest& request, int64_t step_id,
     return result;
   };
   std::vector<DeviceRow> device_rows;
-  std::vector<const StepRow*> sources;
+  std::vector<Sequence*> sources;
+  std::vector<const StepRow*> source_rows;
+  absl::flat_hash_map<SequenceId, StepRowOrder> orders;
   for (const StepRow& row : rows) {
-    Sequence* sequence = sequences_.Find(row.sequence);
-    if (sequence == nullptr) {
-      return fail(absl::InvalidArgumentError(
-          absl::StrCat("sequence ", row.sequence, " is not known here")));
-    }
-    if (row.sample && sequence->sampling == nullptr) {
-      return fail(absl::InvalidArgumentError(
-          absl::StrCat("sequence ", row.sequence, " has no sampling parameters")));
-    }
+    const absl::StatusOr<Sequence*> found = CheckRow(row, &orders[row.sequence]);
+    if (!found.ok()) return fail(found.status());
+    Sequence* const sequence = *found;
     const TokenId token = row.token.value_or(sequence->last_token);
     const int32_t position = row.token.has_value() ? row.position : sequence->next_position;
-    if (token < 0) {
-      return fail(absl::InvalidArgumentError(
-          absl::StrCat("sequence ", row.sequence, " has sampled no token yet")));
-    }
     if (static_cast<size_t>(position / kPageSize) >= sequence->pages.size()) {
       result.rows.push_back(
           {.sequence = row.sequence, .position = position, .status = RowStatus::kNoPage});
       continue;
     }
-    if (row.token.has_value() && sequence->sampling != nullptr &&
-        sequence->sampling->prompt_length() > 0 &&
-        position >= sequence->sampling->prompt_length()) {
-      sequence->sampling->CountEarlier(token);  // recomputed after a preemption or a fault
-    }
+    if (row.token.has_value() && sequence->sampling != nullptr)
+      sequence->sampling->Observe(position, token);
     device_rows.push_back({.token = token,
                            .position = position,
                            .pages = sequence->pages,
                            .exact = row.exact,
                            .sampling = row.sample ? sequence->sampling.get() : nullptr});
-    sources.push_back(&row);
+    sources.push_back(sequence);
+    source_rows.push_back(&row);
   }
-  DeviceBatch batch{.step_id = step_id, .epoch = request.epoch, .rows = device_rows};
-  batch.deadline = start + (request.deadline_us > 0 ? std::chrono::microseconds(request.deadline_us)
-                                                    : options_.default_deadline);
-  for (const LayerRange& range : request.layers) {
-    batch.exact |= range.mode == LayerMode::kExact;
-    batch.gpu_only |= range.mode == LayerMode::kGpuOnly;
-    batch.trace |= range.trace;
-  }
+  const DeviceBatch batch{
+      .step_id = step_id,
+      .epoch = request.epoch,
+      .deadline = start + (request.deadline_us > 0 ? std::chrono::microseconds(request.deadline_us)
+                                                   : options_.default_deadline),
+      .layers = request.layers,
+      .rows = device_rows};
   const ColdSide side{.link = cold != nullptr ? &cold->link() : nullptr,
                       .arena = cold != nullptr ? cold->arena() : nullptr};
   DeviceOutput output;
@@ -287,19 +304,19 @@ StepResult StepEngine::RunOne(const StepRequest& request, int64_t step_id,
   for (size_t i = 0; i < device_rows.size(); ++i) {
     if (device_rows[i].sampling == nullptr) continue;
     DeviceSample& sample = output.samples[next_sample++];
-    Sequence& sequence = *sequences_.Find(sources[i]->sequence);
+    Sequence& sequence = *sources[i];
+    const StepRow& row = *source_rows[i];
     sequence.last_token = sample.token;
     sequence.next_position = device_rows[i].position + 1;
     const bool stop = sequence.sampling->IsStop(sample.token);
-    result.rows.push_back({.sequence = sources[i]->sequence,
+    result.rows.push_back({.sequence = row.sequence,
                            .position = device_rows[i].position,
                            .token_id = sample.token,
                            .logprobs = std::move(sample.logprobs),
                            .status = stop ? RowStatus::kStopped : RowStatus::kOk});
     if (static_cast<size_t>(sequence.next_position / kPageSize) < sequence.pages.size() &&
         sequence.next_position < options_.context_length) {
-      next->push_back(
-          {.sequence = sources[i]->sequence, .exact = sources[i]->exact, .sample = true});
+      next->push_back({.sequence = row.sequence, .exact = row.exact, .sample = true});
     }
   }
   // All or none: a grant whose rows do not all have a page ends, and the gateway decides.

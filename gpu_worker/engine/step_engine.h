@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "common/step/step.h"
 #include "gpu_worker/device.h"
 #include "gpu_worker/engine/cold_attachment.h"
@@ -78,7 +79,13 @@ class StepEngine {
     int64_t connection;
     StepRequest request;
   };
+  // What the rows of one sequence did so far in a step.
+  struct StepRowOrder {
+    int32_t last_position = -1;
+    bool sampled = false;
+  };
   void Loop();
+  absl::StatusOr<Sequence*> CheckRow(const StepRow& row, StepRowOrder* order);
   void Run(Pending pending, std::unique_lock<std::mutex>& lock);
   StepResult RunOne(const StepRequest& request, int64_t step_id, const std::vector<StepRow>& rows,
                     const std::shared_ptr<ColdAttachment>& cold, std::vector<StepRow>* next);

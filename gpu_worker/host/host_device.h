@@ -3,17 +3,21 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <span>
 #include <string>
 #include <vector>
 
 #include "absl/status/statusor.h"
 #include "common/kernels/sparse_ffn.h"
-#include "common/threading/barrier.h"
 #include "common/threading/thread_pool.h"
 #include "gpu_worker/device.h"
+#include "gpu_worker/host/dense_section.h"
 #include "gpu_worker/host/host_weights.h"
 #include "gpu_worker/host/hot_pool.h"
-#include "gpu_worker/host/ops/attention.h"
+#include "gpu_worker/host/logits_section.h"
+#include "gpu_worker/host/ops/kv_layout.h"
+#include "gpu_worker/host/ops/rope.h"
+#include "gpu_worker/host/step_buffers.h"
 #include "models/model_file.h"
 
 namespace isotherm::gpu {
@@ -22,74 +26,68 @@ struct HostDeviceOptions {
   int num_threads = 0;  // 0: DefaultThreadCount()
   int32_t kv_pages = 0;
   int32_t max_rows = 256;
-  int64_t hot_capacity_bytes = 0;
-  // Where Prepare copies bundles from while no arena is mapped; set by the engine.
+  int64_t hot_capacity_bytes = 0;  // of one epoch's hot neurons
 };
 
 // The backend for machines without a GPU: the same step on CPU threads. See Device for the
 // contract.
 class HostDevice final : public Device {
  public:
-  // `model` outlives the device. ResourceExhausted when the KV pool cannot be had.
+  // `model` outlives the device. InvalidArgument for options or a model it cannot compute;
+  // ResourceExhausted when the memory cannot be had.
   static absl::StatusOr<std::unique_ptr<HostDevice>> Create(
       const ModelFile& model, const HostDeviceOptions& options,
       const std::function<void(double)>& progress = {});
 
   DeviceInfo Describe() const override;
-  absl::Status Prepare(const PlacementPlan& plan,
+  absl::Status Prepare(const PlacementPlan& plan, const NeuronStore* source,
                        const std::function<void(int64_t, int64_t)>& progress) override;
   absl::Status Retire(int64_t epoch) override { return hot_pool_.Retire(epoch); }
   bool Has(int64_t epoch) const override { return hot_pool_.Find(epoch) != nullptr; }
   absl::Status RunStep(const DeviceBatch& batch, const ColdSide& cold,
                        DeviceOutput* output) override;
 
-  // Weight bytes that a decoded token needs beside its neurons.
-  int64_t dense_bytes() const {
-    return weights_.head.rows > 0 ? weights_.bytes - weights_.embedding_bytes() : weights_.bytes;
+  // Of the last step: residual rows [num_rows, model_dim] and the logits of its sampling rows; for
+  // tests that compare them.
+  std::span<const float> residual() const {
+    return {buffers_.x.data(), static_cast<size_t>(options_.max_rows * config_.model_dim)};
   }
-
-  // Residual rows after the last step, [num_rows, model_dim]; for tests that compare bits.
-  std::span<const float> residual() const { return x_; }
+  const std::vector<float>& logits() const { return logits_.logits(); }
 
  private:
-  HostDevice(const ModelFile& model, HostWeights weights, const HostDeviceOptions& options);
+  HostDevice(const ModelFile& model, HostWeights weights, const HostDeviceOptions& options,
+             AlignedBytes kv, std::unique_ptr<SparseFfnWorkspace> workspace);
 
+  struct LayerPolicy {
+    LayerMode mode = LayerMode::kHybrid;
+    bool trace = false;
+  };
   struct StepState;
+  absl::Status Check(const DeviceBatch& batch);
   void Embed(const DeviceBatch& batch);
-  void PrepareRope(const DeviceBatch& batch);
-  // Attention, residual, predictor and z of one layer: one parallel section.
-  void RunDensePart(int64_t layer, StepState& step);
-  absl::Status RunNeurons(int64_t layer, const ColdSide& cold, StepState& step);
+  absl::Status RunLayer(int64_t layer, const ColdSide& cold, StepState& step);
+  absl::Status RunNeurons(int64_t layer, const DenseSection::Output& active, const ColdSide& cold,
+                          StepState& step, LayerTiming& timing);
   absl::Status ComputeOwned(const BundleView& bundles, const uint64_t* owned, float* partial,
-                            StepState& step, uint64_t* work_hash);
-  void Logits(StepState& step);
+                            StepState& step);
   KvLayerView KvLayer(int64_t layer);
 
   const ModelFile& model_;
   const ModelConfig config_;
   const BundleLayout layout_;
-  const HostWeights weights_;
   const HostDeviceOptions options_;
+  const bool bf16_;  // z and KV are BF16
+  const HostWeights weights_;
   HotPool hot_pool_;
-  ThreadPool pool_;
-  Barrier barrier_;
-  std::unique_ptr<SparseFfnWorkspace> workspace_;
-  bool bf16_ = false;  // z and KV are BF16
-  int64_t words_ = 0;
-  int64_t max_rank_ = 0;
-
   AlignedBytes kv_;
-  // [max_rows, ..], row-major
-  std::vector<float> x_, h_, q_, k_, v_, attention_, hidden_, scores_, z_, hot_partial_,
-      cold_partial_;
-  std::vector<std::vector<float>> thread_h_;  // per thread, [model_dim]
-  std::vector<uint16_t> z16_;
-  std::vector<uint64_t> active_;
-  std::vector<float> rope_cos_, rope_sin_;
-  std::vector<std::vector<float>> attention_scratch_;  // per thread, [context]
-  std::vector<float> gathered_, logits_;
-  std::vector<int32_t> row_keys_;
-  std::vector<uint64_t> step_keys_;
+  ThreadPool pool_;
+  const std::unique_ptr<SparseFfnWorkspace> workspace_;
+  const RopeTable rope_;
+  StepBuffers buffers_;
+  DenseSection dense_;
+  LogitsSection logits_;
+  std::vector<int32_t> row_keys_;  // 0, 1, ..: a row's number in its step
+  std::vector<LayerPolicy> policies_;
 };
 
 }  // namespace isotherm::gpu

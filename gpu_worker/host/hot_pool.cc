@@ -1,10 +1,12 @@
 #include "gpu_worker/host/hot_pool.h"
 
 #include <algorithm>
+#include <bit>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "common/base/checked_math.h"
+#include "common/base/exit_code.h"
 #include "common/base/status_macros.h"
 #include "common/base/units.h"
 
@@ -72,6 +74,14 @@ void HotPool::FreeUnpinned() {
   });
 }
 
+absl::Status HotPool::CheckStorage() const {
+  if (storage_.data() != nullptr) return absl::OkStatus();
+  return WithExitCode(absl::ResourceExhaustedError(absl::StrCat(
+                          "the hot pool needs ", FormatBytes(static_cast<int64_t>(storage_.size())),
+                          " of memory; lower --vram-budget")),
+                      ExitCode::kShortage);
+}
+
 absl::Status HotPool::Prepare(const PlacementPlan& plan, const CopyBundle& copy,
                               const std::function<void(int64_t, int64_t)>& progress) {
   std::lock_guard preparing(prepare_mu_);
@@ -90,7 +100,18 @@ absl::Status HotPool::Prepare(const PlacementPlan& plan, const CopyBundle& copy,
                                                         layer.num_neurons, " neurons, the model ",
                                                         layout_.num_neurons));
     }
-    wanted += layer.num_hot;
+    int64_t hot = 0;
+    bool past_end = false;
+    for (size_t w = 0; w < layer.hot.size(); ++w) {
+      hot += std::popcount(layer.hot[w]);
+      past_end |= (layer.hot[w] & ~tables->layers[l].cold[w]) != 0;  // nothing is hot yet
+    }
+    if (past_end || hot != layer.num_hot) {
+      return absl::FailedPreconditionError(absl::StrCat("layer ", l, " of the plan names ", hot,
+                                                        " hot neurons, says ", layer.num_hot,
+                                                        ", of ", layout_.num_neurons));
+    }
+    wanted += hot;
   }
   if (wanted > capacity_slots_) {
     return absl::ResourceExhaustedError(

@@ -39,8 +39,12 @@ class HotPool {
   // `capacity_bytes` bounds one epoch; there is room for a second one beside it while neurons move.
   HotPool(const BundleLayout& layout, int64_t capacity_bytes);
 
-  // ResourceExhausted when the plan needs more than the capacity or the free slots; nothing is kept
-  // then.
+  // ResourceExhausted when the pool's memory could not be had; checked once, after construction.
+  absl::Status CheckStorage() const;
+
+  // ResourceExhausted when the plan needs more than the capacity or the free slots,
+  // FailedPrecondition when it is not for this model; nothing is kept then. `copy` is called layer
+  // by layer, neurons ascending.
   absl::Status Prepare(const PlacementPlan& plan, const CopyBundle& copy,
                        const std::function<void(int64_t, int64_t)>& progress);
   absl::Status Retire(int64_t epoch);

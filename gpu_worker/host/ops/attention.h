@@ -2,33 +2,33 @@
 
 #include <cstdint>
 
+#include "gpu_worker/host/ops/kv_layout.h"
+
 namespace isotherm::gpu {
 
-// Keys and values of one layer in pages of kPageSize tokens, 16 bits each (F16, or BF16 if `bf16`):
-// [page][kv_head][token of the page][head_dim].
-struct KvLayerView {
-  uint16_t* keys = nullptr;
-  uint16_t* values = nullptr;
-  int64_t num_kv_heads = 0;
-  int64_t head_dim = 0;
-  bool bf16 = false;
-
-  int64_t Offset(int64_t page, int64_t kv_head, int64_t token) const;
+// Query heads of one row that share a KV head.
+struct AttendParams {
+  const float* q = nullptr;  // [num_heads, head_dim] f32
+  int64_t num_heads = 0;     // at most kMaxGroup
+  KvLayerView kv;
+  int64_t kv_head = 0;
+  const int32_t* pages = nullptr;  // the sequence's page table, ceil(kv_len / kPageSize) entries
+  int64_t kv_len = 0;              // at least 1
+  float* scratch = nullptr;        // AttendScratch(kv_len, head_dim) floats
+  float* out = nullptr;            // [num_heads, head_dim] f32
 };
 
-// out[head_dim] = softmax(q . K^T / sqrt(head_dim)) V over positions 0 .. kv_len of one query head.
-// q: [head_dim] f32. pages: the sequence's page table, at least ceil(kv_len / kPageSize) entries.
-// scores: [kv_len] scratch. Source: scaled dot-product attention, Vaswani et al. 2017,
-// arXiv:1706.03762; pages as in PagedAttention, Kwon et al. 2023, arXiv:2309.06180. Any thread.
-void AttendHead(const float* q, const KvLayerView& kv, int64_t kv_head, const int32_t* pages,
-                int64_t kv_len, float* scores, float* out);
+// Heads of one call: each key and value is decoded once for all of them.
+inline constexpr int64_t kMaxGroup = 8;
 
-// Rotary embedding of one head in place, interleaved pairs (2i, 2i + 1), with cos and sin of
-// [rope_dims / 2]. Source: RoFormer, Su et al. 2021, arXiv:2104.09864.
-void RopeInterleaved(float* head, const float* cos, const float* sin, int64_t rope_dims);
+inline constexpr int64_t AttendScratch(int64_t kv_len, int64_t head_dim) {
+  return kMaxGroup * ((kv_len + 63) / 64 * 64) + (head_dim + 63) / 64 * 64;
+}
 
-// out[i] = x[i] / sqrt(mean(x^2) + eps) * weight[i]. Source: RMSNorm, Zhang and Sennrich 2019,
-// arXiv:1910.07467. The sum of squares runs in fixed lanes: the bits depend on x alone.
-void RmsNorm(const float* x, const float* weight, int64_t n, float eps, float* out);
+// out[h] = softmax(q[h] . K^T / sqrt(head_dim)) V over positions 0 .. kv_len - 1.
+// Source: scaled dot-product attention, Vaswani et al. 2017, arXiv:1706.03762; pages as in
+// PagedAttention, Kwon et al. 2023, arXiv:2309.06180. Sums in f32, in an order that depends on
+// kv_len alone: the bits of a head are the same in any group. Any thread.
+void Attend(const AttendParams& params);
 
 }  // namespace isotherm::gpu

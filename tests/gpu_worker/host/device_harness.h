@@ -49,7 +49,7 @@ class DeviceHarness {
       }
       plan.layers.push_back(std::move(layer));
     }
-    const absl::Status status = device_->Prepare(plan, {});
+    const absl::Status status = device_->Prepare(plan, nullptr, {});
     EXPECT_TRUE(status.ok()) << status;
     epoch_ = epoch;
   }
