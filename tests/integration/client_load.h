@@ -37,6 +37,10 @@ class ClientLoad {
   ClientLoad(const ClientLoad&) = delete;
   ClientLoad& operator=(const ClientLoad&) = delete;
 
+  // From now on the gateway may stop: gRPC resets a call that reaches a server in its last moments,
+  // before any event, and the client sees CANCELLED.
+  void ExpectGatewayStop() { gateway_stops_ = true; }
+
   Counts counts() const;
   // False when the clients did not get `count` tokens more within `timeout`.
   bool WaitForTokens(int64_t count, std::chrono::milliseconds timeout = std::chrono::seconds(30));
@@ -50,6 +54,7 @@ class ClientLoad {
   const Cluster& cluster_;
   const std::vector<GoldenRequest> requests_;
   std::atomic<bool> stop_{false};
+  std::atomic<bool> gateway_stops_{false};
   mutable std::mutex mu_;
   std::condition_variable changed_;
   Counts counts_;

@@ -45,6 +45,7 @@ TEST_F(ShutdownTest, LoadSeesOnlyWholeAnswersAndClearRefusalsWhileAllStop) {
   ASSERT_TRUE(cluster.WaitReady());
   ClientLoad load(cluster, model_.Requests(6, 60), 3);
   ASSERT_TRUE(load.WaitForTokens(100));
+  load.ExpectGatewayStop();
   EXPECT_TRUE(cluster.Stop());  // in order, each with exit 0
   EXPECT_GT(load.Stop().finished, 0);
   EXPECT_THAT(Names(cluster.directory(), true), testing::IsEmpty());
@@ -55,6 +56,7 @@ TEST_F(ShutdownTest, DrainThatRunsOutOfTimeCutsWithAnErrorAndSaysSo) {
   ASSERT_TRUE(cluster.WaitReady());
   ClientLoad load(cluster, model_.Requests(3, 450), 3);
   ASSERT_TRUE(load.WaitForTokens(50));
+  load.ExpectGatewayStop();
   cluster.Kill("gateway", SIGTERM);
   EXPECT_EQ(cluster.process("gateway").WaitForExit(seconds(10)), 75);
   EXPECT_GT(load.Stop().failed, 0);
@@ -84,6 +86,7 @@ TEST_F(ShutdownTest, SecondSignalEndsTheDrainAtOnce) {
   // Four answers run and more wait: the drain has long to go.
   ClientLoad load(cluster, model_.Requests(3, 450), 12);
   ASSERT_TRUE(load.WaitForTokens(10));
+  load.ExpectGatewayStop();
   cluster.Kill("gateway", SIGTERM);
   ChildProcess& gateway = cluster.process("gateway");
   ASSERT_TRUE(
