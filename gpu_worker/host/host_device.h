@@ -47,6 +47,11 @@ class HostDevice final : public Device {
   absl::Status RunStep(const DeviceBatch& batch, const ColdSide& cold,
                        DeviceOutput* output) override;
 
+  // Weight bytes that a decoded token needs beside its neurons.
+  int64_t dense_bytes() const {
+    return weights_.head.rows > 0 ? weights_.bytes - weights_.embedding_bytes() : weights_.bytes;
+  }
+
   // Of the last step: residual rows [num_rows, model_dim] and the logits of its sampling rows; for
   // tests that compare them.
   std::span<const float> residual() const {

@@ -43,8 +43,11 @@ absl::StatusOr<int32_t> OneProcess::Step(const std::vector<int32_t>& tokens, int
                     .exact = exact,
                     .sampling = i + 1 == tokens.size() ? &sampling : nullptr});
   }
+  const LayerRange layers{.last = static_cast<int32_t>(model_->config().num_layers),
+                          .mode = exact ? LayerMode::kExact : LayerMode::kHybrid,
+                          .trace = true};
   ISOTHERM_RETURN_IF_ERROR(
-      device_->RunStep({.step_id = ++step_id_, .exact = exact, .trace = true, .rows = rows},
+      device_->RunStep({.step_id = ++step_id_, .layers = std::span(&layers, 1), .rows = rows},
                        {.arena = neurons_.get()}, &output_));
   if (output_.owed_hash != output_.work_hash) {
     return absl::InternalError("the step did not compute what it owed");
