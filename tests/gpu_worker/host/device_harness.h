@@ -2,6 +2,7 @@
 
 #include <memory>
 #include <numeric>
+#include <random>
 #include <string>
 #include <vector>
 
