@@ -38,10 +38,12 @@ absl::Status LoadModel(const CpuWorkerOptions& options, CpuWorker& worker,
   });
 }
 
-// Waits until no step is under way. True when none had to be cut.
+// Waits for the end of the step under way; the next one does without this worker, whose gpu_worker
+// would otherwise bring steps for ever. True when the step was not cut.
 bool Drain(CpuWorker& worker, std::chrono::milliseconds timeout) {
   const auto end = std::chrono::steady_clock::now() + timeout;
-  while (worker.ledger().Busy()) {
+  const int64_t steps_ended = worker.ledger().steps_ended();
+  while (worker.ledger().InStep() && worker.ledger().steps_ended() == steps_ended) {
     if (std::chrono::steady_clock::now() >= end) return false;
     std::this_thread::sleep_for(std::chrono::milliseconds(5));
   }

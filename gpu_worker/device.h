@@ -49,6 +49,7 @@ struct DeviceOutput {
   uint64_t work_hash = 0;  // accumulated on this side
   int64_t active_neurons = 0;
   int64_t hot_neurons = 0;
+  int64_t open_neurons = 0;  // of those computed on this side, (row, neuron) with an open gate
   bool cpu_recomputed = false;
   std::vector<LayerTiming> timings;  // of traced layers
 };

@@ -37,30 +37,58 @@ BenchRow MakeBenchRow(std::string name, int64_t concurrency,
           .time_to_first_token_ms = spread_of(&BenchSample::time_to_first_token_ms),
           .time_per_token_ms = spread_of(&BenchSample::time_per_token_ms),
           .tokens_per_second = spread_of(&BenchSample::tokens_per_second),
-          .gpu_hit_share = spread_of(&BenchSample::gpu_hit_share)};
+          .gpu_hit_share = spread_of(&BenchSample::gpu_hit_share),
+          .bytes_per_token = spread_of(&BenchSample::bytes_per_token).median,
+          .active_share = spread_of(&BenchSample::active_share).median};
+}
+
+void CompleteRows(const std::vector<std::pair<std::string, std::string>>& like,
+                  double read_bytes_per_second, std::vector<BenchRow>& rows) {
+  for (BenchRow& row : rows) {
+    if (row.concurrency != 1) continue;
+    for (const auto& [name, twin] : like) {
+      if (row.name != name || row.bytes_per_token > 0) continue;
+      for (const BenchRow& other : rows) {
+        if (other.name != twin || other.concurrency != 1) continue;
+        row.bytes_per_token = other.bytes_per_token;
+        row.active_share = other.active_share;
+      }
+    }
+    if (read_bytes_per_second > 0) {
+      row.read_share = row.bytes_per_token * row.tokens_per_second.median / read_bytes_per_second;
+    }
+  }
 }
 
 std::string BenchTable(const std::vector<BenchRow>& rows) {
-  std::string table = absl::StrFormat("%-32s %5s %22s %10s %10s %7s\n", "", "at", "tokens/s",
-                                      "first", "per token", "");
-  absl::StrAppendFormat(&table, "%-32s %5s %22s %10s %10s %7s\n", "median of the repeats", "once",
-                        "(low - high)", "token, ms", "ms", "hot");
+  std::string table = absl::StrFormat("%-32s %5s %22s %10s %10s %7s %9s %7s\n", "", "at",
+                                      "tokens/s", "first", "per token", "", "MB read", "of the");
+  absl::StrAppendFormat(&table, "%-32s %5s %22s %10s %10s %7s %9s %7s\n", "median of the repeats",
+                        "once", "(low - high)", "token, ms", "ms", "hot", "a token", "limit");
   for (const BenchRow& row : rows) {
-    absl::StrAppendFormat(&table, "%-32s %5d %22s %10.1f %10.2f %5.0f %%%s\n", row.name,
+    absl::StrAppendFormat(&table, "%-32s %5d %22s %10.1f %10.2f %5.0f %%", row.name,
                           row.concurrency,
                           absl::StrFormat("%.1f (%.1f - %.1f)", row.tokens_per_second.median,
                                           row.tokens_per_second.low, row.tokens_per_second.high),
                           row.time_to_first_token_ms.median, row.time_per_token_ms.median,
-                          100 * row.gpu_hit_share.median, row.note.empty() ? "" : "  " + row.note);
+                          100 * row.gpu_hit_share.median);
+    if (row.bytes_per_token > 0) {
+      absl::StrAppendFormat(&table, " %9.1f", row.bytes_per_token / 1e6);
+      if (row.read_share > 0) absl::StrAppendFormat(&table, " %5.0f %%", 100 * row.read_share);
+    }
+    absl::StrAppendFormat(&table, "%s%s\n", row.note.empty() ? "" : "  ", row.note);
   }
   return table;
 }
 
 std::string BenchJson(const std::vector<BenchRow>& rows, int64_t prompt_tokens,
-                      int64_t generated_tokens) {
+                      int64_t generated_tokens, const Spread& read_bytes_per_second) {
   nlohmann::ordered_json json;
   json["prompt_tokens"] = prompt_tokens;
   json["generated_tokens"] = generated_tokens;
+  if (read_bytes_per_second.median > 0) {
+    json["read_bytes_per_second"] = ToJson(read_bytes_per_second);
+  }
   json["rows"] = nlohmann::ordered_json::array();
   for (const BenchRow& row : rows) {
     nlohmann::ordered_json item;
@@ -71,6 +99,9 @@ std::string BenchJson(const std::vector<BenchRow>& rows, int64_t prompt_tokens,
     item["time_to_first_token_ms"] = ToJson(row.time_to_first_token_ms);
     item["time_per_token_ms"] = ToJson(row.time_per_token_ms);
     item["gpu_hit_share"] = ToJson(row.gpu_hit_share);
+    if (row.bytes_per_token > 0) item["bytes_per_token"] = row.bytes_per_token;
+    if (row.active_share > 0) item["active_share"] = row.active_share;
+    if (row.read_share > 0) item["read_share"] = row.read_share;
     if (!row.note.empty()) item["note"] = row.note;
     json["rows"].push_back(std::move(item));
   }

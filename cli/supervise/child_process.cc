@@ -35,7 +35,7 @@ absl::StatusOr<Pipe> MakePipe() {
 
 // Only async-signal-safe calls from here on: this runs between fork and exec, and the parent may
 // have other threads.
-[[noreturn]] void ExecChild(char* const* argv, int null_fd, int stdout_fd, int stderr_fd,
+[[noreturn]] void ExecChild(char* const* argv, int stdin_fd, int stdout_fd, int stderr_fd,
                             int error_fd, pid_t parent) {
   ::setpgid(0, 0);
   ::prctl(PR_SET_PDEATHSIG, SIGKILL);
@@ -46,7 +46,7 @@ absl::StatusOr<Pipe> MakePipe() {
   sigset_t none;
   sigemptyset(&none);
   ::sigprocmask(SIG_SETMASK, &none, nullptr);
-  ::dup2(null_fd, STDIN_FILENO);
+  ::dup2(stdin_fd, STDIN_FILENO);
   ::dup2(stdout_fd, STDOUT_FILENO);
   ::dup2(stderr_fd, STDERR_FILENO);
   ::execv(argv[0], argv);
@@ -63,12 +63,17 @@ std::string ExitReport::Describe() const {
 }
 
 absl::StatusOr<std::unique_ptr<ChildProcess>> ChildProcess::Start(
-    const std::string& program, const std::vector<std::string>& args) {
+    const std::string& program, const std::vector<std::string>& args, bool pipe_stdin) {
   ISOTHERM_ASSIGN_OR_RETURN(Pipe out, MakePipe());
   ISOTHERM_ASSIGN_OR_RETURN(Pipe err, MakePipe());
   ISOTHERM_ASSIGN_OR_RETURN(Pipe exec_error, MakePipe());
-  UniqueFd null_fd(::open("/dev/null", O_RDONLY | O_CLOEXEC));
-  if (!null_fd.valid()) return ErrnoStatus("cannot open /dev/null");
+  Pipe in;
+  if (pipe_stdin) {
+    ISOTHERM_ASSIGN_OR_RETURN(in, MakePipe());
+  } else {
+    in.read.Reset(::open("/dev/null", O_RDONLY | O_CLOEXEC));
+    if (!in.read.valid()) return ErrnoStatus("cannot open /dev/null");
+  }
   std::vector<char*> argv;
   argv.push_back(const_cast<char*>(program.c_str()));
   for (const std::string& arg : args) argv.push_back(const_cast<char*>(arg.c_str()));
@@ -78,7 +83,7 @@ absl::StatusOr<std::unique_ptr<ChildProcess>> ChildProcess::Start(
   const pid_t pid = ::fork();
   if (pid < 0) return ErrnoStatus("cannot start a process");
   if (pid == 0) {
-    ExecChild(argv.data(), null_fd.get(), out.write.get(), err.write.get(), exec_error.write.get(),
+    ExecChild(argv.data(), in.read.get(), out.write.get(), err.write.get(), exec_error.write.get(),
               parent);
   }
   ::setpgid(pid, pid);  // the child does it too; whoever is first
@@ -101,6 +106,7 @@ absl::StatusOr<std::unique_ptr<ChildProcess>> ChildProcess::Start(
   if (!child->pidfd_.valid()) return ErrnoStatus("cannot watch a process");
   ::fcntl(out.read.get(), F_SETFL, O_NONBLOCK);
   ::fcntl(err.read.get(), F_SETFL, O_NONBLOCK);
+  child->stdin_ = std::move(in.write);
   child->stdout_ = std::move(out.read);
   child->stderr_ = std::move(err.read);
   return child;

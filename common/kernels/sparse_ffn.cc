@@ -141,6 +141,7 @@ void PieceOfOneRow(const SparseFfnParams& p, const float* z, const int32_t* ids,
       open[num_open++] = pass.rows[r];
     }
   }
+  thread.num_open += num_open;
   if (p.hash != nullptr) {
     uint64_t sum = 0;
     for (int i = 0; i < count; ++i) {
@@ -262,6 +263,9 @@ void PassOfManyRows(const SparseFfnParams& p, const SparseFfnWorkspace::Shared& 
     return neurons;
   });
   if (count == 0) return;
+  for (int64_t i = 0; i < count; ++i) {
+    thread.num_open += std::popcount(thread.row_neurons[static_cast<size_t>(i)]);
+  }
   if (b.rows == 3) {
     DotsOfRows<kType>(second, down, shared, thread.rows.data(), count, b.model_dim,
                       thread.decoded.get(), thread.ups.data());
@@ -391,6 +395,7 @@ absl::Status SparseFfnBegin(const SparseFfnParams& params) {
   for (SparseFfnThread& thread : shared.threads) {
     thread.used = false;
     thread.work_hash = 0;
+    thread.num_open = 0;
   }
   shared.cursor.store(0, std::memory_order_relaxed);
   HWY_DYNAMIC_DISPATCH(WidenInputImpl)(params, shared);
@@ -423,6 +428,12 @@ void SparseFfnReduce(const SparseFfnParams& params, int64_t slice, int64_t num_s
 uint64_t SparseFfnWorkHash(const SparseFfnParams& params) {
   uint64_t sum = 0;
   for (const SparseFfnThread& thread : params.workspace->shared().threads) sum += thread.work_hash;
+  return sum;
+}
+
+int64_t SparseFfnOpenPairs(const SparseFfnWorkspace& workspace) {
+  int64_t sum = 0;
+  for (const SparseFfnThread& thread : workspace.shared().threads) sum += thread.num_open;
   return sum;
 }
 

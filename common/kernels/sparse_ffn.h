@@ -76,6 +76,7 @@ class SparseFfnWorkspace {
 
   struct Shared;  // in sparse_ffn.cc
   Shared& shared() { return *shared_; }
+  const Shared& shared() const { return *shared_; }
 
  private:
   SparseFfnWorkspace(const SparseFfnLimits& limits, std::unique_ptr<Shared> shared);
@@ -96,5 +97,9 @@ absl::Status SparseFfnBegin(const SparseFfnParams& params);
 void SparseFfnWork(const SparseFfnParams& params, int thread_idx);
 void SparseFfnReduce(const SparseFfnParams& params, int64_t slice, int64_t num_slices);
 uint64_t SparseFfnWorkHash(const SparseFfnParams& params);
+
+// Of the last call on this workspace: (row, neuron) pairs whose gate was open, so that their other
+// rows were read.
+int64_t SparseFfnOpenPairs(const SparseFfnWorkspace& workspace);
 
 }  // namespace isotherm

@@ -13,12 +13,14 @@ namespace isotherm::shm {
 using TimePoint = std::chrono::steady_clock::time_point;
 
 struct WaitOptions {
-  // Before the first sleep. Long enough for a peer that runs on another core to answer a decode
-  // layer, short enough for one that needs this very core; sweep in slot_handoff_benchmark.cc.
+  // Before the first sleep. An empty answer from another core takes 1.6 us, one from a peer that
+  // has to be woken 16 to 34 us (two cores, a virtual machine), so 20 catches what comes at once.
+  // Longer only hurts: a peer that waits for this very core answers later by all of it (6 us
+  // without spinning, 48 with 20, 110 with 50, on cores shared with builds).
+  // slot_handoff_benchmark.cc.
   std::chrono::microseconds spin{20};
   // Longest sleep before everything is looked at again: a wake that gets lost costs this much.
   std::chrono::milliseconds round{20};
-  // How long to wait for a free slot is the post's own deadline.
 };
 
 // How one side of a region waits for the other and wakes it. A futex call is made only when the

@@ -14,6 +14,7 @@
 #include "absl/strings/string_view.h"
 #include "absl/synchronization/mutex.h"
 #include "common/base/unique_fd.h"
+#include "common/shm/process_identity.h"
 
 namespace isotherm::shm {
 
@@ -26,7 +27,9 @@ struct Handoff {
   UniqueFd arena;
   UniqueFd control;
   UniqueFd connection;
-  pid_t peer_pid = 0;  // in our PID namespace; 0: the peer lives in none that we see
+  // The other end, for ControlRegion::Expected::creator. All zero unless it lives in our PID
+  // namespace, where its pid means the same to both.
+  ProcessIdentity peer;
 };
 
 // Listens on a 0600 Unix socket of its own random name and gives descriptors to whoever is of our

@@ -37,6 +37,7 @@ StepResult StepLedger::EndStep(const Key& key) {
     result.active_neurons = running_->neurons;
   }
   running_.reset();
+  ++steps_ended_;
   if (announced_.has_value()) {
     announced_->seen = clock_.Now();
     if (key.step_id >= announced_->last_step) announced_.reset();
@@ -56,11 +57,15 @@ bool StepLedger::Uses(int64_t epoch) const {
          (announced_.has_value() && announced_->epoch == epoch && now - announced_->seen < kIdle);
 }
 
-bool StepLedger::Busy() const {
+bool StepLedger::InStep() const {
   const Clock::TimePoint now = clock_.Now();
   absl::MutexLock lock(&mu_);
-  return (running_.has_value() && now - running_->seen < kIdle) ||
-         (announced_.has_value() && now - announced_->seen < kIdle);
+  return running_.has_value() && now - running_->seen < kIdle;
+}
+
+int64_t StepLedger::steps_ended() const {
+  absl::MutexLock lock(&mu_);
+  return steps_ended_;
 }
 
 }  // namespace isotherm::cpu

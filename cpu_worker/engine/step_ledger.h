@@ -40,8 +40,10 @@ class StepLedger {
   // for kIdle after its last sign of life only: a grant may end early, a step may be given up, and
   // nobody tells us. A step that comes later finds the epoch gone and is run again under another.
   bool Uses(int64_t epoch) const;
-  // The same for any epoch.
-  bool Busy() const;
+  // A step has begun here and gave a sign of life within kIdle.
+  bool InStep() const;
+  // How many have ended, whether they needed this worker or not.
+  int64_t steps_ended() const;
   static constexpr std::chrono::seconds kIdle{2};
 
  private:
@@ -61,6 +63,7 @@ class StepLedger {
   mutable absl::Mutex mu_;
   std::optional<Running> running_ ABSL_GUARDED_BY(mu_);
   std::optional<Announced> announced_ ABSL_GUARDED_BY(mu_);
+  int64_t steps_ended_ ABSL_GUARDED_BY(mu_) = 0;
 };
 
 }  // namespace isotherm::cpu

@@ -37,7 +37,8 @@ absl::StatusOr<std::unique_ptr<ShmColdAttachment>> ShmColdAttachment::Attach(
                                   .layout_hash = shm::LayoutHash(shape),
                                   .model_dim = static_cast<int32_t>(layout.model_dim),
                                   .num_neurons = static_cast<int32_t>(layout.num_neurons),
-                                  .num_layers = static_cast<int32_t>(layout.num_layers)}));
+                                  .num_layers = static_cast<int32_t>(layout.num_layers),
+                                  .creator = handoff.peer}));
   ISOTHERM_ASSIGN_OR_RETURN(std::unique_ptr<shm::SlotClient> client,
                             shm::SlotClient::Create(*region));
   return std::unique_ptr<ShmColdAttachment>(

@@ -293,6 +293,7 @@ absl::Status HostDevice::RunNeurons(int64_t layer, const DenseSection::Output& a
       return absl::UnavailableError(
           "cold neurons are active and the cpu_worker is not attached; try again soon");
     }
+    start = std::chrono::steady_clock::now();
     ISOTHERM_RETURN_IF_ERROR(ComputeOwned(cold.arena->Layer(layer), table.cold.data(),
                                           buffers_.cold_partial.data(), step));
     if (step.link != nullptr && !step.link->alive()) {

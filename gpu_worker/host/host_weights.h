@@ -25,6 +25,7 @@ struct HostWeights {
   std::vector<Layer> layers;
   int64_t bytes = 0;
 
+  int64_t embedding_bytes() const { return static_cast<int64_t>(embedding.storage.size()); }
   const Matrix& logits_matrix() const { return head.rows > 0 ? head : embedding; }
 
   // `progress`: share done, 0 to 1.

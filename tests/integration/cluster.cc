@@ -7,11 +7,11 @@
 #include <cstdlib>
 #include <filesystem>
 #include <iostream>
-#include <thread>
 #include <utility>
 
 #include "common/base/check.h"
 #include "common/rpc/channel.h"
+#include "tests/integration/process_state.h"
 
 namespace isotherm::integration {
 namespace {
@@ -24,7 +24,12 @@ Cluster::Cluster(ClusterOptions options) : options_(std::move(options)) {
   std::string pattern = (std::filesystem::temp_directory_path() / "isotherm-XXXXXX").string();
   ISOTHERM_CHECK(::mkdtemp(pattern.data()) != nullptr);
   directory_ = pattern;
+  for (const std::string& name : options_.start_order) {
+    Start(name);
+    children_.at(name)->WaitForLine("listening ", std::chrono::seconds(30));
+  }
   for (const char* name : kNames) {
+    if (children_.count(name) > 0) continue;
     if (std::string(name) != "placement" || options_.with_placement) Start(name);
   }
 }
@@ -125,58 +130,23 @@ v1::GenerateRequest Cluster::Greedy(const std::vector<int32_t>& prompt, int max_
 }
 
 Answer Cluster::Generate(const v1::GenerateRequest& request, std::chrono::seconds timeout) const {
-  const auto stub = Inference();
-  grpc::ClientContext context;
-  context.set_wait_for_ready(true);
-  context.set_deadline(std::chrono::system_clock::now() + timeout);
-  const auto stream = stub->Generate(&context, request);
-  Answer answer;
-  v1::GenerateResponse event;
-  while (stream->Read(&event)) {
-    switch (event.event_case()) {
-      case v1::GenerateResponse::kAccepted:
-        answer.accepted = true;
-        break;
-      case v1::GenerateResponse::kChunk:
-        if (event.chunk().index() == 0) {
-          answer.text += event.chunk().text();
-          for (const int32_t id : event.chunk().token_ids()) answer.token_ids.push_back(id);
-        }
-        break;
-      case v1::GenerateResponse::kChoiceEnd:
-        if (event.choice_end().index() == 0)
-          answer.finish_reason = event.choice_end().finish_reason();
-        break;
-      case v1::GenerateResponse::kComplete:
-        answer.complete = true;
-        answer.summary = event.complete();
-        break;
-      default:
-        break;
-    }
-  }
-  answer.status = stream->Finish();
-  return answer;
+  OpenStream stream(rpc::MakeChannel(address("gateway")), request, {.deadline = timeout});
+  return stream.Finish();
 }
 
 bool Cluster::WaitServing(std::chrono::seconds timeout) const {
   // ModelInfo is answered from the start; READY or DEGRADED means requests are admitted.
   const auto stub = Inference();
-  const auto deadline = std::chrono::steady_clock::now() + timeout;
-  while (std::chrono::steady_clock::now() < deadline) {
+  return Eventually(timeout, [&] {
     grpc::ClientContext context;
     context.set_wait_for_ready(true);
     context.set_deadline(std::chrono::system_clock::now() + std::chrono::seconds(2));
     v1::ModelInfoResponse response;
-    if (stub->ModelInfo(&context, v1::ModelInfoRequest(), &response).ok() &&
-        response.models_size() == 1 &&
-        (response.models(0).state() == v1::MODEL_STATE_READY ||
-         response.models(0).state() == v1::MODEL_STATE_DEGRADED)) {
-      return true;
-    }
-    std::this_thread::yield();
-  }
-  return false;
+    return stub->ModelInfo(&context, v1::ModelInfoRequest(), &response).ok() &&
+           response.models_size() == 1 &&
+           (response.models(0).state() == v1::MODEL_STATE_READY ||
+            response.models(0).state() == v1::MODEL_STATE_DEGRADED);
+  });
 }
 
 std::optional<v1::PlacementPlan> Cluster::WaitForPlan(int64_t other_than,

@@ -11,7 +11,7 @@
 #include "isotherm/v1/placement.grpc.pb.h"
 #include "isotherm/v1/worker.grpc.pb.h"
 #include "tests/integration/child_process.h"
-#include "tests/integration/real_model.h"
+#include "tests/integration/open_stream.h"
 
 namespace isotherm::integration {
 
@@ -23,20 +23,12 @@ struct ClusterOptions {
   std::string profile_file;  // empty: what lies beside the model
   std::vector<std::string> gpu_flags, cpu_flags, gateway_flags, placement_flags;
   bool with_placement = true;
-};
-
-// One finished Generate call.
-struct Answer {
-  grpc::Status status;
-  bool accepted = false, complete = false;
-  std::vector<int32_t> token_ids;  // of choice 0
-  std::string text;
-  isotherm::v1::FinishReason finish_reason = isotherm::v1::FINISH_REASON_UNSPECIFIED;
-  isotherm::v1::Complete summary;
+  // Each is started once the one before listens; empty: all at once.
+  std::vector<std::string> start_order;
 };
 
 // The four real processes on Unix sockets in a private directory. Starts them in the constructor;
-// Ready() waits.
+// WaitReady() waits.
 class Cluster {
  public:
   explicit Cluster(ClusterOptions options);

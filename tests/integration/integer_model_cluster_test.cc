@@ -1,46 +1,114 @@
-// The integer-weight model through the real processes: the tokens must be the oracle's, whatever the placement,
-// transport, thread count or company.
-#include <future>
-#include <random>
+// The integer-weight model through the real processes: the tokens must be the oracle's, whatever
+// the placement, transport, thread count or company.
+#include <gtest/gtest.h>
 
-#include "gtest/gtest.h"
-#include "tests/integration/cluster.h"
-#include "tests/reference/integer_model.h"
+#include <random>
+#include <tuple>
+
+#include "tests/integration/integer_model_file.h"
 
 namespace isotherm::integration {
 namespace {
 
-class IntegerModelClusterTest : public testing::TestWithParam<const char*> {
- protected:
-  IntegerModelClusterTest() {
-    path_ = testing::TempDir() + "/integer-cluster.gguf";
-    EXPECT_TRUE(model_.Write(path_, DType::kQ8_0).ok());
-    prompts_ = model_.Prompts(23, 6);
-  }
-  ClusterOptions Options() const { return {.model = path_, .transport = GetParam(), .budget = "64MiB"}; }
+using std::chrono::seconds;
 
-  reference::IntegerModel model_{reference::IntegerModelOptions{.seed = 21}};
-  std::string path_;
-  std::vector<std::vector<int32_t>> prompts_;
+constexpr int kPlacements = 20;
+
+// (transport, threads of each worker)
+class IntegerModelClusterTest : public testing::TestWithParam<std::tuple<const char*, int>> {
+ protected:
+  ClusterOptions Options() const {
+    const auto [transport, threads] = GetParam();
+    return {.model = model_.path(),
+            .transport = transport,
+            .budget = std::to_string(IntegerModelFile::kAllNeuronBytes),
+            .cpu_threads = threads,
+            .gpu_threads = threads};
+  }
+
+  const IntegerModelFile model_{21};
 };
 
-INSTANTIATE_TEST_SUITE_P(Transports, IntegerModelClusterTest, testing::Values("shm", "grpc"));
+INSTANTIATE_TEST_SUITE_P(Workers, IntegerModelClusterTest,
+                         testing::Combine(testing::Values("shm", "grpc"),
+                                          testing::Values(1, 2, 4, 8)));
 
-TEST_P(IntegerModelClusterTest, RequestsThatShareStepsGetTheGoldenTokens) {
+grpc::Status SetBudget(v1::PlacementService::Stub& placement, int64_t bytes,
+                       v1::PlacementPlan* plan) {
+  grpc::ClientContext context;
+  context.set_deadline(std::chrono::system_clock::now() + seconds(20));
+  v1::SetBudgetRequest request;
+  request.set_bytes(bytes);
+  v1::SetBudgetResponse response;
+  const grpc::Status status = placement.SetBudget(&context, request, &response);
+  *plan = response.plan();
+  return status;
+}
+
+grpc::Status Rollback(v1::PlacementService::Stub& placement, int64_t epoch,
+                      v1::PlacementPlan* plan) {
+  grpc::ClientContext context;
+  context.set_deadline(std::chrono::system_clock::now() + seconds(20));
+  v1::RollbackRequest request;
+  request.set_to_epoch(epoch);
+  v1::RollbackResponse response;
+  const grpc::Status status = placement.Rollback(&context, request, &response);
+  *plan = response.plan();
+  return status;
+}
+
+TEST_P(IntegerModelClusterTest, MigrationsUnderLoadChangeNoToken) {
   Cluster cluster(Options());
   ASSERT_TRUE(cluster.WaitReady());
-  std::vector<std::future<Answer>> answers;
-  for (size_t i = 0; i < prompts_.size(); ++i) {
-    answers.push_back(std::async(std::launch::async, [&, i] {
-      return cluster.Generate(Cluster::Greedy(prompts_[i], 20 + 10 * static_cast<int>(i)));
-    }));
+  ClientLoad load(cluster, model_.Requests(6, 300), 3);
+  const auto placement = cluster.Placement();
+  std::mt19937_64 rng(17);
+  std::vector<int64_t> epochs = {1};
+  for (int i = 0; i < kPlacements; ++i) {
+    ASSERT_TRUE(load.WaitForTokens(static_cast<int64_t>(1 + rng() % 100))) << cluster.Logs();
+    v1::PlacementPlan plan;
+    const bool back = epochs.size() > 2 && rng() % 3 == 0;
+    const grpc::Status status =
+        back ? Rollback(*placement, epochs[rng() % epochs.size()], &plan)
+             : SetBudget(*placement,
+                         static_cast<int64_t>(rng() % (IntegerModelFile::kAllNeuronBytes + 1)),
+                         &plan);
+    ASSERT_TRUE(status.ok()) << status.error_message() << "\n" << cluster.Logs();
+    EXPECT_GT(plan.epoch(), epochs.back());
+    epochs.push_back(plan.epoch());
   }
-  for (size_t i = 0; i < prompts_.size(); ++i) {
-    const Answer answer = answers[i].get();
-    ASSERT_TRUE(answer.status.ok()) << answer.status.error_message();
-    EXPECT_TRUE(answer.complete);
-    EXPECT_EQ(answer.token_ids, model_.Golden(prompts_[i], 20 + 10 * static_cast<int64_t>(i))) << i;
-  }
+  // Something must have run under the last plan, too.
+  ASSERT_TRUE(load.WaitForTokens(600)) << cluster.Logs();
+  const ClientLoad::Counts counts = load.Stop();
+  EXPECT_EQ(counts.failed, 0) << counts.first_error;
+  EXPECT_GT(counts.finished, 0);
+  EXPECT_TRUE(cluster.Stop());
+}
+
+TEST_P(IntegerModelClusterTest, SplitsWorkBetweenTheWorkers) {
+  Cluster cluster(Options());
+  ASSERT_TRUE(cluster.WaitReady());
+  const auto placement = cluster.Placement();
+  const GoldenRequest request = model_.Requests(1, 100)[0];
+  const auto hit_share_with = [&](int64_t bytes) {
+    v1::PlacementPlan plan;
+    EXPECT_TRUE(SetBudget(*placement, bytes, &plan).ok());
+    Answer answer;
+    // The gateway hears of the plan a moment later.
+    for (int i = 0; i < 100 && answer.summary.epoch() != plan.epoch(); ++i) {
+      answer = cluster.Generate(Cluster::Greedy(request.prompt, 100));
+      EXPECT_EQ(answer.token_ids, request.tokens);
+    }
+    EXPECT_EQ(answer.summary.epoch(), plan.epoch());
+    // That one may have begun under the plan before.
+    answer = cluster.Generate(Cluster::Greedy(request.prompt, 100));
+    return answer.summary.timings().gpu_hit_share();
+  };
+  EXPECT_EQ(hit_share_with(0), 0);
+  const double half = hit_share_with(IntegerModelFile::kAllNeuronBytes / 2);
+  EXPECT_GT(half, 0.1);
+  EXPECT_LT(half, 0.95);
+  EXPECT_EQ(hit_share_with(IntegerModelFile::kAllNeuronBytes), 1);
   EXPECT_TRUE(cluster.Stop());
 }
 

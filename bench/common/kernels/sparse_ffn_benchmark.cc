@@ -7,8 +7,8 @@
 #include <string>
 #include <vector>
 
-#include "bench/common/kernels/read_bandwidth.h"
 #include "bench/common/kernels/test_weights.h"
+#include "bench/common/read_bandwidth.h"
 #include "common/kernels/sparse_ffn.h"
 
 namespace isotherm {

@@ -24,6 +24,8 @@ constexpr int64_t kPad = 64;
 
 int64_t Padded(int64_t n) { return (n + kPad - 1) / kPad * kPad; }
 
+// out[j] = q . key j for the four keys at `keys`, `n` apart; the bits of DotHalf. n is a multiple
+// of the lanes.
 template <DType kType>
 void DecodeHead(const uint16_t* row, int64_t n, float* out) {
   k::DecodeSpan<kType>(reinterpret_cast<const uint8_t*>(row), 0, n,

@@ -63,7 +63,7 @@ TEST(BenchRunnerTest, MeasuresAServerThroughItsClient) {
   EXPECT_TRUE(client.asked[0].exact);
   EXPECT_TRUE(client.asked[0].ignore_eos);
   EXPECT_EQ(client.asked[0].max_tokens, 128);
-  const auto json = nlohmann::json::parse(BenchJson(*rows, 500, 128));
+  const auto json = nlohmann::json::parse(BenchJson(*rows, 500, 128, {}));
   EXPECT_EQ(json["rows"][0]["gpu_hit_share"]["median"], 0.5);
 }
 

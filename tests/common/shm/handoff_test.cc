@@ -61,7 +61,8 @@ TEST_F(HandoffTest, BothDescriptorsAndTheLivingConnectionArrive) {
   ASSERT_TRUE(handoff.ok()) << handoff.status();
   EXPECT_TRUE(CheckSealedMemory(handoff->arena.get(), 4096).ok());
   EXPECT_TRUE(CheckSealedMemory(handoff->control.get(), 8192).ok());
-  EXPECT_EQ(handoff->peer_pid, ::getpid());
+  EXPECT_EQ(handoff->peer, OwnIdentity());
+  EXPECT_NE(handoff->peer.start_ticks, 0u);
   EXPECT_EQ(taken_.get_future().get(), ::getpid());
   handoff->connection.Reset();
   char byte;

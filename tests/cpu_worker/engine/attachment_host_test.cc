@@ -8,7 +8,7 @@
 #include <atomic>
 #include <thread>
 
-#include "common/shm/gpu_attachment.h"
+#include "tests/cpu_worker/gpu_attachment.h"
 #include "tests/cpu_worker/toy_model.h"
 
 namespace isotherm::cpu {

@@ -52,7 +52,23 @@ TEST_F(StepLedgerTest, AnEpochIsUsedUntilTheLastAnnouncedStepEnded) {
   EXPECT_TRUE(ledger_.Uses(3));
   ledger_.EndStep({11, 3, 0});
   EXPECT_FALSE(ledger_.Uses(3));
-  EXPECT_FALSE(ledger_.Busy());
+}
+
+TEST_F(StepLedgerTest, AStepIsUnderWayFromItsFirstLayerToItsEnd) {
+  StepRequest request;
+  request.step_id = 7;
+  request.grant = 100;
+  ledger_.Announce(request);
+  EXPECT_FALSE(ledger_.InStep());  // announced only
+  ledger_.AddLayer({7, 0, 0}, 1, 1);
+  EXPECT_TRUE(ledger_.InStep());
+  EXPECT_EQ(ledger_.steps_ended(), 0);
+  ledger_.EndStep({7, 0, 0});
+  EXPECT_FALSE(ledger_.InStep());
+  EXPECT_EQ(ledger_.steps_ended(), 1);
+  ledger_.AddLayer({8, 0, 0}, 1, 1);
+  clock_.now += StepLedger::kIdle;
+  EXPECT_FALSE(ledger_.InStep());  // given up by the gpu side
 }
 
 TEST_F(StepLedgerTest, ARunningStepUsesItsEpoch) {

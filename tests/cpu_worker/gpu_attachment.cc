@@ -1,4 +1,4 @@
-#include "common/shm/gpu_attachment.h"
+#include "tests/cpu_worker/gpu_attachment.h"
 
 #include <utility>
 
@@ -22,14 +22,14 @@ absl::StatusOr<std::unique_ptr<GpuAttachment>> GpuAttachment::Open(const ArenaOf
   ISOTHERM_RETURN_IF_ERROR(CheckArenaHeader(attachment->geometry_, attachment->arena_.data()));
   attachment->arena_fd_ = std::move(handoff.arena);
 
-  ControlRegion::Expected expected{.region_bytes = offer.control_bytes,
-                                   .nonce = offer.nonce,
-                                   .layout_hash = LayoutHash(options.shape),
-                                   .model_dim = static_cast<int32_t>(options.shape.model_dim),
-                                   .num_neurons = static_cast<int32_t>(options.shape.num_neurons),
-                                   .num_layers = static_cast<int32_t>(options.shape.num_layers)};
-  // A pid means the same on both sides only within one PID namespace.
-  if (SharesPidNamespace(handoff.peer_pid)) expected.creator = IdentityOf(handoff.peer_pid);
+  const ControlRegion::Expected expected{
+      .region_bytes = offer.control_bytes,
+      .nonce = offer.nonce,
+      .layout_hash = LayoutHash(options.shape),
+      .model_dim = static_cast<int32_t>(options.shape.model_dim),
+      .num_neurons = static_cast<int32_t>(options.shape.num_neurons),
+      .num_layers = static_cast<int32_t>(options.shape.num_layers),
+      .creator = handoff.peer};
   ISOTHERM_ASSIGN_OR_RETURN(attachment->control_,
                             ControlRegion::Attach(std::move(handoff.control), expected));
   ISOTHERM_ASSIGN_OR_RETURN(attachment->client_,

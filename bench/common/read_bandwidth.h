@@ -7,7 +7,6 @@
 #include <map>
 #include <vector>
 
-#include "benchmark/benchmark.h"
 #include "common/threading/thread_pool.h"
 
 namespace isotherm {
@@ -36,7 +35,8 @@ inline double LinearReadBytesPerSecond(ThreadPool& pool) {
       for (const uint64_t sum : sums) total += sum;
     });
     const std::chrono::duration<double> taken = std::chrono::steady_clock::now() - start;
-    benchmark::DoNotOptimize(total.load());
+    // The sums must be made: without this the compiler may leave the reads out.
+    asm volatile("" : : "r"(total.load()) : "memory");
     best = std::max(best, kWords * 8 / taken.count());
   }
   return best;

@@ -15,9 +15,10 @@
 
 namespace isotherm::shm {
 
-// The gpu_worker's end of one attachment: the mapped arena, the slots and the watch on the peer.
-// When the cpu_worker dies, client() answers Unavailable from then on, arena() stays readable, and
-// a new attachment takes a new offer; keep this one until no thread reads its arena.
+// A gpu_worker's end of one attachment, for tests of the other end: the mapped arena, the slots and
+// the watch on the peer. When the cpu_worker dies, client() answers Unavailable from then on,
+// arena() stays readable, and a new attachment takes a new offer; keep this one until no thread
+// reads its arena.
 class GpuAttachment {
  public:
   struct Options {
