@@ -66,7 +66,8 @@ class ColdEngine {
   StepLedger& ledger_;
   WorkerEvents& events_;
   const Options options_;
-  absl::Mutex mu_;  // held while computing: one caller per pool and workspace
+  absl::Mutex mu_;        // held while computing: one caller per pool and workspace
+  const bool few_cores_;  // no more than the gpu_worker needs, too
   ThreadPool pool_;
   std::unique_ptr<SparseFfnWorkspace> workspace_ ABSL_GUARDED_BY(mu_);
   std::vector<uint64_t> step_keys_ ABSL_GUARDED_BY(mu_);  // [max_rows]
