@@ -1,4 +1,5 @@
 #include <CLI/CLI.hpp>
+#include <iostream>
 #include <string>
 #include <utility>
 
@@ -97,7 +98,9 @@ int main(int argc, char** argv) {
   }
   if (options.supervised && !DieWithParent()) return static_cast<int>(ExitCode::kOk);
   if (absl::Status status = InitLogging("gateway", options.log_level); !status.ok()) {
-    return ExitWith(status);
+    // There is no log to say it in.
+    std::cerr << status.message() << "\n";
+    return static_cast<int>(ExitCode::kUsage);
   }
   return Run(shutdown, std::move(options));
 }

@@ -41,6 +41,7 @@ absl::Status ParallelFor(int64_t count, int num_threads,
   std::vector<absl::Status> results(static_cast<size_t>(count));
   std::atomic<int64_t> next{0};
   std::vector<std::jthread> threads;
+  threads.reserve(static_cast<size_t>(num_threads));
   for (int t = 0; t < num_threads; ++t) {
     threads.emplace_back([&] {
       for (int64_t i = next++; i < count; i = next++) results[static_cast<size_t>(i)] = fn(i);
