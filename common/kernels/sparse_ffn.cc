@@ -437,14 +437,6 @@ int64_t SparseFfnOpenPairs(const SparseFfnWorkspace& workspace) {
   return sum;
 }
 
-absl::Status SparseFfnAlone(const SparseFfnParams& params) {
-  ISOTHERM_RETURN_IF_ERROR(SparseFfnBegin(params));
-  SparseFfnWork(params, 0);
-  SparseFfnReduce(params, 0, 1);
-  if (params.hash != nullptr) *params.work_hash = SparseFfnWorkHash(params);
-  return absl::OkStatus();
-}
-
 absl::Status SparseFfn(const SparseFfnParams& params, ThreadPool& pool) {
   ISOTHERM_RETURN_IF_ERROR(SparseFfnBegin(params));
   if (pool.num_threads() > params.workspace->limits().num_threads) {

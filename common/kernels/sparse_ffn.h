@@ -88,9 +88,6 @@ class SparseFfnWorkspace {
 // per pool and workspace. Threads that arrive late take no work and are not waited for.
 absl::Status SparseFfn(const SparseFfnParams& params, ThreadPool& pool);
 
-// The same on the calling thread alone, which uses the workspace's first accumulators.
-absl::Status SparseFfnAlone(const SparseFfnParams& params);
-
 // The same in pieces, to be called inside a section that its caller runs:
 //   SparseFfnBegin   once, before the section (or before a barrier in it);
 //   SparseFfnWork    by any number of threads, each with its own index below limits.num_threads;

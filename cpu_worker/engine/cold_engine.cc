@@ -9,7 +9,6 @@
 
 #include "common/base/checked_math.h"
 #include "common/base/status_macros.h"
-#include "common/threading/cores.h"
 
 namespace isotherm::cpu {
 namespace {
@@ -44,7 +43,6 @@ ColdEngine::ColdEngine(const Arena& arena, const EpochTables& epochs, StepLedger
       ledger_(ledger),
       events_(events),
       options_(options),
-      few_cores_(AllowedCores() <= 2),
       pool_({.num_threads = options.num_threads, .name = "cold"}),
       step_keys_(static_cast<size_t>(options.max_rows)) {}
 
@@ -101,11 +99,7 @@ shm::ColdLayerOutcome ColdEngine::Compute(const ColdLayerTask& task) {
   params.hash = &hash;
   params.work_hash = &outcome.work_hash;
   params.workspace = workspace_.get();
-  // A pool on two cores or one shares them with the gpu_worker: waking a second thread for a row's
-  // neurons takes longer than it saves.
-  const bool alone = header.num_rows == 1 && few_cores_;
-  const absl::Status status = alone ? SparseFfnAlone(params) : SparseFfn(params, pool_);
-  if (!status.ok()) {
+  if (const absl::Status status = SparseFfn(params, pool_); !status.ok()) {
     SPDLOG_ERROR("layer {} of step {}: {}", header.layer, header.step_id,
                  std::string(status.message()));
     return {.status = shm::ColdLayerStatus::kPoison};

@@ -66,8 +66,7 @@ class ColdEngine {
   StepLedger& ledger_;
   WorkerEvents& events_;
   const Options options_;
-  absl::Mutex mu_;        // held while computing: one caller per pool and workspace
-  const bool few_cores_;  // no more than the gpu_worker needs, too
+  absl::Mutex mu_;  // held while computing: one caller per pool and workspace
   ThreadPool pool_;
   std::unique_ptr<SparseFfnWorkspace> workspace_ ABSL_GUARDED_BY(mu_);
   std::vector<uint64_t> step_keys_ ABSL_GUARDED_BY(mu_);  // [max_rows]

@@ -16,7 +16,6 @@
 #include "common/kernels/matmul.h"
 #include "common/kernels/predictor.h"
 #include "common/kernels/work_hash.h"
-#include "common/threading/cores.h"
 #include "hwy/targets.h"
 
 namespace isotherm::gpu {
@@ -88,7 +87,6 @@ HostDevice::HostDevice(const ModelFile& model, HostWeights weights,
       hot_pool_(layout_, options.hot_capacity_bytes),
       pool_({.num_threads = options.num_threads, .name = "gpu-host"}),
       barrier_(pool_.num_threads()) {
-  all_cores_ = pool_.num_threads() >= AllowedCores();
   bf16_ = layout_.dtype == DType::kBF16;
   words_ = CeilDiv<int64_t>(config_.ffn_dim, 64);
   for (const HostWeights::Layer& layer : weights_.layers)
@@ -322,21 +320,20 @@ void HostDevice::RunDensePart(int64_t layer_idx, StepState& step) {
 }
 
 absl::Status HostDevice::ComputeOwned(const BundleView& bundles, const uint64_t* owned,
-                                      float* partial, StepState& step, bool alone,
-                                      uint64_t* work_hash) {
-  const SparseFfnParams params{.bundles = bundles,
-                               .z = z_.data(),
-                               .num_rows = step.num_rows,
-                               .active = active_.data(),
-                               .owned = owned,
-                               .first_neuron = 0,
-                               .last_neuron = config_.ffn_dim,
-                               .activation = config_.activation,
-                               .partial = partial,
-                               .hash = &step.hash,
-                               .work_hash = work_hash,
-                               .workspace = workspace_.get()};
-  ISOTHERM_RETURN_IF_ERROR(alone ? SparseFfnAlone(params) : SparseFfn(params, pool_));
+                                      float* partial, StepState& step, uint64_t* work_hash) {
+  ISOTHERM_RETURN_IF_ERROR(SparseFfn({.bundles = bundles,
+                                      .z = z_.data(),
+                                      .num_rows = step.num_rows,
+                                      .active = active_.data(),
+                                      .owned = owned,
+                                      .first_neuron = 0,
+                                      .last_neuron = config_.ffn_dim,
+                                      .activation = config_.activation,
+                                      .partial = partial,
+                                      .hash = &step.hash,
+                                      .work_hash = work_hash,
+                                      .workspace = workspace_.get()},
+                                     pool_));
   step.output.open_neurons += SparseFfnOpenPairs(*workspace_);
   return absl::OkStatus();
 }
@@ -392,10 +389,8 @@ absl::Status HostDevice::RunNeurons(int64_t layer, const ColdSide& cold, StepSta
                              .data = hot_pool_.data(),
                              .slot_of = table.slot_of.data(),
                              .num_neurons = layout_.num_neurons};
-    // The cpu_worker is at work on the same cores: leave it all but one.
-    const bool alone = posted && rows == 1 && all_cores_;
     ISOTHERM_RETURN_IF_ERROR(
-        ComputeOwned(bundles, table.hot.data(), hot_partial_.data(), step, alone, &hash));
+        ComputeOwned(bundles, table.hot.data(), hot_partial_.data(), step, &hash));
     step.output.work_hash += hash;
   }
   timing.gpu_us = MicrosSince(start);
@@ -421,7 +416,7 @@ absl::Status HostDevice::RunNeurons(int64_t layer, const ColdSide& cold, StepSta
     }
     start = std::chrono::steady_clock::now();
     ISOTHERM_RETURN_IF_ERROR(ComputeOwned(cold.arena->Layer(layer), table.cold.data(),
-                                          cold_partial_.data(), step, /*alone=*/false, &hash));
+                                          cold_partial_.data(), step, &hash));
     timing.gpu_us += MicrosSince(start);
     step.output.work_hash += hash;
     if (step.link != nullptr && !step.link->alive()) {

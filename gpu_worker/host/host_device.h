@@ -61,7 +61,7 @@ class HostDevice final : public Device {
   void RunDensePart(int64_t layer, StepState& step);
   absl::Status RunNeurons(int64_t layer, const ColdSide& cold, StepState& step);
   absl::Status ComputeOwned(const BundleView& bundles, const uint64_t* owned, float* partial,
-                            StepState& step, bool alone, uint64_t* work_hash);
+                            StepState& step, uint64_t* work_hash);
   void Logits(StepState& step);
   KvLayerView KvLayer(int64_t layer);
 
@@ -74,8 +74,7 @@ class HostDevice final : public Device {
   ThreadPool pool_;
   Barrier barrier_;
   std::unique_ptr<SparseFfnWorkspace> workspace_;
-  bool all_cores_ = false;  // the pool has a thread for every core
-  bool bf16_ = false;       // z and KV are BF16
+  bool bf16_ = false;  // z and KV are BF16
   int64_t words_ = 0;
   int64_t max_rank_ = 0;
 
