@@ -111,8 +111,10 @@ TEST_F(CancelTest, DisconnectFreesEverything) {
     if (round % 4 == 0) ExpectWholePoolServes();
   }
   ExpectWholePoolServes();
-  EXPECT_TRUE(
-      Eventually(seconds(10), [&] { return NumFds(cluster_.process("gateway").pid()) <= fds; }))
+  // A leak would be one for each round; the gateway's own channels may come and go by one.
+  static_assert(kRounds > 4);
+  EXPECT_TRUE(Eventually(
+      seconds(10), [&] { return NumFds(cluster_.process("gateway").pid()) < fds + kRounds / 2; }))
       << "descriptors before: " << fds << ", after: " << NumFds(cluster_.process("gateway").pid());
 }
 
