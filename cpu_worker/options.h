@@ -15,7 +15,7 @@ struct CpuWorkerOptions {
   std::string model;
   std::string listen;
   std::string socket_dir;
-  int num_threads = 0;                    // 0: as many as are left beside the other services
+  int num_threads = 0;                    // ParseOptions: allowed cores less one, at least 1
   std::optional<Activation> activation;   // instead of the file's
   std::optional<float> sparse_threshold;  // part of the model's identity; used by the gpu_worker
   shm::WaitOptions wait;
