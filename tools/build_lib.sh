@@ -40,9 +40,11 @@ build() {
   echo "built in $dir/"
 }
 
-# run_tests DIR [ctest options]: ends with ctest's own summary.
+# run_tests DIR [ctest options]: ends with ctest's own summary. Tests of real processes depend on how the
+# machine schedules them: one that fails is run once more, and the log shows both runs.
 run_tests() {
   local dir="$1"
   shift
-  ctest --test-dir "$dir" --output-on-failure --no-tests=error -j "$(nproc)" "$@"
+  ctest --test-dir "$dir" --output-on-failure --no-tests=error -j "$(nproc)" \
+    --repeat until-pass:2 "$@"
 }
