@@ -37,7 +37,7 @@ int main(int argc, char** argv) {
   app.add_option("--vram-budget", budget,
                  "bytes of hot neurons, such as 40MiB; auto: a quarter of all")
       ->capture_default_str();
-  app.add_option("--activation", activation, "relu or silu, instead of the file's");
+  app.add_option("--activation", activation, "relu, silu or gelu, instead of the file's");
   CLI::Option* threshold_option =
       app.add_option("--sparse-threshold", threshold, "predictor threshold, instead of the file's");
   app.add_option("--log-level", log_level, "trace, debug, info, warn, error or off")
@@ -64,8 +64,11 @@ int main(int argc, char** argv) {
   const auto kv = isotherm::ParseBytes(kv_bytes);
   if (!kv.ok()) return usage(kv.status());
   options.kv_bytes = *kv;
-  if (activation == "relu") options.model_options.activation = isotherm::Activation::kRelu;
-  if (activation == "silu") options.model_options.activation = isotherm::Activation::kSilu;
+  if (!activation.empty()) {
+    const auto parsed = isotherm::ActivationFromName(activation);
+    if (!parsed.ok()) return usage(parsed.status());
+    options.model_options.activation = *parsed;
+  }
   if (threshold_option->count() > 0) options.model_options.sparse_threshold = threshold;
   if (const absl::Status status = isotherm::gpu::Validate(options); !status.ok())
     return usage(status);
