@@ -13,6 +13,7 @@
 #include "common/step/placement_plan.h"
 #include "common/step/step.h"
 #include "gpu_worker/engine/cold_side.h"
+#include "gpu_worker/engine/neuron_counters.h"
 #include "gpu_worker/engine/sampler.h"
 #include "gpu_worker/kv_page.h"
 
@@ -122,6 +123,14 @@ class Device {
   // logits are not numbers.
   virtual absl::Status RunStep(const DeviceBatch& batch, const ColdSide& cold,
                                DeviceOutput* output) = 0;
+
+  // Copies the totals; `counters` is the caller's to reuse, sized here. One thread at a time, about
+  // once a second, while steps run: it neither waits for one nor slows it. Words of a running step
+  // may be old or new, each for itself. A CUDA device copies its two arrays to pinned memory on a
+  // stream of their own. Unimplemented: the device does not count, and placement stays as it is.
+  virtual absl::Status ReadCounters(NeuronCounters* counters) {
+    return absl::UnimplementedError("this device does not count neurons");
+  }
 };
 
 }  // namespace isotherm::gpu
