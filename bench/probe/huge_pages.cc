@@ -46,10 +46,10 @@ void Measure(const char* what, const TestMemory::Options& options, const std::ve
              memory.collapse_s() / (static_cast<double>(memory.bytes()) / 1e9));
   }
   const ReadRate linear = ReadLinearly(memory, cpus, Fetch::kL2, 0.2);
-  const ReadRate small =
-      ReadBundles(memory, cpus, {.bundle_bytes = 24 << 10, .streams = 2, .ahead = true}, 0.3);
-  const ReadRate large =
-      ReadBundles(memory, cpus, {.bundle_bytes = 32 << 10, .streams = 2, .ahead = true}, 0.3);
+  const ReadRate small = ReadBundles(
+      memory, cpus, {.bundle_bytes = 24 << 10, .streams = 2, .ahead = {.lines_per_page = 64}}, 0.3);
+  const ReadRate large = ReadBundles(
+      memory, cpus, {.bundle_bytes = 32 << 10, .streams = 2, .ahead = {.lines_per_page = 64}}, 0.3);
   if (!linear.right || !small.right || !large.right) {
     line.Set("error", "wrong sum");
     return;
@@ -71,7 +71,7 @@ void HugePages() {
       .Set("free_hugetlb", Text("/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages"));
 
   using Kind = TestMemory::Kind;
-  constexpr int64_t kBytes = int64_t{2} << 30;
+  constexpr int64_t kBytes = int64_t{1} << 30;
   const int allowed = static_cast<int>(FirstCpus(1024).size());
   const std::vector<int> cpus = FirstCpus(std::max(1, allowed - 1));
   Measure("anonymous", {.bytes = kBytes}, cpus);

@@ -96,14 +96,14 @@ ReadRate ReadBundles(const TestMemory& memory, const std::vector<int>& cpus,
       next = claim();
       for (int64_t i = 0; i < kChunk; i += options.streams) {
         const uint64_t* group[4];
-        const uint64_t* ahead[4];
+        const uint64_t* after[4];
         uint64_t sums[4];
         for (int s = 0; s < options.streams; ++s) {
           group[s] = at(first + i + s);
-          ahead[s] =
+          after[s] =
               i + options.streams < kChunk ? at(first + i + options.streams + s) : at(next + s);
         }
-        SumBundles(group, options.ahead ? ahead : nullptr, options.streams, words, sums);
+        SumBundles(group, after, options.streams, options.ahead, words, sums);
         for (int s = 0; s < options.streams; ++s) {
           const int64_t id = ids[static_cast<size_t>(first + i + s)];
           tally.right &= sums[s] == BlocksSum(id * blocks, blocks);

@@ -21,8 +21,8 @@ ReadRate ReadLinearly(const TestMemory& memory, const std::vector<int>& cpus, Fe
 
 struct BundleReadOptions {
   int64_t bundle_bytes = 24 << 10;
-  int streams = 1;     // bundles side by side
-  bool ahead = false;  // fetch the next group into L2 meanwhile
+  int streams = 1;  // bundles side by side
+  Ahead ahead;
 };
 // Threads take chunks of 8 from lists of random bundles, ascending, one in eight of the memory's, a
 // fresh eighth each time; until `seconds` are over or, if not null, until *stop.

@@ -103,10 +103,12 @@ void Measure(const TestMemory& memory, const uint64_t* device, int64_t bundle_by
   constexpr double kSeconds = 0.12;
   if (threads > 0) {
     readers = std::thread([&] {
-      cpu = linear ? ReadLinearly(memory, cpus, Fetch::kL2, kSeconds)
-                   : ReadBundles(memory, cpus,
-                                 {.bundle_bytes = bundle_bytes, .streams = 2, .ahead = true}, 0,
-                                 &stop);
+      cpu = linear
+                ? ReadLinearly(memory, cpus, Fetch::kL2, kSeconds)
+                : ReadBundles(
+                      memory, cpus,
+                      {.bundle_bytes = bundle_bytes, .streams = 2, .ahead = {.lines_per_page = 64}},
+                      0, &stop);
     });
     // Starting and pinning threads takes well under this.
     std::this_thread::sleep_for(std::chrono::milliseconds(linear ? 2 : 10));
