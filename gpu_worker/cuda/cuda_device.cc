@@ -51,15 +51,6 @@ class Carver {
   int64_t bytes_ = 0;
 };
 
-AttentionShape ShapeOf(const ModelConfig& config, bool bf16) {
-  return {.num_q_heads = static_cast<int32_t>(config.num_q_heads),
-          .num_kv_heads = static_cast<int32_t>(config.num_kv_heads),
-          .head_dim = static_cast<int32_t>(config.head_dim),
-          .rope_half = static_cast<int32_t>(config.rope_dims / 2),
-          .rope_neox = false,
-          .bf16 = bf16};
-}
-
 // What the driver says this process holds; else all that is taken on the device, which is no less.
 absl::StatusOr<int64_t> UsedMemory(int device) {
   if (const std::optional<int64_t> bytes = ProcessDeviceMemory(device); bytes.has_value())
@@ -173,7 +164,7 @@ absl::Status CudaDevice::Allocate() {
     max_rank = std::max(max_rank, layer.fc1.rows);
   const int64_t words = CeilDiv<int64_t>(config_.ffn_dim, 64);
   const int64_t half = config_.rope_dims / 2;
-  const AttentionShape shape = ShapeOf(config_, layout_.dtype == DType::kBF16);
+  const AttentionShape shape = AttentionShapeOf(config_, layout_.dtype == DType::kBF16);
   input_layout_ = StepInputs::Make(config_.num_layers, rows, max_pages_);
   const auto carve = [&](Carver& carver) {
     StepBuffersCuda b;
@@ -190,6 +181,8 @@ absl::Status CudaDevice::Allocate() {
     b.logits = carver.Take<float>(rows * config_.vocab_size);
     b.z = carver.Take<uint16_t>(rows * config_.model_dim);
     b.active = carver.Take<uint64_t>(rows * words);
+    b.predicted = carver.Take<uint32_t>(config_.num_layers * config_.ffn_dim);
+    b.fired = carver.Take<uint32_t>(config_.num_layers * config_.ffn_dim);
     b.attention_scratch = carver.Take<unsigned char>(AttentionScratchBytes(shape, rows));
     b.rope_frequencies = carver.Take<double>(half);
     b.inputs = carver.Take<unsigned char>(input_layout_.bytes);

@@ -99,6 +99,14 @@ absl::StatusOr<Matrix> Widen(const Matrix& from) {
   return out;
 }
 
+absl::StatusOr<CudaWeights::HostRows> PinRows(const Matrix& from) {
+  CudaWeights::HostRows out{.dtype = from.dtype, .row_bytes = from.row_bytes};
+  const int64_t bytes = from.rows * from.row_bytes;
+  ISOTHERM_ASSIGN_OR_RETURN(out.memory, PinnedBytes::Make(bytes));
+  std::memcpy(out.memory.as<>(), from.data(), static_cast<size_t>(bytes));
+  return out;
+}
+
 class Uploader {
  public:
   explicit Uploader(CudaWeights& weights) : weights_(weights) {}
@@ -161,13 +169,22 @@ absl::StatusOr<CudaWeights> CudaWeights::Load(const ModelFile& model,
   Uploader upload(weights);
   const ModelConfig& config = model.config();
   const auto read = [&](absl::string_view name) { return model.ReadMatrix(name); };
+  const auto vector = [&](const std::string& name) -> absl::StatusOr<const float*> {
+    ISOTHERM_ASSIGN_OR_RETURN(const std::vector<float> values, model.ReadVector(name));
+    return upload.Vector(values);
+  };
+  // "stem.weight", and of a layer norm "stem.bias".
+  const auto norm = [&](const std::string& stem) -> absl::StatusOr<Norm> {
+    Norm out;
+    ISOTHERM_ASSIGN_OR_RETURN(out.weight, vector(stem + ".weight"));
+    if (config.norm == NormKind::kLayer) {
+      ISOTHERM_ASSIGN_OR_RETURN(out.bias, vector(stem + ".bias"));
+    }
+    return out;
+  };
   {
     ISOTHERM_ASSIGN_OR_RETURN(Matrix embedding, read("token_embd.weight"));
-    weights.embedding_type = embedding.dtype;
-    weights.embedding_row_bytes = embedding.row_bytes;
-    const int64_t bytes = embedding.rows * embedding.row_bytes;
-    ISOTHERM_ASSIGN_OR_RETURN(weights.embedding, PinnedBytes::Make(bytes));
-    std::memcpy(weights.embedding.as<>(), embedding.data(), static_cast<size_t>(bytes));
+    ISOTHERM_ASSIGN_OR_RETURN(weights.embedding, PinRows(embedding));
     std::vector<Matrix> parts;
     if (config.tied_output) {
       parts.push_back(std::move(embedding));
@@ -177,9 +194,11 @@ absl::StatusOr<CudaWeights> CudaWeights::Load(const ModelFile& model,
     }
     ISOTHERM_ASSIGN_OR_RETURN(weights.head, upload.Put(std::move(parts), &weights.head_bytes));
   }
-  ISOTHERM_ASSIGN_OR_RETURN(const std::vector<float> output_norm,
-                            model.ReadVector("output_norm.weight"));
-  ISOTHERM_ASSIGN_OR_RETURN(weights.output_norm, upload.Vector(output_norm));
+  if (config.learned_positions) {
+    ISOTHERM_ASSIGN_OR_RETURN(const Matrix positions, read("position_embd.weight"));
+    ISOTHERM_ASSIGN_OR_RETURN(weights.positions, PinRows(positions));
+  }
+  ISOTHERM_ASSIGN_OR_RETURN(weights.output_norm, norm("output_norm"));
   std::vector<float> factors;
   if (model.Has("rope_freqs.weight")) {
     ISOTHERM_ASSIGN_OR_RETURN(factors, model.ReadVector("rope_freqs.weight"));
@@ -195,16 +214,30 @@ absl::StatusOr<CudaWeights> CudaWeights::Load(const ModelFile& model,
   for (int64_t l = 0; l < config.num_layers; ++l) {
     Layer layer;
     const auto name = [l](absl::string_view stem) { return ModelFile::LayerTensor(l, stem); };
-    ISOTHERM_ASSIGN_OR_RETURN(const std::vector<float> attn_norm,
-                              model.ReadVector(name("attn_norm")));
-    ISOTHERM_ASSIGN_OR_RETURN(layer.attn_norm, upload.Vector(attn_norm));
-    ISOTHERM_ASSIGN_OR_RETURN(const std::vector<float> ffn_norm,
-                              model.ReadVector(name("ffn_norm")));
-    ISOTHERM_ASSIGN_OR_RETURN(layer.ffn_norm, upload.Vector(ffn_norm));
+    const auto stem_of = [l](absl::string_view stem) { return absl::StrCat("blk.", l, ".", stem); };
+    ISOTHERM_ASSIGN_OR_RETURN(layer.attention_norm, norm(stem_of(config.attention_norm_tensor)));
+    ISOTHERM_ASSIGN_OR_RETURN(layer.ffn_norm, norm(stem_of(config.ffn_norm_tensor)));
+    const std::vector<absl::string_view> stems =
+        config.fused_qkv ? std::vector<absl::string_view>{"attn_qkv"}
+                         : std::vector<absl::string_view>{"attn_q", "attn_k", "attn_v"};
     std::vector<Matrix> qkv;
-    for (const absl::string_view stem : {"attn_q", "attn_k", "attn_v"}) {
+    std::vector<float> qkv_bias;
+    for (const absl::string_view stem : stems) {
       ISOTHERM_ASSIGN_OR_RETURN(Matrix part, read(name(stem)));
       qkv.push_back(std::move(part));
+      if (!config.attention_bias) continue;
+      ISOTHERM_ASSIGN_OR_RETURN(const std::vector<float> bias,
+                                model.ReadVector(ModelFile::LayerBias(l, stem)));
+      qkv_bias.insert(qkv_bias.end(), bias.begin(), bias.end());
+    }
+    if (config.attention_bias) {
+      ISOTHERM_ASSIGN_OR_RETURN(layer.qkv_bias, upload.Vector(qkv_bias));
+      ISOTHERM_ASSIGN_OR_RETURN(layer.o_bias, vector(ModelFile::LayerBias(l, "attn_output")));
+    }
+    if (config.ffn_bias) {
+      ISOTHERM_ASSIGN_OR_RETURN(layer.up_bias, vector(ModelFile::LayerBias(l, "ffn_up")));
+      ISOTHERM_ASSIGN_OR_RETURN(layer.down_bias,
+                                vector(ModelFile::LayerBias(l, model.down_tensor())));
     }
     ISOTHERM_ASSIGN_OR_RETURN(layer.qkv, upload.Put(std::move(qkv), &weights.dense_bytes));
     std::vector<Matrix> o(1);

@@ -19,18 +19,28 @@ struct CudaWeightsOptions {
 // Everything of a model but its neurons in device memory; the embedding's rows in page-locked host
 // memory, of which a token reads one.
 struct CudaWeights {
+  // Null bias: none.
+  struct Norm {
+    const float* weight = nullptr;
+    const float* bias = nullptr;
+  };
   struct Layer {
-    const float* attn_norm = nullptr;
-    const float* ffn_norm = nullptr;
+    Norm attention_norm, ffn_norm;
     DeviceMatrix qkv, o;
+    const float *qkv_bias = nullptr, *o_bias = nullptr;
+    const float *up_bias = nullptr, *down_bias = nullptr;
     DeviceMatrix fc1, fc2;  // no rows: no predictor
   };
   std::vector<Layer> layers;
-  const float* output_norm = nullptr;
+  Norm output_norm;
   DeviceMatrix head;
-  DType embedding_type = DType::kF16;
-  int64_t embedding_row_bytes = 0;
-  PinnedBytes embedding;
+  // Rows in host memory that the device reads, in the file's blocks.
+  struct HostRows {
+    DType dtype = DType::kF16;
+    int64_t row_bytes = 0;
+    PinnedBytes memory;  // empty: none
+  };
+  HostRows embedding, positions;
   std::vector<double> rope_frequencies;
   std::vector<DeviceBytes> storage;
   int64_t dense_bytes = 0, predictor_bytes = 0, head_bytes = 0;

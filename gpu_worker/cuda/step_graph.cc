@@ -12,6 +12,15 @@ constexpr int32_t kGraphRows[] = {1, 2, 4};
 
 }  // namespace
 
+AttentionShape AttentionShapeOf(const ModelConfig& config, bool bf16) {
+  return {.num_q_heads = static_cast<int32_t>(config.num_q_heads),
+          .num_kv_heads = static_cast<int32_t>(config.num_kv_heads),
+          .head_dim = static_cast<int32_t>(config.head_dim),
+          .rope_half = static_cast<int32_t>(config.rope_dims / 2),
+          .rope_neox = config.rope_neox,
+          .bf16 = bf16};
+}
+
 StepInputs StepInputs::Make(int64_t num_layers, int32_t max_rows, int32_t max_pages) {
   StepInputs out{.max_rows = max_rows, .max_pages = max_pages};
   const auto place = [&](int64_t bytes) {
@@ -53,15 +62,14 @@ void StepGraph::Record(int32_t rows, int64_t page_tables, int32_t logits, cudaSt
       .page_tables = reinterpret_cast<const int32_t*>(b.inputs + in.pages),
       .state = b.state,
       .traces = b.traces};
-  const AttentionShape shape{.num_q_heads = static_cast<int32_t>(config.num_q_heads),
-                             .num_kv_heads = static_cast<int32_t>(config.num_kv_heads),
-                             .head_dim = static_cast<int32_t>(config.head_dim),
-                             .rope_half = static_cast<int32_t>(config.rope_dims / 2),
-                             .rope_neox = false,
-                             .bf16 = bf16};
-  const auto norm = [&](const float* weight) {
+  const AttentionShape shape = AttentionShapeOf(config, bf16);
+  const auto norm = [&](const CudaWeights::Norm& weights_of) {
     return NormWeights{
-        .kind = NormKind::kRms, .weight = weight, .eps = config.rms_eps, .bf16 = bf16};
+        .kind = config.norm == NormKind::kLayer ? NormOp::kLayer : NormOp::kRms,
+        .weight = weights_of.weight,
+        .bias = weights_of.bias,
+        .eps = config.norm_eps,
+        .bf16 = bf16};
   };
   const DeviceBundles bundles{.dtype = layout.dtype,
                               .rows = layout.rows,
@@ -73,9 +81,13 @@ void StepGraph::Record(int32_t rows, int64_t page_tables, int32_t logits, cudaSt
   cudaMemcpyAsync(const_cast<unsigned char*>(b.inputs), parts_.host_inputs,
                   static_cast<size_t>(in.BytesFor(page_tables)), cudaMemcpyHostToDevice, stream);
   LaunchEmbed({.step = step,
-               .dtype = weights.embedding_type,
-               .embedding = weights.embedding.as<const unsigned char>(),
-               .embedding_row_bytes = weights.embedding_row_bytes,
+               .dtype = weights.embedding.dtype,
+               .embedding = weights.embedding.memory.as<const unsigned char>(),
+               .embedding_row_bytes = weights.embedding.row_bytes,
+               .positions_dtype = weights.positions.dtype,
+               .positions = weights.positions.memory.as<const unsigned char>(),
+               .positions_row_bytes = weights.positions.row_bytes,
+               .position_offset = static_cast<int32_t>(config.position_offset),
                .model_dim = dim,
                .x = b.x,
                .rope_frequencies = b.rope_frequencies,
@@ -89,30 +101,38 @@ void StepGraph::Record(int32_t rows, int64_t page_tables, int32_t logits, cudaSt
         int64_t{parts_.kv_pages} * kPageSize * config.num_kv_heads * config.head_dim;
     const KvPages kv{.keys = parts_.kv + 2 * l * kv_elements,
                      .values = parts_.kv + (2 * l + 1) * kv_elements};
-    LaunchQkv({.step = step,
-               .in = {.x = b.x, .stride = dim, .norm = norm(layer.attn_norm)},
-               .w = layer.qkv,
-               .shape = shape,
-               .rope_cos = b.rope_cos,
-               .rope_sin = b.rope_sin,
-               .q = b.q,
-               .kv = kv,
-               .layer = l},
-              rows, stream);
-    LaunchAttention({.step = step,
-                     .shape = shape,
-                     .q = b.q,
-                     .kv = kv,
-                     .scratch = b.attention_scratch,
-                     .max_rows = parts_.max_rows,
-                     .out = b.attention},
+    const auto attend = [&] {
+      LaunchQkv({.step = step,
+                 .in = {.x = b.x, .stride = dim, .norm = norm(layer.attention_norm)},
+                 .w = layer.qkv,
+                 .shape = shape,
+                 .bias = layer.qkv_bias,
+                 .rope_cos = b.rope_cos,
+                 .rope_sin = b.rope_sin,
+                 .q = b.q,
+                 .kv = kv,
+                 .layer = l,
+                 .begins_layer = !config.parallel_attention},
+                rows, stream);
+      LaunchAttention({.step = step,
+                       .shape = shape,
+                       .q = b.q,
+                       .kv = kv,
+                       .scratch = b.attention_scratch,
+                       .max_rows = parts_.max_rows,
+                       .out = b.attention},
+                      rows, stream);
+      LaunchProduct({.in = {.x = b.attention, .stride = q_dim, .num_rows = &step.header->num_rows},
+                     .w = layer.o,
+                     .bias = layer.o_bias,
+                     .y = b.x,
+                     .y_stride = dim,
+                     .output = ProductOutput::kAdd},
                     rows, stream);
-    LaunchProduct({.in = {.x = b.attention, .stride = q_dim, .num_rows = &step.header->num_rows},
-                   .w = layer.o,
-                   .y = b.x,
-                   .y_stride = dim,
-                   .output = ProductOutput::kAdd},
-                  rows, stream);
+    };
+    // With parallel attention everything of the neurons reads the layer's input, so the cpu side
+    // starts first and attention runs beside it.
+    if (!config.parallel_attention) attend();
     LaunchPredict({.step = step,
                    .layer = l,
                    .x = b.x,
@@ -121,7 +141,8 @@ void StepGraph::Record(int32_t rows, int64_t page_tables, int32_t logits, cudaSt
                    .fc1 = layer.fc1,
                    .hidden = b.hidden,
                    .hidden_stride = b.hidden_stride,
-                   .z = b.z},
+                   .z = b.z,
+                   .begins_layer = config.parallel_attention},
                   rows, stream);
     LaunchActivate({.step = step,
                     .layer = l,
@@ -131,6 +152,7 @@ void StepGraph::Record(int32_t rows, int64_t page_tables, int32_t logits, cudaSt
                     .fc2 = layer.fc2,
                     .threshold = config.sparse_threshold,
                     .active = b.active,
+                    .predicted = b.predicted + l * config.ffn_dim,
                     .z = b.z,
                     .model_dim = dim},
                    rows, stream);
@@ -139,17 +161,21 @@ void StepGraph::Record(int32_t rows, int64_t page_tables, int32_t logits, cudaSt
                      .num_neurons = neurons,
                      .bundles = bundles,
                      .activation = config.activation,
+                     .activate_up = config.activate_up,
+                     .up_bias = layer.up_bias,
                      .streamed = true,
                      .pool = parts_.pool,
                      .active = b.active,
                      .z = b.z,
                      .bf16 = bf16,
+                     .fired = b.fired + l * config.ffn_dim,
                      .partial = b.streamed_partial,
                      .sum = b.streamed_sum};
     cudaEventRecord(fork_, stream);
     cudaStreamWaitEvent(side_stream_, fork_, 0);
     LaunchNeurons(mine, rows, side_stream_);
     cudaEventRecord(join_, side_stream_);
+    if (config.parallel_attention) attend();
     mine.streamed = false;
     mine.partial = b.hot_partial;
     mine.sum = b.x;
@@ -160,6 +186,7 @@ void StepGraph::Record(int32_t rows, int64_t page_tables, int32_t logits, cudaSt
                  .model_dim = dim,
                  .num_neurons = neurons,
                  .streamed = b.streamed_sum,
+                 .bias = layer.down_bias,
                  .x = b.x},
                 rows, stream);
   }

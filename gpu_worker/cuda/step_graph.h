@@ -30,6 +30,7 @@ struct StepBuffersCuda {
   float *rope_cos = nullptr, *rope_sin = nullptr, *logits = nullptr;
   uint16_t* z = nullptr;
   uint64_t* active = nullptr;
+  uint32_t *predicted = nullptr, *fired = nullptr;  // [num_layers, num_neurons]; never reset
   unsigned char* attention_scratch = nullptr;
   double* rope_frequencies = nullptr;
   const unsigned char* inputs = nullptr;
@@ -37,6 +38,8 @@ struct StepBuffersCuda {
   LayerTrace* traces = nullptr;
   int32_t hidden_stride = 0;
 };
+
+AttentionShape AttentionShapeOf(const ModelConfig& config, bool bf16);
 
 // The sequence of kernels of a step, launched one by one or, for small batches, as one graph that is
 // captured once.

@@ -153,6 +153,8 @@ __global__ void __launch_bounds__(kProductThreads) ActivateKernel(ActivateArgs a
                                       static_cast<uint64_t>(args.layer));
   unsigned long long owed = 0;
   unsigned int active = 0, hot = 0;
+  unsigned int named = 0;  // bit i: of this lane's i-th piece, the predictor named the neuron
+  int pieces = 0;
   for (int piece = warp; piece < 2 * rows; piece += kProductWarps) {
     const int r = piece / 2, half = piece % 2;
     const int neuron = word * 64 + half * 32 + lane;
@@ -160,6 +162,8 @@ __global__ void __launch_bounds__(kProductThreads) ActivateKernel(ActivateArgs a
     const bool on =
         neuron < args.num_neurons && (all || what.exact != 0 || fires[r][half * 32 + lane] != 0);
     const uint32_t bits = __ballot_sync(0xffffffffu, on);
+    if (kPredict && on && !all && what.exact == 0) named |= 1u << pieces;
+    ++pieces;
     if (on) owed += what.key * HashNeuron(seed, static_cast<uint64_t>(neuron));
     if (lane == 0) {
       reinterpret_cast<uint32_t*>(args.active + (int64_t{row0 + r} * words + word))[half] = bits;
@@ -184,9 +188,18 @@ __global__ void __launch_bounds__(kProductThreads) ActivateKernel(ActivateArgs a
     last = atomicAdd(&state.arrived, 1u) == gridDim.x * tiles - 1;
   }
   __syncthreads();
-  if (!last) return;
-  __threadfence();
-  PostLayer(args);
+  if (last) {
+    __threadfence();
+    PostLayer(args);
+  }
+  // Counting comes after what the cpu side waits for.
+  if constexpr (kPredict) {
+    for (int i = 0; i < pieces; ++i) {
+      if ((named >> i & 1) == 0) continue;
+      const int half = (warp + i * kProductWarps) % 2;
+      atomicAdd(args.predicted + word * 64 + half * 32 + lane, 1u);
+    }
+  }
 }
 
 }  // namespace

@@ -24,10 +24,10 @@ struct StepPointers {
   LayerTrace* traces = nullptr;  // [num_layers]
 };
 
-enum class NormKind : int32_t { kNone, kRms, kLayer };
+enum class NormOp : int32_t { kNone, kRms, kLayer };
 
 struct NormWeights {
-  NormKind kind = NormKind::kNone;
+  NormOp kind = NormOp::kNone;
   const float* weight = nullptr;
   const float* bias = nullptr;  // of kLayer; null: none
   float eps = 0;
@@ -66,6 +66,11 @@ struct EmbedArgs {
   DType dtype = DType::kF16;
   const unsigned char* embedding = nullptr;
   int64_t embedding_row_bytes = 0;
+  // Learned positions: row p + position_offset is added; null: none. Of the same form.
+  DType positions_dtype = DType::kF16;
+  const unsigned char* positions = nullptr;
+  int64_t positions_row_bytes = 0;
+  int32_t position_offset = 0;
   int32_t model_dim = 0;
   float* x = nullptr;                       // [max_rows, model_dim]
   const double* rope_frequencies = nullptr;  // [rope_half]
@@ -79,6 +84,7 @@ void LaunchEmbed(const EmbedArgs& args, int max_rows, cudaStream_t stream);
 struct ProductArgs {
   ProductInput in;
   DeviceMatrix w;
+  const float* bias = nullptr;  // [w.rows], added to w * in[r]; null: none
   float* y = nullptr;
   int64_t y_stride = 0;
   ProductOutput output = ProductOutput::kStore;
@@ -91,11 +97,13 @@ struct QkvArgs {
   ProductInput in;
   DeviceMatrix w;
   AttentionShape shape;
+  const float* bias = nullptr;  // [w.rows]; null: none
   const float* rope_cos = nullptr;
   const float* rope_sin = nullptr;
   float* q = nullptr;  // [max_rows, num_q_heads * head_dim]
   KvPages kv;
   int32_t layer = 0;
+  bool begins_layer = false;  // the layer's first kernel: it notes the time
 };
 void LaunchQkv(const QkvArgs& args, int max_rows, cudaStream_t stream);
 
@@ -125,6 +133,7 @@ struct PredictArgs {
   float* hidden = nullptr;   // [max_rows, hidden_stride]
   int32_t hidden_stride = 0;
   uint16_t* z = nullptr;     // [max_rows, model_dim]
+  bool begins_layer = false;
 };
 void LaunchPredict(const PredictArgs& args, int max_rows, cudaStream_t stream);
 
@@ -138,6 +147,7 @@ struct ActivateArgs {
   DeviceMatrix fc2;  // rows 0: every neuron is active
   float threshold = 0;
   uint64_t* active = nullptr;  // [max_rows, words]
+  uint32_t* predicted = nullptr;  // [num_neurons], counts of the rows that name a neuron
   const uint16_t* z = nullptr;
   int32_t model_dim = 0;
 };
@@ -157,11 +167,14 @@ struct NeuronsArgs {
   int32_t num_neurons = 0;
   DeviceBundles bundles;
   Activation activation = Activation::kRelu;
+  bool activate_up = false;        // the second factor, too
+  const float* up_bias = nullptr;  // [num_neurons], of bundles of two rows; null: none
   bool streamed = false;                // from the arena
   const unsigned char* pool = nullptr;  // of hot neurons
   const uint64_t* active = nullptr;
   const uint16_t* z = nullptr;
   bool bf16 = false;
+  uint32_t* fired = nullptr;  // [num_neurons], counts of the rows whose gate was open
   float* partial = nullptr;  // PartialFloats()
   float* sum = nullptr;      // [max_rows, model_dim]: x to add to, or overwritten if `streamed`
 };
@@ -175,6 +188,7 @@ struct MergeArgs {
   int32_t model_dim = 0;
   int32_t num_neurons = 0;
   const float* streamed = nullptr;  // [max_rows, model_dim]; null: none
+  const float* bias = nullptr;      // [model_dim], added to every row; null: none
   float* x = nullptr;
 };
 void LaunchMerge(const MergeArgs& args, int max_rows, cudaStream_t stream);

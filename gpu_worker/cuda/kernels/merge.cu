@@ -107,6 +107,7 @@ __global__ void __launch_bounds__(kThreads) MergeKernel(MergeArgs args) {
   for (int64_t i = threadIdx.x; i < count; i += kThreads) {
     float sum = args.x[i];
     if (args.streamed != nullptr) sum += args.streamed[i];
+    if (args.bias != nullptr) sum += args.bias[i % args.model_dim];
     if (cold != nullptr) {
       const float part = __ldcv(cold + i);
       bad |= !isfinite(part);

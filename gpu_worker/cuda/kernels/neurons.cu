@@ -17,7 +17,14 @@ constexpr int kColumns = 8;            // of a thread in one column tile
 constexpr int kTile = kThreads * kColumns;
 
 __device__ inline float Activate(float v, Activation activation) {
-  return activation == Activation::kRelu ? (v < 0 ? 0.0f : v) : v / (1.0f + expf(-v));
+  switch (activation) {
+    case Activation::kRelu:
+      return v < 0 ? 0.0f : v;  // a NaN stays
+    case Activation::kSilu:
+      return v / (1.0f + expf(-v));
+    default:
+      return 0.5f * v * (1.0f + erff(v * 0.70710678118654752f));
+  }
 }
 
 // Keeps the order: where this thread's element goes if it stays; *count becomes how many stay.
@@ -156,8 +163,10 @@ __global__ void __launch_bounds__(kThreads) NeuronsKernel(NeuronsArgs args) {
       float gate[R], up[R];
       RowDot<Format, R>(bundle, dim, zs, gate);
       bool any = false;
+      const float bias = args.up_bias != nullptr ? args.up_bias[list[n]] : 0.0f;
 #pragma unroll
       for (int r = 0; r < R; ++r) {
+        gate[r] += bias;
         gate[r] = (masks[n] >> r & 1) != 0 ? Activate(gate[r], args.activation) : 0.0f;
         any |= gate[r] != 0;
         up[r] = 1;
@@ -167,14 +176,17 @@ __global__ void __launch_bounds__(kThreads) NeuronsKernel(NeuronsArgs args) {
       }
       if (lane == 0) {
         const uint64_t mix = HashNeuron(seed, static_cast<uint64_t>(list[n]));
+        uint32_t fires = 0;
 #pragma unroll
         for (int r = 0; r < R; ++r) {
-          values[n][r] = gate[r] * up[r];
+          values[n][r] = gate[r] * (args.activate_up ? Activate(up[r], args.activation) : up[r]);
           if ((masks[n] >> r & 1) != 0) {
             hash += args.step.rows[row0 + r].key * mix;
-            open += gate[r] != 0 ? 1 : 0;
+            fires += gate[r] != 0 ? 1 : 0;
           }
         }
+        open += fires;
+        if (fires != 0) atomicAdd(args.fired + list[n], fires);
       }
     }
     __syncthreads();

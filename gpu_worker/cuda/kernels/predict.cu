@@ -13,7 +13,9 @@ __global__ void __launch_bounds__(kProductThreads) PredictKernel(PredictArgs arg
   if (rows <= 0) return;
   if (blockIdx.x == 0 && row0 == 0 && threadIdx.x == 0 &&
       (args.step.layers[args.layer].flags & kLayerTrace) != 0) {
-    args.step.traces[args.layer].predict = GlobalTimer();
+    LayerTrace& trace = args.step.traces[args.layer];
+    trace.predict = GlobalTimer();
+    if (args.begins_layer) trace.begin = trace.predict;
   }
   if (blockIdx.x == gridDim.x - 1) {
     __shared__ float scratch[32];

@@ -28,15 +28,17 @@ __global__ void __launch_bounds__(kProductThreads) ProductKernel(ProductArgs arg
       for (int i = 0; i < 2; ++i) {
         if (lane != 2 * r + i || r >= rows || 2 * task + i >= matrix_rows) continue;
         float* const y = args.y + (row0 + r) * args.y_stride + 2 * task + i;
+        float value = acc[i][r];
+        if (args.bias != nullptr) value += args.bias[2 * task + i];
         switch (args.output) {
           case ProductOutput::kStore:
-            *y = acc[i][r];
+            *y = value;
             break;
           case ProductOutput::kRelu:
-            *y = acc[i][r] < 0 ? 0.0f : acc[i][r];  // a NaN stays
+            *y = value < 0 ? 0.0f : value;  // a NaN stays
             break;
           case ProductOutput::kAdd:
-            *y += acc[i][r];
+            *y += value;
             break;
         }
       }
@@ -74,7 +76,7 @@ __global__ void __launch_bounds__(kProductThreads) QkvKernel(QkvArgs args) {
   const int row0 = blockIdx.y * R;
   const int rows = min(R, args.step.header->num_rows - row0);
   if (rows <= 0) return;
-  if (blockIdx.x == 0 && row0 == 0 && threadIdx.x == 0 &&
+  if (args.begins_layer && blockIdx.x == 0 && row0 == 0 && threadIdx.x == 0 &&
       (args.step.layers[args.layer].flags & kLayerTrace) != 0) {
     args.step.traces[args.layer].begin = GlobalTimer();
   }
@@ -98,6 +100,10 @@ __global__ void __launch_bounds__(kProductThreads) QkvKernel(QkvArgs args) {
       if (lane != r || r >= rows) continue;
       const int row = row0 + r;
       float a = acc[0][r], b = acc[1][r];
+      if (args.bias != nullptr) {
+        a += args.bias[which[0]];
+        b += args.bias[which[1]];
+      }
       if (task.pair >= 0) {
         const float cos = args.rope_cos[int64_t{row} * shape.rope_half + task.pair];
         const float sin = args.rope_sin[int64_t{row} * shape.rope_half + task.pair];

@@ -21,9 +21,9 @@ __device__ inline int StagedIndex(int column, int padded) {
 // Normed value of a column. `scale` and `shift`: of the row.
 __device__ inline float Normed(const NormWeights& norm, float x, int column, float scale,
                                float shift) {
-  if (norm.kind == NormKind::kNone) return x;
+  if (norm.kind == NormOp::kNone) return x;
   float y = (x - shift) * scale * norm.weight[column];
-  if (norm.kind == NormKind::kLayer && norm.bias != nullptr) y += norm.bias[column];
+  if (norm.kind == NormOp::kLayer && norm.bias != nullptr) y += norm.bias[column];
   return Round16(y, norm.bf16);
 }
 
@@ -35,8 +35,8 @@ struct RowNorm {
 __device__ inline RowNorm MeasureRow(const NormWeights& norm, const float* x, int columns,
                                      float* scratch) {
   RowNorm out;
-  if (norm.kind == NormKind::kNone) return out;
-  if (norm.kind == NormKind::kLayer) {
+  if (norm.kind == NormOp::kNone) return out;
+  if (norm.kind == NormOp::kLayer) {
     float sum = 0;
     for (int c = threadIdx.x; c < columns; c += blockDim.x) sum += x[c];
     out.shift = BlockSum(sum, scratch) / static_cast<float>(columns);
