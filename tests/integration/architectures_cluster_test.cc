@@ -7,7 +7,7 @@
 #include <filesystem>
 #include <tuple>
 
-#include "tests/gpu_worker/host/device_harness.h"
+#include "tests/gpu_worker/device_harness.h"
 #include "tests/integration/cluster.h"
 #include "tests/reference/random_model.h"
 

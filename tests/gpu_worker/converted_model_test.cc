@@ -2,7 +2,7 @@
 #include <cmath>
 
 #include "models/convert/conversion.h"
-#include "tests/gpu_worker/host/device_harness.h"
+#include "tests/gpu_worker/device_harness.h"
 #include "tests/models/temp_folder.h"
 #include "tests/reference/random_model.h"
 
@@ -29,7 +29,7 @@ class ConvertedModelTest : public testing::TestWithParam<std::string> {
   static std::vector<float> Logits(const std::string& path, bool exact, double hot_share) {
     DeviceHarness harness(path, 1, hot_share, 3);
     harness.Greedy({5, 9, 80, 3, 3, 17, 42}, 4, exact);
-    return harness.device().logits();
+    return harness.Logits();
   }
 
   TempFolder folder_;
