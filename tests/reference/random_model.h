@@ -124,10 +124,13 @@ inline absl::Status WriteRandomModel(const std::string& path, const RandomModelO
     std::vector<float> row(static_cast<size_t>(t.columns));
     const bool bias = absl::EndsWith(t.name, ".bias");
     for (int64_t r = 0; r < std::max<int64_t>(1, t.rows); ++r) {
+      // A falcon's first predictor reads an embedding as it is: it has to be of size 1 as well.
+      const bool unit = a == "falcon" && t.name == "token_embd.weight";
       for (float& v : row) {
-        v = t.rows > 0 ? normal(rng) / std::sqrt(static_cast<float>(t.columns))
-            : bias     ? 0.3f * normal(rng)
-                       : 1.0f + 0.1f * normal(rng);
+        v = unit         ? normal(rng)
+            : t.rows > 0 ? normal(rng) / std::sqrt(static_cast<float>(t.columns))
+            : bias       ? 0.3f * normal(rng)
+                         : 1.0f + 0.1f * normal(rng);
       }
       ISOTHERM_RETURN_IF_ERROR(EncodeRow(dtype, row, bytes.data()));
       ISOTHERM_RETURN_IF_ERROR(writer->Write(bytes));
