@@ -38,9 +38,10 @@ class ConvertedModelTest : public testing::TestWithParam<std::string> {
 };
 
 TEST_P(ConvertedModelTest, ThePlainLayoutGivesTheSameBitsAsAllNeuronsOfTheSparseOne) {
-  const std::string plain = Convert("in.gguf", "plain.gguf",
-                                    {.container = Container::kGguf, .drop_predictors = true});
-  const std::string back = Convert("plain.gguf", "back.gguf", {.container = Container::kPowerInfer});
+  const std::string plain =
+      Convert("in.gguf", "plain.gguf", {.container = Container::kGguf, .drop_predictors = true});
+  const std::string back =
+      Convert("plain.gguf", "back.gguf", {.container = Container::kPowerInfer});
   for (const double share : {0.0, 0.4}) {
     const std::vector<float> want = Logits(folder_.File("in.gguf"), /*exact=*/true, share, 4);
     EXPECT_EQ(Logits(plain, false, share, 4), want);

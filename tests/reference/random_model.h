@@ -25,9 +25,9 @@ struct RandomModelOptions {
   int64_t rope_dims = 0;  // 0: the key is left out
   int64_t vocab_size = 96;
   int64_t rank = 32;
-  bool sparse = true;       // with predictors and ffn_down_t, as a PowerInfer file; else a plain one
-  bool tied = false;        // opt always is
-  bool second_norm = false; // falcon: attn_norm_2, as the 40B
+  bool sparse = true;  // with predictors and ffn_down_t, as a PowerInfer file; else a plain one
+  bool tied = false;   // opt always is
+  bool second_norm = false;   // falcon: attn_norm_2, as the 40B
   DType dtype = DType::kF16;  // of the matrices
   uint64_t seed = 1;
 };
