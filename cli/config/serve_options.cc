@@ -94,7 +94,7 @@ const std::vector<OptionSpec>& ServeOptionSpecs() {
        "share of the cold neurons that the GPU reads over PCIe, 0 to 1; auto: adapted"},
       {"threads", "auto", "threads of each worker; auto: all cores for the gpu_worker without a GPU, one less for the cpu_worker"},
       {"transport", "auto", "between the workers: shm (shared memory) or grpc; auto: shm"},
-      {"activation", "", "relu or silu instead of what the model file says"},
+      {"activation", "", "relu, silu or gelu instead of what the model file says"},
       {"sparse-threshold", "", "predictor threshold instead of the model's"},
       {"chat-template", "",
        "template file, or chatml, llama2, alpaca, plain, instead of the model's"},
@@ -133,7 +133,7 @@ absl::StatusOr<ServeOptions> ParseServeOptions(const LayeredOptions& values) {
   if (options.transport == "auto") options.transport = "shm";
   if (!values.at("activation").text.empty()) {
     ISOTHERM_ASSIGN_OR_RETURN(options.activation,
-                              ParseChoice(values, "activation", {"relu", "silu"}));
+                              ParseChoice(values, "activation", {"relu", "silu", "gelu"}));
   }
   options.sparse_threshold = values.at("sparse-threshold").text;
   double threshold = 0;
