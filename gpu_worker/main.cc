@@ -34,7 +34,7 @@ int main(int argc, char** argv) {
   app.add_option("--parallel", options.parallel, "sequences the KV cache is made for")
       ->capture_default_str();
   app.add_option("--kv-bytes", kv_bytes, "upper bound of the KV cache")->capture_default_str();
-  app.add_option("--max-rows", options.max_rows, "rows of a step, at most 256")
+  app.add_option("--max-rows", options.max_rows, "rows of a step, at most 4096")
       ->capture_default_str();
   app.add_option("--vram-budget", budget,
                  "with a GPU: all its memory that this process may take, such as 8GiB; with cpu: "
