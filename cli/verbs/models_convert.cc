@@ -10,6 +10,7 @@
 #include "cli/config/paths.h"
 #include "cli/ui/progress_bar.h"
 #include "cli/ui/remedy.h"
+#include "common/base/exit_code.h"
 #include "common/base/status_macros.h"
 #include "common/base/units.h"
 #include "models/convert/conversion.h"
@@ -78,12 +79,13 @@ absl::Status Convert(const ConvertArgs& args, const fs::path& model_dir, VerbCon
   absl::StatusOr<ConversionReport> report = ConvertModel(options);
   if (report.ok() && bar.has_value()) bar->Finish();
   bar.reset();
-  if (!report.ok()) {
-    return absl::IsDataLoss(report.status())
-               ? WithTry(report.status(),
-                         absl::StrCat("isotherm models verify ", options.input_path))
-               : report.status();
+  if (absl::IsDataLoss(report.status())) {
+    return WithTry(report.status(), absl::StrCat("isotherm models verify ", options.input_path));
   }
+  if (ExitCodeOf(report.status()) == ExitCode::kUsage) {
+    return WithTry(report.status(), "isotherm models convert --help");
+  }
+  ISOTHERM_RETURN_IF_ERROR(report.status());
   if (context.json) {
     nlohmann::ordered_json json;
     json["model"] = options.output_path;
