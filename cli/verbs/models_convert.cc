@@ -46,9 +46,9 @@ absl::StatusOr<ConversionOptions> ParseArgs(const ConvertArgs& args, const fs::p
   } else if (args.to == "gguf") {
     options.container = Container::kGguf;
   } else if (!args.to.empty()) {
-    return WithTry(absl::InvalidArgumentError(
-                       absl::StrCat("to: got '", args.to, "', wanted pwri or gguf")),
-                   kHelp);
+    return WithTry(
+        absl::InvalidArgumentError(absl::StrCat("to: got '", args.to, "', wanted pwri or gguf")),
+        kHelp);
   }
   for (const DType type : {DType::kF16, DType::kBF16, DType::kQ8_0, DType::kQ4_0}) {
     if (const auto named = DTypeFromName(args.type); named.ok() && *named == type) {
@@ -56,8 +56,8 @@ absl::StatusOr<ConversionOptions> ParseArgs(const ConvertArgs& args, const fs::p
     }
   }
   if (!args.type.empty() && !options.type.has_value()) {
-    return WithTry(absl::InvalidArgumentError(absl::StrCat(
-                       "type: got '", args.type, "', wanted f16, bf16, q8_0 or q4_0")),
+    return WithTry(absl::InvalidArgumentError(
+                       absl::StrCat("type: got '", args.type, "', wanted f16, bf16, q8_0 or q4_0")),
                    kHelp);
   }
   return options;

@@ -182,9 +182,9 @@ DenseSection::Output DenseSection::ActivateWords(const Input& input, Slice words
   if (words.empty()) return out;
   const bool predicted = config_.sparse && !input.exact;
   if (predicted) {
-    MatMulRows(
-        Product(buffers_.hidden.data(), rows, View(input.layer->fc2), buffers_.scores.data(), false),
-        first, last);
+    MatMulRows(Product(buffers_.hidden.data(), rows, View(input.layer->fc2), buffers_.scores.data(),
+                       false),
+               first, last);
     ScoresToBitmapWords({.scores = buffers_.scores.data(),
                          .stride = config_.ffn_dim,
                          .num_rows = rows,

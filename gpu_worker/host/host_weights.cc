@@ -74,9 +74,9 @@ class Loader {
       MatrixView* view;
       std::vector<float>* bias;
     };
-    for (const Part& part : {Part{"attn_q", &layer->q, &layer->q_bias},
-                             Part{"attn_k", &layer->k, &layer->k_bias},
-                             Part{"attn_v", &layer->v, &layer->v_bias}}) {
+    for (const Part& part :
+         {Part{"attn_q", &layer->q, &layer->q_bias}, Part{"attn_k", &layer->k, &layer->k_bias},
+          Part{"attn_v", &layer->v, &layer->v_bias}}) {
       ISOTHERM_RETURN_IF_ERROR(
           Read(ModelFile::LayerTensor(l, part.stem), &layer->qkv.emplace_back()));
       *part.view = View(layer->qkv.back());

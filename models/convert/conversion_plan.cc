@@ -50,9 +50,8 @@ class Planner {
       : model_(model),
         file_(model.gguf()),
         options_(options),
-        to_powerinfer_(options.container.has_value()
-                           ? *options.container == Container::kPowerInfer
-                           : model.gguf().is_powerinfer()),
+        to_powerinfer_(options.container.has_value() ? *options.container == Container::kPowerInfer
+                                                     : model.gguf().is_powerinfer()),
         transpose_(to_powerinfer_ != model.gguf().is_powerinfer()) {}
 
   absl::StatusOr<ConversionPlan> Plan() {
@@ -72,10 +71,10 @@ class Planner {
     const bool tells_relu = options_.relu && !to_powerinfer_ && !file_.Has(kActivationKey) &&
                             DenseActivation(config.architecture) != Activation::kRelu;
     if (!transpose_ && !options_.type.has_value() && !drops && !tells_relu) {
-      return UserMustDecide(absl::StrCat(
-          "nothing to change: the model already is a ",
-          to_powerinfer_ ? "PowerInfer" : "plain GGUF",
-          " file; give the other layout (--to) or another weight type (--type)"));
+      return UserMustDecide(
+          absl::StrCat("nothing to change: the model already is a ",
+                       to_powerinfer_ ? "PowerInfer" : "plain GGUF",
+                       " file; give the other layout (--to) or another weight type (--type)"));
     }
     if (config.sparse && !to_powerinfer_ && !options_.drop_predictors) {
       return UserMustDecide(
@@ -106,13 +105,12 @@ class Planner {
                         .source = &source,
                         .bytes = source.bytes};
     const bool matrix = model_.Uses(source.name) && source.rows() > 1;
-    const std::string stem(
-        absl::StripSuffix(absl::StripSuffix(source.name, ".weight"), ".bias"));
+    const std::string stem(absl::StripSuffix(absl::StripSuffix(source.name, ".weight"), ".bias"));
     if (transpose_ && model_.Uses(source.name) &&
         absl::EndsWith(stem, absl::StrCat(".", model_.down_tensor()))) {
-      out.name = absl::StrCat(absl::StripSuffix(stem, model_.down_tensor()),
-                              to_powerinfer_ ? "ffn_down_t" : "ffn_down",
-                              source.name.substr(stem.size()));
+      out.name =
+          absl::StrCat(absl::StripSuffix(stem, model_.down_tensor()),
+                       to_powerinfer_ ? "ffn_down_t" : "ffn_down", source.name.substr(stem.size()));
       if (matrix) out.from = ConvertedTensor::From::kColumns;
     }
     // A position is one row a token: a few megabytes, and no product to speed up.
@@ -124,8 +122,8 @@ class Planner {
       if (!turned) out.from = ConvertedTensor::From::kRows;
       if (turned && Info(stored).block_elements > 1) requantised_down_ = true;
       ISOTHERM_ASSIGN_OR_RETURN(const int64_t row_bytes, RowBytes(out.dtype, out.shape[0]));
-      ISOTHERM_ASSIGN_OR_RETURN(out.bytes, CheckedMul<int64_t>(row_bytes, turned ? source.columns()
-                                                                                : source.rows()));
+      ISOTHERM_ASSIGN_OR_RETURN(
+          out.bytes, CheckedMul<int64_t>(row_bytes, turned ? source.columns() : source.rows()));
       quantised_ |= Info(out.dtype).block_elements > 1;
     }
     plan_.tensors.push_back(std::move(out));
@@ -152,18 +150,18 @@ class Planner {
           "the down matrices are quantised: turning them decodes and encodes them once more");
     }
     if (narrow_rows_) {
-      plan_.notes.push_back(absl::StrCat("matrices whose rows are no multiple of a block stay ",
-                                         Name(DType::kF16)));
+      plan_.notes.push_back(
+          absl::StrCat("matrices whose rows are no multiple of a block stay ", Name(DType::kF16)));
     }
     if (options_.drop_predictors && config.sparse) {
-      plan_.notes.push_back("the predictors are left out: every neuron is computed for every token");
+      plan_.notes.push_back(
+          "the predictors are left out: every neuron is computed for every token");
     }
     if (plan_.activation.has_value()) {
-      plan_.notes.push_back(absl::StrCat("the model uses ", Name(*plan_.activation),
-                                         ": Isotherm reads that from ", kActivationKey,
-                                         ", other programs take a ", config.architecture_name,
-                                         " file for a ", Name(DenseActivation(config.architecture)),
-                                         " one"));
+      plan_.notes.push_back(
+          absl::StrCat("the model uses ", Name(*plan_.activation), ": Isotherm reads that from ",
+                       kActivationKey, ", other programs take a ", config.architecture_name,
+                       " file for a ", Name(DenseActivation(config.architecture)), " one"));
     }
     if (to_powerinfer_ && (!config.sparse || options_.drop_predictors)) {
       plan_.notes.push_back(

@@ -22,7 +22,7 @@ struct ConvertedTensor {
   std::string name;
   std::vector<int64_t> shape;  // fastest first
   From from = From::kBytes;
-  DType dtype = DType::kF32;         // of kRows and kColumns
+  DType dtype = DType::kF32;  // of kRows and kColumns
   const GgufTensor* source = nullptr;
   int64_t bytes = 0;
 };

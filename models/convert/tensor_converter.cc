@@ -15,7 +15,9 @@ constexpr int64_t kMinColumns = 32, kMaxColumns = 512;
 }  // namespace
 
 TensorConverter::TensorConverter(const GgufFile& file, int num_threads, int64_t piece_bytes)
-    : file_(file), piece_bytes_(piece_bytes), pool_({.num_threads = num_threads, .name = "convert"}) {}
+    : file_(file),
+      piece_bytes_(piece_bytes),
+      pool_({.num_threads = num_threads, .name = "convert"}) {}
 
 absl::Status TensorConverter::WriteBytes(const ConvertedTensor& tensor, GgufWriter& writer,
                                          const std::function<void(int64_t)>& advance) {
@@ -49,14 +51,12 @@ absl::Status TensorConverter::Write(const ConvertedTensor& tensor, GgufWriter& w
                               .dtype = tensor.dtype,
                               .out = buffer_.data() + begin * row_bytes,
                               .stride = row_bytes};
-      statuses[static_cast<size_t>(t)] = columns
-                                             ? ReadTensorColumns(file_, *tensor.source, range)
-                                             : ReadTensorRows(file_, *tensor.source, range);
+      statuses[static_cast<size_t>(t)] = columns ? ReadTensorColumns(file_, *tensor.source, range)
+                                                 : ReadTensorRows(file_, *tensor.source, range);
     });
     for (const absl::Status& status : statuses) ISOTHERM_RETURN_IF_ERROR(status);
     const int64_t bytes = count * row_bytes;
-    ISOTHERM_RETURN_IF_ERROR(
-        writer.Write(std::span(buffer_).first(static_cast<size_t>(bytes))));
+    ISOTHERM_RETURN_IF_ERROR(writer.Write(std::span(buffer_).first(static_cast<size_t>(bytes))));
     advance(bytes);
   }
   return absl::OkStatus();

@@ -122,9 +122,9 @@ absl::StatusOr<ModelSummary> Inspect(const std::string& path, const ModelOptions
     ++types[FindGgmlType(tensor.ggml_type)->name];
     summary.parameters += tensor.rows() * tensor.columns();
     const bool neurons =
-        absl::EndsWith(tensor.name, ".weight") && (absl::StrContains(tensor.name, ".ffn_gate.") ||
-                                                   absl::StrContains(tensor.name, ".ffn_up.") ||
-                                                   absl::StrContains(tensor.name, ".ffn_down"));
+        absl::EndsWith(tensor.name, ".weight") &&
+        (absl::StrContains(tensor.name, ".ffn_gate.") ||
+         absl::StrContains(tensor.name, ".ffn_up.") || absl::StrContains(tensor.name, ".ffn_down"));
     if (!neurons) summary.dense_bytes += tensor.bytes;
   }
   summary.weight_types = absl::StrJoin(types, ", ", absl::PairFormatter(" "));
@@ -167,10 +167,10 @@ std::string ToText(const ModelSummary& summary) {
                     " KV heads"));
   line("parameters", absl::StrFormat("%.1f M", static_cast<double>(summary.parameters) / 1e6));
   line("weights", summary.weight_types);
-  line("activation", absl::StrCat(Spelled(config.activation),
-                                  config.activate_up ? ", on gate and up"
-                                  : config.gated     ? ""
-                                                     : ", no gate"));
+  line("activation",
+       absl::StrCat(Spelled(config.activation), config.activate_up ? ", on gate and up"
+                                                : config.gated     ? ""
+                                                                   : ", no gate"));
   line("sparse", config.sparse
                      ? absl::StrCat("yes, with predictors; threshold ", config.sparse_threshold)
                      : "no: every neuron is computed for every token");

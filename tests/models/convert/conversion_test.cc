@@ -276,8 +276,7 @@ TinyModel ModelOfBlocks(bool powerinfer, DType dtype) {
 
 TEST_F(ConversionTest, ReadsTheTypesThatOtherProgramsQuantiseTo) {
   constexpr float kTiny = 127 * 0x1p-25f;  // a scale is a multiple of 2^-24 at best
-  for (const DType dtype :
-       {DType::kQ5_0, DType::kQ5_1, DType::kQ4_K, DType::kQ5_K, DType::kQ6_K}) {
+  for (const DType dtype : {DType::kQ5_0, DType::kQ5_1, DType::kQ4_K, DType::kQ5_K, DType::kQ6_K}) {
     SCOPED_TRACE(Name(dtype));
     const TinyModel tiny = ModelOfBlocks(/*powerinfer=*/true, dtype);
     Write(tiny);
@@ -461,16 +460,17 @@ TEST_F(ConversionTest, TellsOfEveryByteConvertedAndChecked) {
   Write(TinyModel(/*is_powerinfer=*/true));
   std::vector<std::string> stages;
   int64_t last = 0, of = 0;
-  Convert({.type = DType::kQ4_0, .progress = [&](absl::string_view stage, int64_t done, int64_t total) {
-             if (stages.empty() || stages.back() != stage) {
-               EXPECT_EQ(last, of);
-               stages.emplace_back(stage);
-               last = 0;
-             }
-             EXPECT_GE(done, last);
-             last = done;
-             of = total;
-           }});
+  Convert(
+      {.type = DType::kQ4_0, .progress = [&](absl::string_view stage, int64_t done, int64_t total) {
+         if (stages.empty() || stages.back() != stage) {
+           EXPECT_EQ(last, of);
+           stages.emplace_back(stage);
+           last = 0;
+         }
+         EXPECT_GE(done, last);
+         last = done;
+         of = total;
+       }});
   EXPECT_THAT(stages, ElementsAre("converting", "checking"));
   EXPECT_EQ(last, of);
   EXPECT_GT(of, 0);
