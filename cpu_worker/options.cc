@@ -6,6 +6,7 @@
 #include <sstream>
 
 #include "absl/strings/str_cat.h"
+#include "common/base/status_macros.h"
 #include "common/threading/cores.h"
 
 namespace isotherm::cpu {
@@ -50,8 +51,8 @@ absl::StatusOr<CpuWorkerOptions> ParseOptions(int argc, char** argv,
       ->required();
   app.add_option("--threads", options.num_threads, "compute threads; 0: allowed cores less one")
       ->check(CLI::Range(0, 1024));
-  app.add_option("--activation", activation, "relu or silu instead of the file's")
-      ->check(CLI::IsMember({"relu", "silu"}));
+  app.add_option("--activation", activation, "relu, silu or gelu instead of the file's")
+      ->check(CLI::IsMember({"relu", "silu", "gelu"}));
   CLI::Option* const threshold_option = app.add_option(
       "--sparse-threshold", threshold,
       "the predictor threshold that the gpu_worker was given; both must name one model");
@@ -79,7 +80,7 @@ absl::StatusOr<CpuWorkerOptions> ParseOptions(int argc, char** argv,
         absl::StrCat(error.what(), "; try: isotherm-cpu-worker --help"));
   }
   if (!activation.empty()) {
-    options.activation = activation == "relu" ? Activation::kRelu : Activation::kSilu;
+    ISOTHERM_ASSIGN_OR_RETURN(options.activation, ActivationFromName(activation));
   }
   if (threshold_option->count() > 0) options.sparse_threshold = threshold;
   const int cores = AllowedCores();

@@ -24,6 +24,7 @@ namespace isotherm::gpu {
 namespace {
 
 constexpr std::chrono::milliseconds kShutdownGrace{2000};
+constexpr int32_t kMostRows = 4096;
 
 // No cpu_worker: all neurons are this process's own.
 class LocalAttachment final : public ColdAttachment, private ColdLink {
@@ -103,8 +104,8 @@ absl::Status Validate(const GpuWorkerOptions& options) {
   if (options.transport != "shm" && options.transport != "grpc") {
     return bad(absl::StrCat("--transport ", options.transport, "; choose shm or grpc"));
   }
-  if (options.max_rows < 1 || options.max_rows > 256)
-    return bad("--max-rows is not within 1 to 256");
+  if (options.max_rows < 1 || options.max_rows > kMostRows)
+    return bad(absl::StrCat("--max-rows is not within 1 to ", kMostRows));
   if (options.parallel < 1 || options.parallel > 1024)
     return bad("--parallel is not within 1 to 1024");
   if (options.threads < 0 || options.threads > 1024)

@@ -3,6 +3,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "common/shm/arena_layout.h"
@@ -10,10 +11,17 @@
 
 namespace isotherm::cpu {
 
+// How a neuron's value is made of its bundle and z; see SparseFfnParams.
+struct NeuronRule {
+  Activation activation = Activation::kRelu;
+  bool activate_up = false;
+  std::vector<std::vector<float>> up_bias;  // [num_layers][num_neurons], or empty: no biases
+};
+
 // Where the arena's neurons come from: a model file, or a test's numbers.
 struct BundleSource {
   shm::ArenaShape shape;
-  Activation activation = Activation::kRelu;
+  NeuronRule rule;
   // Writes the bundles of neurons [first, first + count) of a layer to `out`, each of
   // ArenaGeometry::bundle_bytes. Called by several threads at once, on ranges that do not overlap.
   std::function<absl::Status(int64_t layer, int64_t first, int64_t count, std::byte* out)> pack;

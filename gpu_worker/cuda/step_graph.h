@@ -57,7 +57,7 @@ class StepGraph {
     const std::byte* host_inputs = nullptr;  // pinned
     std::byte* host_results = nullptr;       // pinned: StepState, then logits
     int64_t logits_offset = 0;               // in host_results
-    int32_t max_rows = 0;
+    int32_t max_rows = 0;  // of a step through here
   };
   explicit StepGraph(const Parts& parts);
   ~StepGraph();

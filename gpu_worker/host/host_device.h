@@ -70,11 +70,12 @@ class HostDevice final : public Device {
   struct StepState;
   absl::Status Check(const DeviceBatch& batch);
   void Embed(const DeviceBatch& batch);
+  void AddPosition(int32_t position, float* x);
   absl::Status RunLayer(int64_t layer, const ColdSide& cold, StepState& step);
   absl::Status RunNeurons(int64_t layer, const DenseSection::Output& active, const ColdSide& cold,
                           StepState& step, LayerTiming& timing);
-  absl::Status ComputeOwned(const BundleView& bundles, const uint64_t* owned, float* partial,
-                            StepState& step);
+  absl::Status ComputeOwned(int64_t layer, const BundleView& bundles, const uint64_t* owned,
+                            float* partial, StepState& step);
   KvLayerView KvLayer(int64_t layer);
 
   const ModelFile& model_;
@@ -94,6 +95,7 @@ class HostDevice final : public Device {
   LogitsSection logits_;
   std::vector<int32_t> row_keys_;  // 0, 1, ..: a row's number in its step
   std::vector<LayerPolicy> policies_;
+  std::vector<float> position_row_;  // scratch
 };
 
 }  // namespace isotherm::gpu

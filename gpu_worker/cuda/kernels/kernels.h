@@ -107,15 +107,19 @@ struct QkvArgs {
 };
 void LaunchQkv(const QkvArgs& args, int max_rows, cudaStream_t stream);
 
-inline constexpr int kAttentionSplits = 8;
+inline constexpr int kAttentionSplits = 8;  // at most
 // Bytes of `scratch` for rows and heads.
 int64_t AttentionScratchBytes(const AttentionShape& shape, int max_rows);
 
 struct AttentionArgs {
   StepPointers step;
   AttentionShape shape;
-  const float* q = nullptr;
+  int32_t first_row = 0;     // of the step; q and out begin with it
+  const float* q = nullptr;  // [max_rows, num_q_heads * head_dim]
   KvPages kv;
+  // Ranges that a row's tokens are split into, so that few rows fill the device; 1: none, without
+  // scratch.
+  int32_t splits = kAttentionSplits;
   unsigned char* scratch = nullptr;  // zero before its first use
   int32_t max_rows = 0;              // that scratch was made for
   float* out = nullptr;              // [max_rows, num_q_heads * head_dim]
