@@ -36,19 +36,6 @@ bool ChangesTheMaths(absl::string_view name) {
 
 }  // namespace
 
-uint64_t BundleLayout::Hash() const {
-  uint64_t hash = 0xcbf29ce484222325u;
-  constexpr uint64_t kLayoutVersion = 1;
-  for (const uint64_t word :
-       {kLayoutVersion, static_cast<uint64_t>(dtype), static_cast<uint64_t>(rows),
-        static_cast<uint64_t>(model_dim), static_cast<uint64_t>(bundle_bytes),
-        static_cast<uint64_t>(num_neurons), static_cast<uint64_t>(num_layers)}) {
-    hash = (hash ^ word) * 0x9e3779b97f4a7c15u;
-    hash ^= hash >> 29;
-  }
-  return hash;
-}
-
 std::string ModelFile::LayerTensor(int64_t layer, absl::string_view stem) {
   return absl::StrCat("blk.", layer, ".", stem, ".weight");
 }
@@ -86,6 +73,7 @@ absl::StatusOr<const GgufTensor*> ModelFile::Expect(const std::string& name, int
 absl::Status ModelFile::CheckTensors() {
   const int64_t dim = config_.model_dim;
   transposed_down_ = file_->is_powerinfer();
+  ISOTHERM_ASSIGN_OR_RETURN(bundles_, ReadBundleFile(*file_, config_));
   ISOTHERM_RETURN_IF_ERROR(Expect("token_embd.weight", dim, config_.vocab_size).status());
   ISOTHERM_RETURN_IF_ERROR(Expect("output_norm.weight", dim, 1).status());
   if (!config_.tied_output) {
@@ -120,13 +108,17 @@ absl::Status ModelFile::CheckLayer(int64_t layer) {
   ISOTHERM_RETURN_IF_ERROR(Expect(name("attn_k"), dim, kv_dim).status());
   ISOTHERM_RETURN_IF_ERROR(Expect(name("attn_v"), dim, kv_dim).status());
   ISOTHERM_RETURN_IF_ERROR(Expect(name("attn_output"), q_dim, dim).status());
-  ISOTHERM_ASSIGN_OR_RETURN(const GgufTensor* gate, Expect(name("ffn_gate"), dim, ffn));
-  ISOTHERM_ASSIGN_OR_RETURN(const GgufTensor* up, Expect(name("ffn_up"), dim, ffn));
-  ISOTHERM_ASSIGN_OR_RETURN(const GgufTensor* down, transposed_down_
-                                                        ? Expect(name("ffn_down_t"), dim, ffn)
-                                                        : Expect(name("ffn_down"), ffn, dim));
-  for (const GgufTensor* tensor : {gate, up, down}) {
-    neuron_types_.push_back(static_cast<DType>(tensor->ggml_type));
+  if (bundles_.has_value()) {
+    neuron_types_.push_back(bundles_->dtype);
+  } else {
+    ISOTHERM_ASSIGN_OR_RETURN(const GgufTensor* gate, Expect(name("ffn_gate"), dim, ffn));
+    ISOTHERM_ASSIGN_OR_RETURN(const GgufTensor* up, Expect(name("ffn_up"), dim, ffn));
+    ISOTHERM_ASSIGN_OR_RETURN(const GgufTensor* down, transposed_down_
+                                                          ? Expect(name("ffn_down_t"), dim, ffn)
+                                                          : Expect(name("ffn_down"), ffn, dim));
+    for (const GgufTensor* tensor : {gate, up, down}) {
+      neuron_types_.push_back(static_cast<DType>(tensor->ggml_type));
+    }
   }
   if (config_.sparse) {
     // The rank is the file's choice, layer by layer; fc1 and fc2 must agree on it.
@@ -179,6 +171,7 @@ absl::Status ModelFile::ChooseLayout() {
              .bundle_bytes = RoundUp<int64_t>(config_.bundle_rows() * *row_bytes, 64),
              .num_neurons = config_.ffn_dim,
              .num_layers = config_.num_layers};
+  if (bundles_.has_value()) layout_.bundle_bytes = bundles_->bundle_bytes;
   return absl::OkStatus();
 }
 
@@ -234,6 +227,9 @@ absl::Status ModelFile::PackBundles(int64_t layer, int64_t first, int64_t count,
                     .dtype = layout_.dtype,
                     .out = out.data(),
                     .stride = layout_.bundle_bytes};
+  if (bundles_.has_value()) {
+    return ReadTensorRows(*file_, *file_->FindTensor(LayerTensor(layer, "ffn_bundle")), range);
+  }
   for (const char* stem : {"ffn_gate", "ffn_up"}) {
     const GgufTensor& tensor = *file_->FindTensor(LayerTensor(layer, stem));
     ISOTHERM_RETURN_IF_ERROR(ReadTensorRows(*file_, tensor, range));
@@ -246,7 +242,7 @@ absl::Status ModelFile::PackBundles(int64_t layer, int64_t first, int64_t count,
     const GgufTensor& down = *file_->FindTensor(LayerTensor(layer, "ffn_down"));
     ISOTHERM_RETURN_IF_ERROR(ReadTensorColumns(*file_, down, range));
   }
-  const int64_t used = 3 * layout_.row_bytes;
+  const int64_t used = config_.bundle_rows() * layout_.row_bytes;
   for (int64_t n = 0; n < count; ++n) {
     std::memset(out.data() + n * layout_.bundle_bytes + used, 0,
                 static_cast<size_t>(layout_.bundle_bytes - used));

@@ -109,6 +109,10 @@ absl::StatusOr<ModelSummary> Inspect(const std::string& path, const ModelOptions
   for (const GgufTensor& tensor : file.tensors()) {
     ++types[FindGgmlType(tensor.ggml_type)->name];
     summary.parameters += tensor.rows() * tensor.columns();
+    if (absl::StrContains(tensor.name, ".ffn_bundle.")) {
+      summary.parameters -= tensor.rows() * (tensor.columns() - layout.rows * layout.model_dim);
+      continue;
+    }
     if (!absl::StrContains(tensor.name, ".ffn_gate.") &&
         !absl::StrContains(tensor.name, ".ffn_up.") &&
         !absl::StrContains(tensor.name, ".ffn_down")) {
@@ -117,6 +121,7 @@ absl::StatusOr<ModelSummary> Inspect(const std::string& path, const ModelOptions
   }
   summary.weight_types = absl::StrJoin(types, ", ", absl::PairFormatter(" "));
   summary.ffn_type = std::string(Name(layout.dtype));
+  summary.bundle_ordered = model->bundle_file() != nullptr;
   summary.ffn_bytes = layout.layer_bytes() * layout.num_layers;
   summary.kv_bytes_per_token = 2 * 2 * config.num_layers * config.num_kv_heads * config.head_dim;
   summary.repacked = model->repacked();
@@ -165,6 +170,8 @@ std::string ToText(const ModelSummary& summary) {
   line("memory", absl::StrCat("neurons ", FormatBytes(summary.ffn_bytes), " (", summary.ffn_type,
                               "), the rest ", FormatBytes(summary.dense_bytes), ", KV ",
                               FormatBytes(summary.kv_bytes_per_token), " a token"));
+  line("neurons",
+       summary.bundle_ordered ? "in bundle order: workers map the file, nothing is copied" : "");
   line("profiles", absl::StrJoin(summary.profiles, ", "));
   line("note", summary.repacked);
   return out;
@@ -192,6 +199,7 @@ std::string ToJson(const ModelSummary& summary) {
   json["tokenizer"] = summary.tokenizer;
   json["chat_template"] = summary.chat_template;
   json["file_bytes"] = summary.file_bytes;
+  json["bundle_ordered"] = summary.bundle_ordered;
   json["ffn_bytes"] = summary.ffn_bytes;
   json["ffn_type"] = summary.ffn_type;
   json["dense_bytes"] = summary.dense_bytes;
