@@ -86,8 +86,12 @@ const std::vector<OptionSpec>& ServeOptionSpecs() {
       {"max-queue", "256", "requests that may wait; further ones are refused"},
       {"device", "auto", "where hot neurons are computed: auto or cpu"},
       {"vram-budget", "auto", "size of the hot neurons: 512MiB, 8 (GiB); auto: a quarter of them"},
-      {"threads", "auto", "threads of each worker; auto: all cores for the gpu_worker without a GPU, one less for the cpu_worker"},
+      {"threads", "auto",
+       "threads of each worker; auto: all cores for the gpu_worker without a GPU, one less for the "
+       "cpu_worker"},
       {"transport", "auto", "between the workers: shm (shared memory) or grpc; auto: shm"},
+      {"arena", "auto",
+       "neurons of a bundle-ordered model file: map (in place) or copy; auto: map on tmpfs"},
       {"activation", "", "relu or silu instead of what the model file says"},
       {"sparse-threshold", "", "predictor threshold instead of the model's"},
       {"chat-template", "",
@@ -116,6 +120,7 @@ absl::StatusOr<ServeOptions> ParseServeOptions(const LayeredOptions& values) {
   ISOTHERM_ASSIGN_OR_RETURN(options.transport,
                             ParseChoice(values, "transport", {"auto", "shm", "grpc"}));
   if (options.transport == "auto") options.transport = "shm";
+  ISOTHERM_ASSIGN_OR_RETURN(options.arena, ParseChoice(values, "arena", {"auto", "map", "copy"}));
   if (!values.at("activation").text.empty()) {
     ISOTHERM_ASSIGN_OR_RETURN(options.activation,
                               ParseChoice(values, "activation", {"relu", "silu"}));

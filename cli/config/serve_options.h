@@ -22,6 +22,7 @@ struct ServeOptions {
   int64_t vram_budget = -1;  // bytes of hot neurons; -1: auto
   int64_t threads = 0;       // of each worker; 0: auto
   std::string transport = "shm";
+  std::string arena = "auto";    // how the cpu_worker holds the neurons: auto, map or copy
   std::string activation;        // "": the model's
   std::string sparse_threshold;  // "": the model's
   std::string chat_template;     // "": the model's

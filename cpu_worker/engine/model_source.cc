@@ -12,8 +12,15 @@ BundleSource SourceOf(std::shared_ptr<const ModelFile> model) {
                   .rows = layout.rows,
                   .model_dim = layout.model_dim,
                   .num_neurons = layout.num_neurons,
-                  .num_layers = layout.num_layers};
+                  .num_layers = layout.num_layers,
+                  .bundle_bytes = layout.bundle_bytes};
   source.activation = model->config().activation;
+  if (const BundleFile* bundles = model->bundle_file(); bundles != nullptr) {
+    source.file = {.path = model->gguf().path(),
+                   .fd = model->gguf().fd(),
+                   .identity = model->gguf().identity(),
+                   .layer_offsets = bundles->layer_offsets};
+  }
   source.pack = [model = std::move(model), bundle_bytes = layout.bundle_bytes](
                     int64_t layer, int64_t first, int64_t count, std::byte* out) {
     return model->PackBundles(layer, first, count,

@@ -10,6 +10,7 @@
 #include "common/shm/slot_client.h"
 #include "gpu_worker/engine/cold_attachment.h"
 #include "models/bundle_layout.h"
+#include "models/model_file.h"
 
 namespace isotherm::gpu {
 
@@ -18,16 +19,27 @@ struct ShmHandshake {
   shm::Nonce nonce;
   int64_t arena_bytes = 0;
   int64_t control_bytes = 0;
+  bool arena_is_model_file = false;
+};
+
+// Memory of the arena in this process, for a device that pins it.
+struct ArenaAccess {
+  // Writable where that is allowed: some devices pin no other memory. Nobody writes; the holder
+  // calls MakeReadOnly() on the mapping when it is pinned. Where it is not allowed the mapping is
+  // read-only.
+  bool writable = false;
 };
 
 // The co-located cpu_worker: layer slots in shared memory and the mapped arena. Every size is
 // checked against our own model before anything is mapped.
 class ShmColdAttachment final : public ColdAttachment, private ColdLink, private NeuronStore {
  public:
-  // FailedPrecondition when seals, sizes or headers are not as expected.
+  // FailedPrecondition when seals, sizes or headers are not as expected, or the arena is a model
+  // file and not the very file that `model` was opened from, unchanged.
   static absl::StatusOr<std::unique_ptr<ShmColdAttachment>> Attach(shm::Handoff handoff,
                                                                    const ShmHandshake& handshake,
-                                                                   const BundleLayout& layout);
+                                                                   const ModelFile& model,
+                                                                   const ArenaAccess& access = {});
   ~ShmColdAttachment() override;
 
   ColdLink& link() override { return *this; }
