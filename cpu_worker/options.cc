@@ -6,6 +6,7 @@
 #include <sstream>
 
 #include "absl/strings/str_cat.h"
+#include "common/base/status_macros.h"
 #include "common/threading/cores.h"
 
 namespace isotherm::cpu {
@@ -56,8 +57,8 @@ absl::StatusOr<CpuWorkerOptions> ParseOptions(int argc, char** argv,
                  "what lies in memory (tmpfs)")
       ->capture_default_str()
       ->check(CLI::IsMember({"auto", "map", "copy"}));
-  app.add_option("--activation", activation, "relu or silu instead of the file's")
-      ->check(CLI::IsMember({"relu", "silu"}));
+  app.add_option("--activation", activation, "relu, silu or gelu instead of the file's")
+      ->check(CLI::IsMember({"relu", "silu", "gelu"}));
   CLI::Option* const threshold_option = app.add_option(
       "--sparse-threshold", threshold,
       "the predictor threshold that the gpu_worker was given; both must name one model");
@@ -88,7 +89,7 @@ absl::StatusOr<CpuWorkerOptions> ParseOptions(int argc, char** argv,
                   : arena == "copy" ? ArenaKind::kCopy
                                     : ArenaKind::kAuto;
   if (!activation.empty()) {
-    options.activation = activation == "relu" ? Activation::kRelu : Activation::kSilu;
+    ISOTHERM_ASSIGN_OR_RETURN(options.activation, ActivationFromName(activation));
   }
   if (threshold_option->count() > 0) options.sparse_threshold = threshold;
   const int cores = AllowedCores();

@@ -28,8 +28,9 @@ absl::Status LoadModel(const CpuWorkerOptions& options, CpuWorker& worker,
                                       .sparse_threshold = options.sparse_threshold}));
   if (!model->repacked().empty()) SPDLOG_INFO("{}", model->repacked());
   const std::string digest = model->config().digest;
+  ISOTHERM_ASSIGN_OR_RETURN(const BundleSource source, SourceOf(std::move(model)));
   double announced = 0;
-  ISOTHERM_RETURN_IF_ERROR(worker.Load(SourceOf(std::move(model)), digest, [&](double share) {
+  ISOTHERM_RETURN_IF_ERROR(worker.Load(source, digest, [&](double share) {
     if (share >= announced + 0.01) {
       announced = share;
       AnnounceProgress(share);

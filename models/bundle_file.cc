@@ -63,7 +63,8 @@ absl::StatusOr<const GgufTensor*> CheckLayer(const GgufFile& file, const ModelCo
     }
   }
   const absl::StatusOr<DType> dtype = DTypeFromGgml(tensor->ggml_type);
-  if (!dtype.ok() || *dtype == DType::kF32 || *dtype == DType::kQ4_1) {
+  if (!dtype.ok() || (*dtype != DType::kF16 && *dtype != DType::kBF16 && *dtype != DType::kQ8_0 &&
+                      *dtype != DType::kQ4_0)) {
     return Bad(
         file, absl::StrCat("tensor ", name, " has type ",
                            dtype.ok() ? std::string(Name(*dtype)) : absl::StrCat(tensor->ggml_type),

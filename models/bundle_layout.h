@@ -6,7 +6,8 @@
 
 namespace isotherm {
 
-// How a neuron lies in memory: [gate row | up row | down row], padded to a multiple of 64 bytes.
+// How a neuron lies in memory: [gate row | up row | down row], or without the gate row (`rows` 2),
+// padded to a multiple of 64 bytes.
 // Layer-major, then neuron-major: a neuron is one contiguous read.
 struct BundleLayout {
   DType dtype = DType::kF16;

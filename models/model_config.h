@@ -75,6 +75,11 @@ struct ModelConfig {
   int bundle_rows() const { return gated ? 3 : 2; }
 };
 
+// What a plain GGUF file of the architecture is computed with unless it or the user says otherwise.
+Activation DenseActivation(Architecture architecture);
+// Written by `models convert` where the architecture's own activation is not the model's: "relu".
+inline constexpr char kActivationKey[] = "isotherm.activation";
+
 // DataLoss (exit code 65) names the key or tensor at fault; Unimplemented the architectures
 // supported.
 absl::StatusOr<ModelConfig> ReadModelConfig(const GgufFile& file, const ModelOptions& options = {});

@@ -50,12 +50,15 @@ FourServices MakeFourServices(const ServeOptions& options, const std::filesystem
 
   std::vector<std::string> gpu = CommonArgs(options, record.model, record.gpu_worker);
   Add(gpu, "--cpu-worker", record.cpu_worker);
-  Add(gpu, "--device", "cpu");
+  Add(gpu, "--device", options.device);
   Add(gpu, "--transport", options.transport);
   Add(gpu, "--threads", absl::StrCat(options.threads));
   Add(gpu, "--context", absl::StrCat(options.context));
   Add(gpu, "--parallel", absl::StrCat(options.parallel));
   Add(gpu, "--vram-budget", BytesOrAuto(options.vram_budget));
+  if (options.max_rows > 0) Add(gpu, "--max-rows", absl::StrCat(options.max_rows));
+  Add(gpu, "--predictor-type", options.predictor_type);
+  Add(gpu, "--streamed-share", absl::StrCat(options.streamed_share));
   AddIfSet(gpu, "--activation", options.activation);
   AddIfSet(gpu, "--sparse-threshold", options.sparse_threshold);
 

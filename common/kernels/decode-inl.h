@@ -203,7 +203,7 @@ HWY_INLINE void WithType(DType dtype, const Fn& fn) {
       return fn(std::integral_constant<DType, DType::kQ8_0>());
     case DType::kQ4_0:
       return fn(std::integral_constant<DType, DType::kQ4_0>());
-    case DType::kQ4_1:
+    default:
       return;  // refused by ValidateRowType()
   }
 }

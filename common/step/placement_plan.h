@@ -29,6 +29,9 @@ struct PlacementPlan {
   std::string solver;
   double objective = 0;    // expected share of activations that are hot
   int64_t from_epoch = 0;  // of a rollback
+  // Expected time of a step in all FFN layers, and what no plan of the budget can be below; bytes
+  // read by the cold side instead as long as no time was measured.
+  double predicted_ns = 0, bound_ns = 0;
 };
 
 // Hash of the hot bitmaps of all layers; equal on every worker that took the same plan.

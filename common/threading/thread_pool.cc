@@ -104,15 +104,16 @@ void ThreadPool::WorkerLoop(int thread_idx) {
       }
       sleepers_.fetch_sub(1, std::memory_order_relaxed);
     }
-    uint32_t state = state_.load(std::memory_order_acquire);
+    const uint32_t state = state_.load(std::memory_order_acquire);
     seen = Generation(state);
     if (stop_.load(std::memory_order_acquire)) return;
-    bool joined = false;
-    while (!joined && (state & kOpen) != 0 && Generation(state) == seen) {
-      joined = state_.compare_exchange_weak(state, state + 1, std::memory_order_acq_rel,
-                                            std::memory_order_acquire);
-    }
-    if (!joined) continue;
+    if ((state & kOpen) == 0) continue;
+    // One addition, not a loop of compare and swap: all workers come at once. Where the section was
+    // closed meanwhile the count is not looked at again; where the next one was opened, it is
+    // that one which is joined.
+    const uint32_t before = state_.fetch_add(1, std::memory_order_acq_rel);
+    seen = Generation(before);
+    if ((before & kOpen) == 0) continue;
     (*fn_)(thread_idx);
     done_.fetch_add(1, std::memory_order_seq_cst);
     if (caller_sleeps_.load(std::memory_order_seq_cst) != 0) FutexWakeAll(done_);

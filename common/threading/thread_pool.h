@@ -33,6 +33,7 @@ class ThreadPool {
   ThreadPool& operator=(const ThreadPool&) = delete;
 
   int num_threads() const { return num_threads_; }
+  std::chrono::nanoseconds spin() const { return spin_; }
 
   // Calls fn(thread_idx) once for every thread_idx in [0, num_threads), fn(0) on the calling
   // thread; returns when all have returned. What they wrote is then visible to the caller.
@@ -53,7 +54,8 @@ class ThreadPool {
   const std::chrono::nanoseconds spin_;
 
   // generation << 17 | open << 16 | number of workers that joined. The caller opens a generation,
-  // a worker joins by adding one while it is open, so a closed section is never entered late.
+  // a worker joins by adding one; it has joined if the section was open then, so a closed section
+  // is never entered late.
   alignas(64) std::atomic<uint32_t> state_{0};
   std::atomic<uint32_t> sleepers_{0};
   const absl::FunctionRef<void(int)>* fn_ = nullptr;  // published by state_

@@ -94,7 +94,11 @@ shm::ColdLayerOutcome ColdEngine::Compute(const ColdLayerTask& task) {
   params.active = task.active;
   params.owned = cold.data();
   params.last_neuron = header.cut;
-  params.activation = options_.activation;
+  params.activation = options_.rule.activation;
+  params.activate_up = options_.rule.activate_up;
+  if (!options_.rule.up_bias.empty()) {
+    params.up_bias = options_.rule.up_bias[static_cast<size_t>(header.layer)].data();
+  }
   params.partial = task.partial;
   params.hash = &hash;
   params.work_hash = &outcome.work_hash;

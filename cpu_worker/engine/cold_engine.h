@@ -34,7 +34,7 @@ class ColdEngine {
   struct Options {
     int num_threads = 0;  // 0: DefaultThreadCount()
     int32_t max_rows = 256;
-    Activation activation = Activation::kRelu;
+    NeuronRule rule;
   };
   // All but `options` outlive the engine.
   static absl::StatusOr<std::unique_ptr<ColdEngine>> Create(const Arena& arena,

@@ -53,7 +53,7 @@ absl::Status CpuWorker::Load(const BundleSource& source, const std::string& mode
                             ColdEngine::Create(*parts_.arena, *parts_.epochs, ledger_, events_,
                                                {.num_threads = threads,
                                                 .max_rows = options_.max_rows,
-                                                .activation = source.activation}));
+                                                .rule = source.rule}));
   ISOTHERM_ASSIGN_OR_RETURN(
       parts_.attachments,
       AttachmentHost::Start(

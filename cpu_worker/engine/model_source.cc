@@ -2,10 +2,13 @@
 
 #include <span>
 #include <utility>
+#include <vector>
+
+#include "common/base/status_macros.h"
 
 namespace isotherm::cpu {
 
-BundleSource SourceOf(std::shared_ptr<const ModelFile> model) {
+absl::StatusOr<BundleSource> SourceOf(std::shared_ptr<const ModelFile> model) {
   const BundleLayout& layout = model->bundle_layout();
   BundleSource source;
   source.shape = {.dtype = layout.dtype,
@@ -14,7 +17,13 @@ BundleSource SourceOf(std::shared_ptr<const ModelFile> model) {
                   .num_neurons = layout.num_neurons,
                   .num_layers = layout.num_layers,
                   .bundle_bytes = layout.bundle_bytes};
-  source.activation = model->config().activation;
+  source.rule.activation = model->config().activation;
+  source.rule.activate_up = model->config().activate_up;
+  for (int64_t layer = 0; model->config().ffn_bias && layer < layout.num_layers; ++layer) {
+    ISOTHERM_ASSIGN_OR_RETURN(std::vector<float> bias,
+                              model->ReadVector(ModelFile::LayerBias(layer, "ffn_up")));
+    source.rule.up_bias.push_back(std::move(bias));
+  }
   if (const BundleFile* bundles = model->bundle_file(); bundles != nullptr) {
     source.file = {.path = model->gguf().path(),
                    .fd = model->gguf().fd(),

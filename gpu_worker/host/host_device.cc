@@ -83,7 +83,14 @@ absl::StatusOr<std::unique_ptr<HostDevice>> HostDevice::Create(
                                                         .num_neurons = config.ffn_dim}));
   std::unique_ptr<HostDevice> device(
       new HostDevice(model, std::move(weights), options, std::move(kv), std::move(workspace)));
-  ISOTHERM_RETURN_IF_ERROR(device->hot_pool_.CheckStorage());
+  if (device->hot_storage_.data() == nullptr) {
+    return WithExitCode(
+        absl::ResourceExhaustedError(absl::StrCat(
+            "the hot pool needs ",
+            FormatBytes(static_cast<int64_t>(device->hot_storage_.size())),
+            " of memory; lower --vram-budget")),
+        ExitCode::kShortage);
+  }
   return device;
 }
 
@@ -96,7 +103,11 @@ HostDevice::HostDevice(const ModelFile& model, HostWeights weights,
       options_(options),
       bf16_(layout_.dtype == DType::kBF16),
       weights_(std::move(weights)),
-      hot_pool_(layout_, options.hot_capacity_bytes),
+      // Host memory is taken by the page when a slot is first written, so the room for a second
+      // epoch costs nothing idle.
+      hot_pool_(layout_, options.hot_capacity_bytes / layout_.bundle_bytes,
+                2 * (options.hot_capacity_bytes / layout_.bundle_bytes)),
+      hot_storage_(static_cast<size_t>(hot_pool_.physical_slots() * layout_.bundle_bytes)),
       kv_(std::move(kv)),
       pool_({.num_threads = workspace->limits().num_threads, .name = "gpu-host"}),
       workspace_(std::move(workspace)),
@@ -106,6 +117,7 @@ HostDevice::HostDevice(const ModelFile& model, HostWeights weights,
       logits_(config_, bf16_, weights_, pool_),
       policies_(static_cast<size_t>(config_.num_layers)) {
   for (int32_t r = 0; r < options_.max_rows; ++r) row_keys_.push_back(r);
+  if (config_.learned_positions) position_row_.resize(static_cast<size_t>(config_.model_dim));
 }
 
 DeviceInfo HostDevice::Describe() const {
@@ -122,12 +134,15 @@ DeviceInfo HostDevice::Describe() const {
 absl::Status HostDevice::Prepare(const PlacementPlan& plan, const NeuronStore* source,
                                  const std::function<void(int64_t, int64_t)>& progress) {
   const auto bytes = static_cast<size_t>(layout_.bundle_bytes);
+  const auto storage = [this](int32_t slot) {
+    return hot_storage_.data() + slot * layout_.bundle_bytes;
+  };
   if (source != nullptr) {
     return hot_pool_.Prepare(
         plan,
-        [&](int64_t layer, int64_t neuron, std::byte* out) {
+        [&](int64_t layer, int64_t neuron, int32_t slot) {
           const BundleView bundles = source->Layer(layer);
-          std::memcpy(out, bundles.data + neuron * bundles.bundle_bytes, bytes);
+          std::memcpy(storage(slot), bundles.data + neuron * bundles.bundle_bytes, bytes);
           return absl::OkStatus();
         },
         progress);
@@ -137,7 +152,7 @@ absl::Status HostDevice::Prepare(const PlacementPlan& plan, const NeuronStore* s
   int64_t packed_layer = -1;
   return hot_pool_.Prepare(
       plan,
-      [&](int64_t layer, int64_t neuron, std::byte* out) -> absl::Status {
+      [&](int64_t layer, int64_t neuron, int32_t slot) -> absl::Status {
         if (packed_layer != layer) {
           packed_layer = -1;
           if (packed.data() == nullptr)
@@ -150,7 +165,7 @@ absl::Status HostDevice::Prepare(const PlacementPlan& plan, const NeuronStore* s
               model_.PackBundles(layer, 0, layout_.num_neurons, packed.span()));
           packed_layer = layer;
         }
-        std::memcpy(out, packed.data() + neuron * layout_.bundle_bytes, bytes);
+        std::memcpy(storage(slot), packed.data() + neuron * layout_.bundle_bytes, bytes);
         return absl::OkStatus();
       },
       progress);
@@ -212,13 +227,25 @@ void HostDevice::Embed(const DeviceBatch& batch) {
         std::span(buffers_.x.data() + at * config_.model_dim,
                   static_cast<size_t>(config_.model_dim)));
     ISOTHERM_CHECK(status.ok());  // type and shape were validated while loading
+    if (config_.learned_positions) AddPosition(row.position, buffers_.x.data() + at * config_.model_dim);
     rope_.Angles(row.position, buffers_.rope_cos.data() + at * rope_.half(),
                  buffers_.rope_sin.data() + at * rope_.half());
   }
 }
 
-absl::Status HostDevice::ComputeOwned(const BundleView& bundles, const uint64_t* owned,
-                                      float* partial, StepState& step) {
+void HostDevice::AddPosition(int32_t position, float* x) {
+  const Matrix& table = weights_.positions;
+  const int64_t row = position + config_.position_offset;
+  const std::span<float> values(position_row_.data(), position_row_.size());
+  const absl::Status status = DecodeRow(table.dtype, table.data() + row * table.row_bytes,
+                                        table.row_bytes, values);
+  ISOTHERM_CHECK(status.ok());  // as the embedding
+  AddTo(x, values.data(), config_.model_dim);
+}
+
+absl::Status HostDevice::ComputeOwned(int64_t layer, const BundleView& bundles,
+                                      const uint64_t* owned, float* partial, StepState& step) {
+  const std::vector<float>& up_bias = weights_.layers[static_cast<size_t>(layer)].up_bias;
   uint64_t hash = 0;
   ISOTHERM_RETURN_IF_ERROR(SparseFfn({.bundles = bundles,
                                       .z = buffers_.z.data(),
@@ -228,6 +255,8 @@ absl::Status HostDevice::ComputeOwned(const BundleView& bundles, const uint64_t*
                                       .first_neuron = 0,
                                       .last_neuron = config_.ffn_dim,
                                       .activation = config_.activation,
+                                      .activate_up = config_.activate_up,
+                                      .up_bias = up_bias.empty() ? nullptr : up_bias.data(),
                                       .partial = partial,
                                       .hash = &step.hash,
                                       .work_hash = &hash,
@@ -266,11 +295,11 @@ absl::Status HostDevice::RunNeurons(int64_t layer, const DenseSection::Output& a
                              .model_dim = layout_.model_dim,
                              .row_bytes = layout_.row_bytes,
                              .bundle_bytes = layout_.bundle_bytes,
-                             .data = hot_pool_.data(),
+                             .data = hot_storage_.data(),
                              .slot_of = table.slot_of.data(),
                              .num_neurons = layout_.num_neurons};
     ISOTHERM_RETURN_IF_ERROR(
-        ComputeOwned(bundles, table.hot.data(), buffers_.hot_partial.data(), step));
+        ComputeOwned(layer, bundles, table.hot.data(), buffers_.hot_partial.data(), step));
   }
   timing.gpu_us = MicrosSince(start);
 
@@ -294,7 +323,7 @@ absl::Status HostDevice::RunNeurons(int64_t layer, const DenseSection::Output& a
           "cold neurons are active and the cpu_worker is not attached; try again soon");
     }
     start = std::chrono::steady_clock::now();
-    ISOTHERM_RETURN_IF_ERROR(ComputeOwned(cold.arena->Layer(layer), table.cold.data(),
+    ISOTHERM_RETURN_IF_ERROR(ComputeOwned(layer, cold.arena->Layer(layer), table.cold.data(),
                                           buffers_.cold_partial.data(), step));
     if (step.link != nullptr && !step.link->alive()) {
       step.link = nullptr;
@@ -307,6 +336,12 @@ absl::Status HostDevice::RunNeurons(int64_t layer, const DenseSection::Output& a
   const int64_t count = step.num_rows * config_.model_dim;
   if (any_hot) AddTo(buffers_.x.data(), buffers_.hot_partial.data(), count);
   if (cold_sums != nullptr) AddTo(buffers_.x.data(), cold_sums, count);
+  // Here alone, once, whoever computed the neurons and even if none was active.
+  const std::vector<float>& down_bias = weights_.layers[static_cast<size_t>(layer)].down_bias;
+  if (!down_bias.empty()) {
+    for (int64_t r = 0; r < step.num_rows; ++r)
+      AddTo(buffers_.x.data() + r * config_.model_dim, down_bias.data(), config_.model_dim);
+  }
   timing.merge_us = MicrosSince(start);
   return absl::OkStatus();
 }

@@ -13,7 +13,7 @@
 #include "gpu_worker/device.h"
 #include "gpu_worker/host/dense_section.h"
 #include "gpu_worker/host/host_weights.h"
-#include "gpu_worker/host/hot_pool.h"
+#include "gpu_worker/engine/hot_pool.h"
 #include "gpu_worker/host/logits_section.h"
 #include "gpu_worker/host/ops/kv_layout.h"
 #include "gpu_worker/host/ops/rope.h"
@@ -70,11 +70,12 @@ class HostDevice final : public Device {
   struct StepState;
   absl::Status Check(const DeviceBatch& batch);
   void Embed(const DeviceBatch& batch);
+  void AddPosition(int32_t position, float* x);
   absl::Status RunLayer(int64_t layer, const ColdSide& cold, StepState& step);
   absl::Status RunNeurons(int64_t layer, const DenseSection::Output& active, const ColdSide& cold,
                           StepState& step, LayerTiming& timing);
-  absl::Status ComputeOwned(const BundleView& bundles, const uint64_t* owned, float* partial,
-                            StepState& step);
+  absl::Status ComputeOwned(int64_t layer, const BundleView& bundles, const uint64_t* owned,
+                            float* partial, StepState& step);
   KvLayerView KvLayer(int64_t layer);
 
   const ModelFile& model_;
@@ -84,6 +85,7 @@ class HostDevice final : public Device {
   const bool bf16_;  // z and KV are BF16
   const HostWeights weights_;
   HotPool hot_pool_;
+  AlignedBytes hot_storage_;
   AlignedBytes kv_;
   ThreadPool pool_;
   const std::unique_ptr<SparseFfnWorkspace> workspace_;
@@ -93,6 +95,7 @@ class HostDevice final : public Device {
   LogitsSection logits_;
   std::vector<int32_t> row_keys_;  // 0, 1, ..: a row's number in its step
   std::vector<LayerPolicy> policies_;
+  std::vector<float> position_row_;  // scratch
 };
 
 }  // namespace isotherm::gpu

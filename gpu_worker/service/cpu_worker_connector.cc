@@ -3,6 +3,7 @@
 #include <grpcpp/grpcpp.h>
 #include <pthread.h>
 
+#include <algorithm>
 #include <utility>
 
 #include "common/base/status_macros.h"
@@ -20,6 +21,8 @@ namespace {
 
 constexpr std::chrono::milliseconds kPollEvery{50};
 constexpr std::chrono::milliseconds kRpcDeadline{2000};
+// Larger steps are prefill passes of a GPU, which reads cold neurons itself.
+constexpr int32_t kMostSharedRows = 256;
 
 }  // namespace
 
@@ -49,7 +52,7 @@ absl::StatusOr<std::shared_ptr<ColdAttachment>> CpuWorkerConnector::TryAttach() 
   request.set_layout_hash(shm::LayoutHash(ArenaShapeOf(layout)));
   request.set_model_digest(model_.config().digest);
   request.set_peer_instance_id(options_.instance_id);
-  request.set_max_rows(options_.max_rows);
+  request.set_max_rows(std::min(options_.max_rows, kMostSharedRows));
   v1::OpenArenaResponse response;
   grpc::ClientContext context;
   context.set_deadline(std::chrono::system_clock::now() + kRpcDeadline);
@@ -87,8 +90,13 @@ void CpuWorkerConnector::Loop() {
       absl::StatusOr<std::shared_ptr<ColdAttachment>> fresh = TryAttach();
       lock.lock();
       if (fresh.ok()) {
+        // Pinning a large arena takes seconds; steps go on meanwhile.
+        lock.unlock();
+        if (absl::Status set = engine_.SetCold(*fresh); !set.ok()) fresh = std::move(set);
+        lock.lock();
+      }
+      if (fresh.ok()) {
         attached = *std::move(fresh);
-        engine_.SetCold(attached);
         SPDLOG_INFO("attached to the cpu_worker by {}",
                     options_.transport == ColdTransport::kShm ? "shared memory" : "gRPC");
         told = false;

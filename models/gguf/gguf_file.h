@@ -76,6 +76,13 @@ class GgufFile {
   std::string Show(absl::string_view key) const;
   std::vector<std::string> keys() const;
 
+  // For those that write the file anew. A power of two.
+  int64_t alignment() const { return alignment_; }
+  std::vector<std::string> KeysInFileOrder() const;
+  // The value as the file holds it, its type tags and lengths included. InvalidArgument for a key
+  // that is not there.
+  absl::StatusOr<std::string> EncodedValue(absl::string_view key) const;
+
  private:
   friend class GgufHeaderReader;
   GgufFile() = default;
@@ -96,6 +103,7 @@ class GgufFile {
   UniqueFd fd_;
   bool powerinfer_ = false;
   FileIdentity identity_;
+  int64_t alignment_ = 32;
   std::string header_digest_;
   std::vector<char> header_;  // its text; values are decoded when asked for
   absl::flat_hash_map<std::string, GgufValue> keys_;

@@ -107,17 +107,30 @@ void GgufWriter::AddInts(absl::string_view key, std::span<const int32_t> values)
   Raw(values.data(), values.size_bytes());
 }
 
+void GgufWriter::AddEncoded(absl::string_view key, absl::string_view value) {
+  ISOTHERM_CHECK(!header_written_);
+  Text(&keys_, key);
+  Raw(value.data(), value.size());
+  ++num_keys_;
+}
+
 absl::Status GgufWriter::DeclareTensor(absl::string_view name, DType dtype,
                                        std::span<const int64_t> shape) {
-  ISOTHERM_CHECK(!header_written_ && !shape.empty() && shape.size() <= 4);
+  ISOTHERM_CHECK(!shape.empty());
   ISOTHERM_ASSIGN_OR_RETURN(int64_t bytes, RowBytes(dtype, shape[0]));
   for (size_t d = 1; d < shape.size(); ++d) {
     ISOTHERM_ASSIGN_OR_RETURN(bytes, CheckedMul<int64_t>(bytes, shape[d]));
   }
-  const int64_t offset = RoundUp<int64_t>(declared_bytes_, alignment_);
-  tensors_.push_back({std::string(name), {shape.begin(), shape.end()}, dtype, offset, bytes});
-  declared_bytes_ = offset + bytes;
+  DeclareEncoded(name, static_cast<uint32_t>(dtype), shape, bytes);
   return absl::OkStatus();
+}
+
+void GgufWriter::DeclareEncoded(absl::string_view name, uint32_t ggml_type,
+                                std::span<const int64_t> shape, int64_t bytes) {
+  ISOTHERM_CHECK(!header_written_ && !shape.empty() && shape.size() <= 4);
+  const int64_t offset = RoundUp<int64_t>(declared_bytes_, alignment_);
+  tensors_.push_back({std::string(name), {shape.begin(), shape.end()}, ggml_type, offset, bytes});
+  declared_bytes_ = offset + bytes;
 }
 
 absl::Status GgufWriter::WriteRaw(const void* data, size_t bytes) {
@@ -143,10 +156,9 @@ absl::Status GgufWriter::WriteHeader() {
   for (const Tensor& tensor : tensors_) {
     Text(&header, tensor.name);
     const auto num_dims = static_cast<uint32_t>(tensor.shape.size());
-    const auto type = static_cast<uint32_t>(tensor.dtype);
     header.append(reinterpret_cast<const char*>(&num_dims), 4);
     header.append(reinterpret_cast<const char*>(tensor.shape.data()), tensor.shape.size() * 8);
-    header.append(reinterpret_cast<const char*>(&type), 4);
+    header.append(reinterpret_cast<const char*>(&tensor.ggml_type), 4);
     header.append(reinterpret_cast<const char*>(&tensor.offset), 8);
   }
   header.resize(RoundUp<size_t>(header.size(), alignment_), '\0');
@@ -215,10 +227,12 @@ absl::Status GgufWriter::Write(std::span<const std::byte> bytes) {
   return absl::OkStatus();
 }
 
-absl::Status GgufWriter::Finish() {
+absl::Status GgufWriter::Finish(
+    const std::function<absl::Status(const std::string& path)>& check) {
   if (!header_written_) ISOTHERM_RETURN_IF_ERROR(WriteHeader());
   ISOTHERM_CHECK(reserved_ || current_ == tensors_.size());
   if (::fsync(fd_.get()) != 0) return Errno("sync", temporary_);
+  if (check) ISOTHERM_RETURN_IF_ERROR(check(temporary_));
   if (::rename(temporary_.c_str(), path_.c_str()) != 0) return Errno("rename to", path_);
   fd_.Reset();
   return SyncFolder();

@@ -2,6 +2,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
@@ -35,9 +36,14 @@ class GgufWriter {
   void AddStrings(absl::string_view key, std::span<const std::string> values);
   void AddFloats(absl::string_view key, std::span<const float> values);
   void AddInts(absl::string_view key, std::span<const int32_t> values);
+  // `value` as GgufFile::EncodedValue gives it.
+  void AddEncoded(absl::string_view key, absl::string_view value);
 
   // Shape is fastest first. InvalidArgument when the row is not a multiple of the type's block.
   absl::Status DeclareTensor(absl::string_view name, DType dtype, std::span<const int64_t> shape);
+  // A tensor of any ggml type, `bytes` long.
+  void DeclareEncoded(absl::string_view name, uint32_t ggml_type, std::span<const int64_t> shape,
+                      int64_t bytes);
   // Bytes of the tensors, in the order declared and in pieces of any size.
   absl::Status Write(std::span<const std::byte> bytes);
 
@@ -56,14 +62,15 @@ class GgufWriter {
     return data_start_ + tensors_[tensor_idx].offset;
   }
 
-  // Pads, checks that every declared byte was written or the file reserved, syncs, renames.
-  absl::Status Finish();
+  // Pads, checks that every declared byte was written or the file reserved, syncs, renames. `check` gets the complete
+  // file under its temporary name; unless it is OK nothing is renamed.
+  absl::Status Finish(const std::function<absl::Status(const std::string& path)>& check = {});
 
  private:
   struct Tensor {
     std::string name;
     std::vector<int64_t> shape;
-    DType dtype;
+    uint32_t ggml_type;
     int64_t offset, bytes;
   };
   GgufWriter() = default;

@@ -53,6 +53,18 @@ absl::Status VerifyTensor(const GgufFile& file, const GgufTensor& tensor,
   return absl::OkStatus();
 }
 
+absl::string_view Spelled(Activation activation) {
+  switch (activation) {
+    case Activation::kRelu:
+      return "ReLU";
+    case Activation::kSilu:
+      return "SiLU";
+    case Activation::kGelu:
+      return "GELU";
+  }
+  return Name(activation);
+}
+
 // The vocabulary's arrays have an element a token, and every named id is one of its tokens.
 absl::Status VerifyTokenizer(const GgufFile& file, int64_t vocab_size) {
   const auto check_count = [&](absl::string_view key, size_t count) {
@@ -109,15 +121,15 @@ absl::StatusOr<ModelSummary> Inspect(const std::string& path, const ModelOptions
   for (const GgufTensor& tensor : file.tensors()) {
     ++types[FindGgmlType(tensor.ggml_type)->name];
     summary.parameters += tensor.rows() * tensor.columns();
-    if (absl::StrContains(tensor.name, ".ffn_bundle.")) {
+    if (absl::StrContains(tensor.name, ".ffn_bundle.")) {  // padding holds no weights
       summary.parameters -= tensor.rows() * (tensor.columns() - layout.rows * layout.model_dim);
       continue;
     }
-    if (!absl::StrContains(tensor.name, ".ffn_gate.") &&
-        !absl::StrContains(tensor.name, ".ffn_up.") &&
-        !absl::StrContains(tensor.name, ".ffn_down")) {
-      summary.dense_bytes += tensor.bytes;
-    }
+    const bool neurons =
+        absl::EndsWith(tensor.name, ".weight") && (absl::StrContains(tensor.name, ".ffn_gate.") ||
+                                                   absl::StrContains(tensor.name, ".ffn_up.") ||
+                                                   absl::StrContains(tensor.name, ".ffn_down"));
+    if (!neurons) summary.dense_bytes += tensor.bytes;
   }
   summary.weight_types = absl::StrJoin(types, ", ", absl::PairFormatter(" "));
   summary.ffn_type = std::string(Name(layout.dtype));
@@ -160,7 +172,10 @@ std::string ToText(const ModelSummary& summary) {
                     " KV heads"));
   line("parameters", absl::StrFormat("%.1f M", static_cast<double>(summary.parameters) / 1e6));
   line("weights", summary.weight_types);
-  line("activation", config.activation == Activation::kRelu ? "ReLU" : "SiLU");
+  line("activation", absl::StrCat(Spelled(config.activation),
+                                  config.activate_up ? ", on gate and up"
+                                  : config.gated     ? ""
+                                                     : ", no gate"));
   line("sparse", config.sparse
                      ? absl::StrCat("yes, with predictors; threshold ", config.sparse_threshold)
                      : "no: every neuron is computed for every token");

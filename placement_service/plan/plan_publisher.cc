@@ -191,7 +191,7 @@ absl::StatusOr<PlanRecord> PlanPublisher::Solve(int64_t requested_bytes, Placeme
                                                 static_cast<size_t>(facts_->num_layers),
                                                 {facts_->num_neurons, facts_->bundle_bytes}),
                                             .frequency = profile_.frequency,
-                                            .budget_bytes = budget}));
+                                            .bins = {{.budget_bytes = budget}}}));
   record.plan.profile = profile_.name;
   record.plan.cause = cause;
   record.requested_bytes = requested_bytes;

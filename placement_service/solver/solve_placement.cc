@@ -8,7 +8,8 @@
 #include "absl/strings/str_cat.h"
 #include "common/base/checked_math.h"
 #include "common/base/status_macros.h"
-#include "placement_service/solver/frequency_threshold.h"
+#include "placement_service/solver/bin_solver.h"
+#include "placement_service/solver/scan_values.h"
 
 namespace isotherm {
 namespace {
@@ -17,25 +18,67 @@ namespace {
 constexpr size_t kMaxLayers = 1024;
 constexpr int64_t kMaxNeurons = int64_t{1} << 24;
 constexpr int64_t kMaxBundleBytes = int64_t{1} << 28;  // all of it together fits 63 bits
+constexpr size_t kMaxNodes = 64;
 
 bool IsHot(const LayerPlacement& layer, int64_t neuron) {
   return (layer.hot[static_cast<size_t>(neuron / 64)] >> (neuron % 64) & 1) != 0;
 }
 
-void MakeHot(LayerPlacement& layer, int64_t neuron) {
-  layer.hot[static_cast<size_t>(neuron / 64)] |= uint64_t{1} << (neuron % 64);
-  ++layer.num_hot;
+absl::Status CheckShape(absl::string_view what, std::span<const std::vector<float>> values,
+                        const SolveInput& input) {
+  if (values.empty()) return absl::OkStatus();
+  if (values.size() != input.layers.size()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(what, " has ", values.size(), " layers, the model ", input.layers.size()));
+  }
+  for (size_t l = 0; l < values.size(); ++l) {
+    if (static_cast<int64_t>(values[l].size()) == input.layers[l].num_neurons) continue;
+    return absl::InvalidArgumentError(absl::StrCat("layer ", l, " has ",
+                                                   input.layers[l].num_neurons, " neurons, ", what,
+                                                   " ", values[l].size()));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status BadValue(absl::string_view what, size_t layer, absl::string_view wanted) {
+  return absl::InvalidArgumentError(absl::StrCat(
+      "layer ", layer, " of ", what, " has a value that is not one; ", wanted, " are wanted"));
+}
+
+absl::Status CheckBin(const SolveBin& bin, size_t index) {
+  const auto cost = [](double value) { return value >= 0 && std::isfinite(value); };
+  if (bin.budget_bytes >= 0 && cost(bin.cold_fixed) && cost(bin.cold_per_byte) &&
+      bin.cold_per_byte > 0 && cost(bin.hot_fixed) && cost(bin.hot_per_byte)) {
+    return absl::OkStatus();
+  }
+  return absl::InvalidArgumentError(absl::StrCat(
+      "bin ", index, " has ", bin.budget_bytes, " bytes and the costs ", bin.cold_fixed, ", ",
+      bin.cold_per_byte, ", ", bin.hot_fixed, ", ", bin.hot_per_byte,
+      "; a budget of 0 or more, a cold cost a byte above 0 and other costs from 0 are wanted"));
+}
+
+absl::Status CheckNodes(std::span<const SolveNode> nodes) {
+  double end = 0;
+  for (const SolveNode& node : nodes) {
+    const bool good = node.share_end > end && node.cost_factor > 0 &&
+                      std::isfinite(node.cost_factor) && nodes.size() <= kMaxNodes;
+    if (!good) {
+      return absl::InvalidArgumentError(absl::StrCat(
+          "a node ends at ", node.share_end, " with cost factor ", node.cost_factor, "; at most ",
+          kMaxNodes, " ascending shares and factors above 0 are wanted"));
+    }
+    end = node.share_end;
+  }
+  if (!nodes.empty() && end != 1) {
+    return absl::InvalidArgumentError(absl::StrCat("the nodes' shares end at ", end, ", not at 1"));
+  }
+  return absl::OkStatus();
 }
 
 absl::Status Check(const SolveInput& input) {
-  if (input.layers.empty() || input.layers.size() > kMaxLayers || input.budget_bytes < 0) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("cannot place ", input.layers.size(), " layers in ", input.budget_bytes,
-                     " bytes; 1 to ", kMaxLayers, " layers and a budget of 0 or more are wanted"));
-  }
-  if (!input.frequency.empty() && input.frequency.size() != input.layers.size()) {
-    return absl::InvalidArgumentError(absl::StrCat("the profile has ", input.frequency.size(),
-                                                   " layers, the model ", input.layers.size()));
+  if (input.layers.empty() || input.layers.size() > kMaxLayers) {
+    return absl::InvalidArgumentError(absl::StrCat("cannot place ", input.layers.size(),
+                                                   " layers; 1 to ", kMaxLayers, " are wanted"));
   }
   for (size_t l = 0; l < input.layers.size(); ++l) {
     const LayerGeometry& layer = input.layers[l];
@@ -45,29 +88,34 @@ absl::Status Check(const SolveInput& input) {
           absl::StrCat("layer ", l, " has ", layer.num_neurons, " neurons of ", layer.bundle_bytes,
                        " bytes; 1 to ", kMaxNeurons, " of 1 to ", kMaxBundleBytes, " are wanted"));
     }
-    if (input.frequency.empty()) continue;
-    const std::vector<float>& frequency = input.frequency[l];
-    if (static_cast<int64_t>(frequency.size()) != layer.num_neurons) {
-      return absl::InvalidArgumentError(absl::StrCat("layer ", l, " has ", layer.num_neurons,
-                                                     " neurons, the profile ", frequency.size()));
-    }
-    for (const float value : frequency) {
-      if (!(value >= 0 && value <= std::numeric_limits<float>::max())) {
-        return absl::InvalidArgumentError(absl::StrCat("layer ", l,
-                                                       " of the profile has the frequency ", value,
-                                                       "; finite values from 0 are wanted"));
-      }
+    if (layer.bin < 0 || static_cast<size_t>(layer.bin) >= input.bins.size()) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("layer ", l, " is in bin ", layer.bin, ", there are ", input.bins.size()));
     }
   }
-  return absl::OkStatus();
+  for (size_t b = 0; b < input.bins.size(); ++b) {
+    ISOTHERM_RETURN_IF_ERROR(CheckBin(input.bins[b], b));
+  }
+  ISOTHERM_RETURN_IF_ERROR(CheckNodes(input.nodes));
+  ISOTHERM_RETURN_IF_ERROR(CheckShape("the profile", input.frequency, input));
+  return CheckShape("the reads", input.reads, input);
 }
 
-// The same number of neurons in every layer, the rest to the first layers.
-void SolveEven(const SolveInput& input, std::vector<LayerPlacement>& placement) {
+std::vector<size_t> LayersOf(const SolveInput& input, size_t bin) {
+  std::vector<size_t> layers;
+  for (size_t l = 0; l < input.layers.size(); ++l) {
+    if (static_cast<size_t>(input.layers[l].bin) == bin) layers.push_back(l);
+  }
+  return layers;
+}
+
+// The same number of neurons in every layer of the bin, the rest to the first layers.
+void SolveEven(const SolveInput& input, int64_t budget, const std::vector<size_t>& layers,
+               std::vector<LayerPlacement>& placement) {
   const auto bytes_with = [&](int64_t count) {
     int64_t bytes = 0;
-    for (const LayerGeometry& layer : input.layers) {
-      bytes += std::min(count, layer.num_neurons) * layer.bundle_bytes;
+    for (const size_t l : layers) {
+      bytes += std::min(count, input.layers[l].num_neurons) * input.layers[l].bundle_bytes;
     }
     return bytes;
   };
@@ -75,90 +123,123 @@ void SolveEven(const SolveInput& input, std::vector<LayerPlacement>& placement) 
   int64_t over = kMaxNeurons + 1;
   while (over - fits > 1) {
     const int64_t middle = fits + (over - fits) / 2;
-    (bytes_with(middle) <= input.budget_bytes ? fits : over) = middle;
+    (bytes_with(middle) <= budget ? fits : over) = middle;
   }
-  int64_t left = input.budget_bytes - bytes_with(fits);
-  for (size_t l = 0; l < input.layers.size(); ++l) {
+  int64_t left = budget - bytes_with(fits);
+  for (const size_t l : layers) {
     const LayerGeometry& layer = input.layers[l];
     int64_t count = std::min(fits, layer.num_neurons);
     if (count < layer.num_neurons && layer.bundle_bytes <= left) {
       left -= layer.bundle_bytes;
       ++count;
     }
-    for (int64_t n = 0; n < count; ++n) MakeHot(placement[l], n);
+    for (int64_t n = 0; n < count; ++n) {
+      placement[l].hot[static_cast<size_t>(n / 64)] |= uint64_t{1} << (n % 64);
+    }
+    placement[l].num_hot = count;
   }
 }
 
-// Makes hot what is above the threshold, then what is at it in order while it fits. Only neurons
-// that are cold so far, of layers whose bundle fits `budget`. Returns the bytes taken.
-template <typename Key, typename KeyOf>
-int64_t TakeByThreshold(const SolveInput& input, int64_t budget, const KeyOf& key_of,
-                        std::vector<LayerPlacement>& placement) {
-  const FrequencyThreshold<Key> threshold = SelectThreshold<Key>(budget, [&](const auto& visit) {
-    for (size_t l = 0; l < input.layers.size(); ++l) {
-      const LayerGeometry& layer = input.layers[l];
-      if (layer.bundle_bytes > budget) continue;
-      const bool fresh = placement[l].num_hot == 0;
-      for (int64_t n = 0; n < layer.num_neurons; ++n) {
-        if (fresh || !IsHot(placement[l], n)) visit(key_of(l, n), layer.bundle_bytes);
-      }
-    }
-  });
-  int64_t left_at_threshold = budget - threshold.above_bytes;
-  int64_t taken = 0;
-  for (size_t l = 0; l < input.layers.size(); ++l) {
-    const LayerGeometry& layer = input.layers[l];
-    if (layer.bundle_bytes > budget) continue;
-    for (int64_t n = 0; n < layer.num_neurons; ++n) {
-      const Key key = key_of(l, n);
-      const bool above = threshold.all_fit || key > threshold.key;
-      if (!above && (key < threshold.key || layer.bundle_bytes > left_at_threshold)) continue;
-      if (IsHot(placement[l], n)) continue;
-      if (!above) left_at_threshold -= layer.bundle_bytes;
-      MakeHot(placement[l], n);
-      taken += layer.bundle_bytes;
-    }
+// frequency * bundle_bytes, where the caller has no better idea.
+std::vector<std::vector<float>> DefaultReads(const SolveInput& input) {
+  std::vector<std::vector<float>> reads(input.layers.size());
+  for (size_t l = 0; l < reads.size(); ++l) {
+    const auto bytes = static_cast<float>(input.layers[l].bundle_bytes);
+    reads[l].reserve(input.frequency[l].size());
+    for (const float value : input.frequency[l]) reads[l].push_back(value * bytes);
   }
-  return taken;
+  return reads;
 }
 
-void SolveByFrequency(const SolveInput& input, std::vector<LayerPlacement>& placement) {
-  const bool one_size =
-      std::all_of(input.layers.begin(), input.layers.end(), [&](const LayerGeometry& layer) {
-        return layer.bundle_bytes == input.layers.front().bundle_bytes;
-      });
-  if (one_size) {
-    TakeByThreshold<uint32_t>(
-        input, input.budget_bytes,
-        [&](size_t l, int64_t n) {
-          return FrequencyKey(input.frequency[l][static_cast<size_t>(n)]);
-        },
-        placement);
-    return;
+absl::Status SolveByReads(const SolveInput& input, std::span<const std::vector<float>> reads,
+                          SolveHints* hints, PlacementPlan& plan) {
+  const bool hinted = hints != nullptr && hints->threshold.size() == input.layers.size();
+  std::vector<float> thresholds(input.layers.size());
+  for (size_t b = 0; b < input.bins.size(); ++b) {
+    const std::vector<size_t> layers = LayersOf(input, b);
+    if (layers.empty()) continue;
+    std::vector<BinSolver::LayerInput> inputs;
+    std::vector<float> expected;
+    for (const size_t l : layers) {
+      inputs.push_back({.reads = reads[l], .bundle_bytes = input.layers[l].bundle_bytes});
+      if (hinted) expected.push_back(hints->threshold[l]);
+    }
+    BinSolver solver(input.bins[b], input.nodes, std::move(inputs), std::move(expected));
+    for (size_t i = 0; i < layers.size(); ++i) {
+      if (!solver.finite(i)) return BadValue("the reads", layers[i], "finite values");
+    }
+    const BinSolver::Answer answer = solver.Solve();
+    plan.predicted_ns += answer.time;
+    plan.bound_ns += answer.bound;
+    for (size_t i = 0; i < layers.size(); ++i) {
+      solver.Select(i, plan.layers[layers[i]]);
+      thresholds[layers[i]] = solver.threshold(i);
+    }
   }
-  // What one threshold leaves over is less than the bundle it stopped at; smaller ones may still
-  // fit. Each round's largest candidate is smaller than the last one's, so the rounds are as many
-  // as there are sizes.
-  int64_t left = input.budget_bytes;
-  int64_t taken = -1;
-  while (taken != 0) {
-    taken = TakeByThreshold<uint64_t>(
-        input, left,
-        [&](size_t l, int64_t n) {
-          return DensityKey(input.frequency[l][static_cast<size_t>(n)],
-                            input.layers[l].bundle_bytes);
-        },
-        placement);
-    left -= taken;
+  if (hints != nullptr) hints->threshold = std::move(thresholds);
+  return absl::OkStatus();
+}
+
+// As PredictHitShare, and checks the values on the way.
+absl::StatusOr<double> HitShare(std::span<const std::vector<float>> frequency,
+                                std::vector<LayerPlacement>& layers) {
+  double hot_sum = 0, sum = 0;
+  for (size_t l = 0; l < layers.size(); ++l) {
+    const HotSum layer = SumHot(frequency[l], layers[l].hot.data());
+    if (!std::isfinite(layer.sum) || layer.least < 0) {
+      return BadValue("the profile", l, "finite values from 0");
+    }
+    // A layer that never fires misses nothing.
+    layers[l].predicted_hit_share = layer.sum > 0 ? layer.hot / layer.sum : 1.0;
+    hot_sum += layer.hot;
+    sum += layer.sum;
   }
+  return sum > 0 ? hot_sum / sum : 1.0;
 }
 
 }  // namespace
 
-absl::StatusOr<PlacementPlan> SolvePlacement(const SolveInput& input) {
+double PredictHitShare(std::span<const std::vector<float>> frequency,
+                       std::vector<LayerPlacement>& layers) {
+  return HitShare(frequency, layers).value_or(0);
+}
+
+double PredictStepNs(const SolveInput& input, std::span<const LayerPlacement> layers) {
+  double time = 0;
+  const SolveNode one_node;
+  const std::span<const SolveNode> nodes =
+      input.nodes.empty() ? std::span(&one_node, 1) : std::span<const SolveNode>(input.nodes);
+  for (size_t l = 0; l < layers.size(); ++l) {
+    const SolveBin& bin = input.bins[static_cast<size_t>(input.layers[l].bin)];
+    const std::vector<float>& values = input.reads.empty() ? input.frequency[l] : input.reads[l];
+    const double unit =
+        input.reads.empty() ? static_cast<double>(input.layers[l].bundle_bytes) : 1.0;
+    double hot = 0, slowest = 0;
+    if (nodes.size() == 1) {
+      const HotSum bytes = SumHot(values, layers[l].hot.data());
+      hot = bytes.hot * unit;
+      slowest = (bytes.sum - bytes.hot) * unit * nodes[0].cost_factor;
+    }
+    for (size_t m = 0; nodes.size() > 1 && m < nodes.size(); ++m) {
+      const auto [begin, end] = NodeRange(nodes, m, input.layers[l].num_neurons);
+      double cold = 0;
+      for (int64_t n = begin; n < end; ++n) {
+        const double value = values[static_cast<size_t>(n)] * unit;
+        (IsHot(layers[l], n) ? hot : cold) += value;
+      }
+      slowest = std::max(slowest, cold * nodes[m].cost_factor);
+    }
+    const double hot_time = bin.hot_fixed + bin.hot_per_byte * hot;
+    const bool whole = layers[l].num_hot == layers[l].num_neurons;
+    time += whole ? hot_time : std::max(hot_time, bin.cold_fixed + bin.cold_per_byte * slowest);
+  }
+  return time;
+}
+
+absl::StatusOr<PlacementPlan> SolvePlacement(const SolveInput& input, SolveHints* hints) {
   ISOTHERM_RETURN_IF_ERROR(Check(input));
   PlacementPlan plan;
-  plan.budget_bytes = input.budget_bytes;
+  for (const SolveBin& bin : input.bins) plan.budget_bytes += bin.budget_bytes;
   for (const LayerGeometry& layer : input.layers) {
     plan.layers.push_back(
         {.hot = std::vector<uint64_t>(static_cast<size_t>(CeilDiv(layer.num_neurons, 64)), 0),
@@ -166,34 +247,29 @@ absl::StatusOr<PlacementPlan> SolvePlacement(const SolveInput& input) {
   }
   if (input.frequency.empty()) {
     plan.solver = "even";
-    SolveEven(input, plan.layers);
+    int64_t hot = 0, all = 0;
+    for (size_t b = 0; b < input.bins.size(); ++b) {
+      SolveEven(input, input.bins[b].budget_bytes, LayersOf(input, b), plan.layers);
+    }
+    for (LayerPlacement& layer : plan.layers) {
+      layer.predicted_hit_share =
+          static_cast<double>(layer.num_hot) / static_cast<double>(layer.num_neurons);
+      hot += layer.num_hot;
+      all += layer.num_neurons;
+    }
+    plan.objective = static_cast<double>(hot) / static_cast<double>(all);
   } else {
     plan.solver = "threshold";
-    SolveByFrequency(input, plan.layers);
-  }
-  double hot_sum = 0;
-  double sum = 0;
-  for (size_t l = 0; l < plan.layers.size(); ++l) {
-    LayerPlacement& layer = plan.layers[l];
-    double layer_hot = 0;
-    double layer_sum = 0;
-    if (input.frequency.empty()) {
-      layer_hot = static_cast<double>(layer.num_hot);
-      layer_sum = static_cast<double>(layer.num_neurons);
+    if (input.reads.empty()) {
+      ISOTHERM_RETURN_IF_ERROR(SolveByReads(input, DefaultReads(input), hints, plan));
     } else {
-      for (int64_t n = 0; n < layer.num_neurons; ++n) {
-        const double frequency = input.frequency[l][static_cast<size_t>(n)];
-        layer_sum += frequency;
-        layer_hot += IsHot(layer, n) ? frequency : 0.0;
-      }
+      ISOTHERM_RETURN_IF_ERROR(SolveByReads(input, input.reads, hints, plan));
     }
-    // A layer that never fires misses nothing.
-    layer.predicted_hit_share = layer_sum > 0 ? layer_hot / layer_sum : 1.0;
-    hot_sum += layer_hot;
-    sum += layer_sum;
-    plan.used_bytes += layer.num_hot * input.layers[l].bundle_bytes;
+    ISOTHERM_ASSIGN_OR_RETURN(plan.objective, HitShare(input.frequency, plan.layers));
   }
-  plan.objective = sum > 0 ? hot_sum / sum : 1.0;
+  for (size_t l = 0; l < plan.layers.size(); ++l) {
+    plan.used_bytes += plan.layers[l].num_hot * input.layers[l].bundle_bytes;
+  }
   return plan;
 }
 

@@ -103,7 +103,7 @@ TEST_F(LayeredOptionsTest, RefusesEachBadValue) {
       {"vram-budget", "nan"}, {"drain-timeout", "soon"},
       {"log-level", "loud"},  {"grpc-listen", "8001"},
       {"grpc-listen", "a:b"}, {"grpc-listen", "0.0.0.0:8001"},
-      {"activation", "gelu"}, {"sparse-threshold", "?"}};
+      {"activation", "tanh"}, {"sparse-threshold", "?"}};
   for (const auto& [key, value] : bad) {
     EXPECT_EQ(ExitCodeOf(Parse({{key, value}}).status()), ExitCode::kUsage) << key << " " << value;
   }

@@ -124,6 +124,41 @@ TEST_P(ColdEngineTest, WorkPastItsDeadlineIsNotDone) {
   EXPECT_EQ(results_.steps[0].work_hash, 0u);
 }
 
+TEST_P(ColdEngineTest, ComputesNeuronsByTheModelsRule) {
+  BundleSource twice = ToySource(), biased = ToySource(/*rows=*/2);
+  twice.rule.activate_up = true;
+  for (int64_t layer = 0; layer < 3; ++layer) {
+    std::vector<float> bias;
+    for (int64_t n = 0; n < 100; ++n) bias.push_back(static_cast<float>((n + layer) % 7) - 3);
+    biased.rule.up_bias.push_back(bias);
+  }
+  for (const BundleSource& source : {twice, biased}) {
+    const auto arena = *Arena::Load(source, {});
+    const auto engine =
+        *ColdEngine::Create(*arena, epochs_, ledger_, events_,
+                            {.num_threads = GetParam(), .max_rows = 8, .rule = source.rule});
+    for (int32_t layer = 0; layer < 3; ++layer) {
+      const ToyPost post(3, static_cast<uint32_t>(layer));
+      const shm::ColdLayerHeader header = Header(1, layer, 3);
+      const auto table = epochs_.Find(1);
+      const auto want = ToyReference(arena->layer(layer), header, kNonce, post,
+                                     table->cold[static_cast<size_t>(layer)].data(), source);
+      std::vector<float> partial(3 * 32, NAN);
+      const shm::ColdLayerOutcome got = engine->Compute({.header = header,
+                                                         .nonce = kNonce,
+                                                         .z = post.z.data(),
+                                                         .active = post.active.data(),
+                                                         .row_keys = post.row_keys.data(),
+                                                         .partial = partial.data()});
+      ASSERT_EQ(got.status, shm::ColdLayerStatus::kDone);
+      EXPECT_EQ(got.work_hash, want.work_hash);
+      for (size_t i = 0; i < partial.size(); ++i) {
+        ASSERT_EQ(static_cast<double>(partial[i]), want.partial[i]) << i;
+      }
+    }
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(Threads, ColdEngineTest, testing::Values(1, 2, 4));
 
 }  // namespace

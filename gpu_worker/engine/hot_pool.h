@@ -1,0 +1,80 @@
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "common/step/placement_plan.h"
+#include "common/step/step.h"
+#include "models/bundle_layout.h"
+
+namespace isotherm::gpu {
+
+// Which neurons are hot in one epoch, and where their copies lie. Immutable once built.
+struct EpochTables {
+  struct Layer {
+    std::vector<uint64_t> hot;     // [words]
+    std::vector<uint64_t> cold;    // [words], the complement
+    std::vector<int32_t> slot_of;  // [num_neurons], -1: cold
+    int64_t num_hot = 0;
+  };
+  int64_t epoch = 0;
+  std::vector<Layer> layers;
+};
+
+// Which slot of a backend's memory holds which hot neuron's copy. A neuron that is hot in several
+// epochs has one slot; a slot is freed with the last epoch that uses it. Thread-safe; tables that a
+// step holds stay valid and their slots unwritten until it lets them go.
+class HotPool {
+ public:
+  // Copies the bundle of (layer, neuron) to the slot; may still be under way on return.
+  using CopyBundle = std::function<absl::Status(int64_t layer, int64_t neuron, int32_t slot)>;
+  // Called once, after the copies and before a step can name the epoch: waits for the former and
+  // makes what a backend needs of the tables.
+  using Publish = std::function<absl::Status(const std::shared_ptr<const EpochTables>&)>;
+
+  // `capacity_slots` bounds one epoch, `physical_slots` all that are prepared at one time: what is
+  // above the capacity is room for moving. Both are cut to the number of neurons.
+  HotPool(const BundleLayout& layout, int64_t capacity_slots, int64_t physical_slots);
+
+  // ResourceExhausted when the plan needs more than the capacity or the free slots,
+  // FailedPrecondition when it is not for this model; nothing is kept then. `copy` is called layer
+  // by layer, neurons ascending.
+  // Nothing is kept when `copy` or `publish` fails, either.
+  absl::Status Prepare(const PlacementPlan& plan, const CopyBundle& copy,
+                       const std::function<void(int64_t, int64_t)>& progress,
+                       const Publish& publish = {});
+  absl::Status Retire(int64_t epoch);
+  std::shared_ptr<const EpochTables> Find(int64_t epoch) const;
+
+  int64_t capacity_bytes() const { return capacity_slots_ * layout_.bundle_bytes; }
+  int64_t used_bytes() const;
+  int64_t physical_slots() const { return physical_slots_; }
+
+ private:
+  struct Slot {
+    int32_t slot = -1;
+    int32_t users = 0;  // epochs
+  };
+  static std::shared_ptr<EpochTables> EmptyTables(const BundleLayout& layout, int64_t epoch);
+  int64_t Key(int64_t layer, int64_t neuron) const { return layer * layout_.num_neurons + neuron; }
+  void Release(const EpochTables& tables);
+  void FreeUnpinned();
+
+  const BundleLayout layout_;
+  const int64_t capacity_slots_;
+  const int64_t physical_slots_;
+  std::mutex prepare_mu_;  // one Prepare or Retire at a time
+  mutable std::mutex mu_;
+  std::map<int64_t, std::shared_ptr<const EpochTables>> epochs_;
+  std::vector<Slot> slots_;  // by Key()
+  std::vector<int32_t> free_;
+  // Retired tables that a step may still hold: their slots are freed when nobody does.
+  std::vector<std::shared_ptr<const EpochTables>> retired_;
+};
+
+}  // namespace isotherm::gpu

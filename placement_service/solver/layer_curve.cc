@@ -1,0 +1,180 @@
+#include "placement_service/solver/layer_curve.h"
+
+#include <algorithm>
+#include <array>
+#include <bit>
+#include <limits>
+
+#include "placement_service/solver/scan_values.h"
+
+namespace isotherm {
+namespace {
+
+// Orders as the float does, with -0 beside 0.
+uint32_t FallingKey(float value) {
+  const auto bits = std::bit_cast<uint32_t>(value + 0.0f);
+  return (bits >> 31) != 0 ? bits : ~bits & 0x7fffffffu;
+}
+
+// By falling gain; equal ones stay in order. Three passes of eleven bits: a third of the time that
+// a comparison sort of 49,152 items takes.
+template <typename Item>
+void SortFalling(std::vector<Item>& items) {
+  constexpr int kBits = 11, kPasses = 3;
+  constexpr size_t kBuckets = size_t{1} << kBits;
+  if (items.size() < kBuckets) {
+    std::stable_sort(items.begin(), items.end(),
+                     [](const Item& a, const Item& b) { return a.gain > b.gain; });
+    return;
+  }
+  std::vector<std::array<uint32_t, kBuckets>> starts(kPasses);
+  for (auto& start : starts) start.fill(0);
+  for (const Item& item : items) {
+    const uint32_t key = FallingKey(item.gain);
+    for (int pass = 0; pass < kPasses; ++pass) {
+      ++starts[static_cast<size_t>(pass)][key >> (pass * kBits) & (kBuckets - 1)];
+    }
+  }
+  std::vector<Item> other(items.size());
+  for (int pass = 0; pass < kPasses; ++pass) {
+    auto& start = starts[static_cast<size_t>(pass)];
+    uint32_t sum = 0;
+    for (uint32_t& count : start) sum += std::exchange(count, sum);
+    for (const Item& item : items) {
+      other[start[FallingKey(item.gain) >> (pass * kBits) & (kBuckets - 1)]++] = item;
+    }
+    items.swap(other);
+  }
+}
+
+// Gains that rise are replaced by the mean of the stretch they end, so that none is more than the
+// one before and the sums at the ends of stretches stay: the upper hull of the sums.
+template <typename Item>
+void PoolRising(std::vector<Item>& items) {
+  struct Stretch {
+    double sum;
+    size_t count;
+    double mean() const { return sum / static_cast<double>(count); }
+  };
+  std::vector<Stretch> stretches;
+  stretches.reserve(items.size());
+  for (const Item& item : items) {
+    stretches.push_back({item.gain, 1});
+    while (stretches.size() > 1 &&
+           stretches.back().mean() > stretches[stretches.size() - 2].mean()) {
+      const Stretch top = stretches.back();
+      stretches.pop_back();
+      stretches.back().sum += top.sum;
+      stretches.back().count += top.count;
+    }
+  }
+  size_t at = 0;
+  for (const Stretch& stretch : stretches) {
+    for (size_t i = 0; i < stretch.count; ++i)
+      items[at++].gain = static_cast<float>(stretch.mean());
+  }
+}
+
+}  // namespace
+
+std::pair<int64_t, int64_t> NodeRange(std::span<const SolveNode> nodes, size_t node,
+                                      int64_t num_neurons) {
+  const auto end = [&](size_t n) {
+    return n + 1 == nodes.size()
+               ? num_neurons
+               : static_cast<int64_t>(nodes[n].share_end * static_cast<double>(num_neurons));
+  };
+  return {node == 0 ? 0 : end(node - 1), end(node)};
+}
+
+LayerCurve::LayerCurve(std::span<const float> reads, float low, float high) : reads_(reads) {
+  const size_t words = (reads.size() + 63) / 64;
+  above_.resize(words);
+  std::vector<uint64_t> within(words);
+  const WindowScan scan = ScanWindow(reads, low, high, above_.data(), within.data());
+  size_t count = 0;
+  for (size_t word = 0; word < words; ++word) {
+    first_ += std::popcount(above_[word]);
+    count += static_cast<size_t>(std::popcount(within[word]));
+  }
+  items_.reserve(count);
+  for (size_t word = 0; word < words; ++word) {
+    for (uint64_t bits = within[word]; bits != 0; bits &= bits - 1) {
+      const size_t n = word * 64 + static_cast<size_t>(std::countr_zero(bits));
+      items_.push_back({reads[n], static_cast<int32_t>(n)});
+    }
+  }
+  total_ = scan.sum;
+  total_bytes_ = total_;
+  SortFalling(items_);
+  gain_sums_.reserve(items_.size() + 1);
+  gain_sums_.push_back(scan.above_sum);
+  for (const Item& item : items_) gain_sums_.push_back(gain_sums_.back() + item.gain);
+}
+
+LayerCurve::LayerCurve(std::span<const float> reads, std::span<const SolveNode> nodes)
+    : reads_(reads) {
+  struct Node {
+    std::vector<Item> items;
+    size_t next = 0;
+    double factor = 1, left = 0;  // factor times the bytes of its cold neurons
+    bool done() const { return next == items.size(); }
+  };
+  std::vector<Node> states(nodes.size());
+  for (size_t m = 0; m < nodes.size(); ++m) {
+    Node& node = states[m];
+    node.factor = nodes[m].cost_factor;
+    const auto [begin, end] = NodeRange(nodes, m, size());
+    node.items.reserve(static_cast<size_t>(end - begin));
+    for (int64_t n = begin; n < end; ++n) {
+      const float value = reads[static_cast<size_t>(n)];
+      node.items.push_back({value, static_cast<int32_t>(n)});
+      node.left += node.factor * value;
+      total_bytes_ += value;
+    }
+    SortFalling(node.items);
+  }
+  const auto slowest = [&] {
+    double most = -std::numeric_limits<double>::infinity();
+    for (const Node& node : states) most = std::max(most, node.left);
+    return most;
+  };
+  total_ = slowest();
+  items_.reserve(reads.size());
+  gain_sums_.reserve(reads.size() + 1);
+  byte_sums_.reserve(reads.size() + 1);
+  gain_sums_.push_back(0);
+  byte_sums_.push_back(0);
+  double wait = total_;
+  while (items_.size() < reads.size()) {
+    Node* take = nullptr;
+    for (Node& node : states) {
+      if (!node.done() && (take == nullptr || node.left > take->left)) take = &node;
+    }
+    const Item item = take->items[take->next++];
+    take->left -= take->factor * item.gain;
+    const double now = slowest();
+    items_.push_back({static_cast<float>(wait - now), item.neuron});
+    wait = now;
+    gain_sums_.push_back(total_ - now);
+    byte_sums_.push_back(byte_sums_.back() + item.gain);
+  }
+  PoolRising(items_);
+}
+
+int64_t LayerCurve::CountAtLeast(double gain) const {
+  const auto end = std::partition_point(items_.begin(), items_.end(),
+                                        [&](const Item& item) { return item.gain >= gain; });
+  return first_ + (end - items_.begin());
+}
+
+void LayerCurve::Select(int64_t k, LayerPlacement& placement) const {
+  if (first_ > 0) placement.hot = above_;
+  for (size_t i = 0; i < Index(k); ++i) {
+    const auto neuron = static_cast<size_t>(items_[i].neuron);
+    placement.hot[neuron / 64] |= uint64_t{1} << (neuron % 64);
+  }
+  placement.num_hot = k;
+}
+
+}  // namespace isotherm

@@ -1,0 +1,147 @@
+#include "gpu_worker/engine/hot_pool.h"
+
+#include <cstring>
+
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+
+namespace isotherm::gpu {
+namespace {
+
+constexpr BundleLayout kLayout{.dtype = DType::kF16,
+                               .rows = 3,
+                               .model_dim = 32,
+                               .row_bytes = 64,
+                               .bundle_bytes = 192,
+                               .num_neurons = 70,
+                               .num_layers = 2};
+
+using Ids = std::vector<std::vector<int64_t>>;  // [layer]: hot neurons
+
+PlacementPlan Plan(int64_t epoch, const Ids& ids) {
+  PlacementPlan plan{.epoch = epoch};
+  for (const auto& layer_ids : ids) {
+    LayerPlacement layer{.num_neurons = kLayout.num_neurons};
+    layer.hot.assign(2, 0);
+    for (const int64_t n : layer_ids)
+      layer.hot[static_cast<size_t>(n / 64)] |= uint64_t{1} << n % 64;
+    layer.num_hot = static_cast<int64_t>(layer_ids.size());
+    plan.layers.push_back(layer);
+  }
+  return plan;
+}
+
+class HotPoolTest : public testing::Test {
+ protected:
+  // A bundle is its layer and neuron number over and over.
+  absl::Status Prepare(const PlacementPlan& plan) {
+    return pool_.Prepare(plan,
+                         [this](int64_t layer, int64_t neuron, int32_t slot) {
+                           ++copies_;
+                           if (copies_ == fail_at_) return absl::DataLossError("bad file");
+                           std::memset(storage_.data() + slot * kLayout.bundle_bytes,
+                                       static_cast<int>(layer * 100 + neuron),
+                                       static_cast<size_t>(kLayout.bundle_bytes));
+                           return absl::OkStatus();
+                         },
+                         {});
+  }
+  void ExpectHolds(const EpochTables& tables, const Ids& ids) {
+    for (size_t l = 0; l < ids.size(); ++l) {
+      for (int64_t n = 0; n < kLayout.num_neurons; ++n) {
+        const bool hot = std::find(ids[l].begin(), ids[l].end(), n) != ids[l].end();
+        const int32_t slot = tables.layers[l].slot_of[static_cast<size_t>(n)];
+        EXPECT_EQ(slot >= 0, hot);
+        EXPECT_EQ(tables.layers[l].hot[static_cast<size_t>(n / 64)] >> (n % 64) & 1, hot ? 1u : 0u);
+        EXPECT_EQ(tables.layers[l].cold[static_cast<size_t>(n / 64)] >> (n % 64) & 1,
+                  hot ? 0u : 1u);
+        if (!hot) continue;
+        const auto want = static_cast<std::byte>(static_cast<int64_t>(l) * 100 + n);
+        const std::byte* bundle = storage_.data() + slot * kLayout.bundle_bytes;
+        EXPECT_EQ(bundle[0], want);
+        EXPECT_EQ(bundle[kLayout.bundle_bytes - 1], want);
+      }
+      EXPECT_EQ(tables.layers[l].cold[1] >> (kLayout.num_neurons - 64), 0u);
+    }
+  }
+
+  HotPool pool_{kLayout, 6, 12};
+  std::vector<std::byte> storage_ =
+      std::vector<std::byte>(static_cast<size_t>(12 * kLayout.bundle_bytes));
+  int copies_ = 0, fail_at_ = -1;
+};
+
+TEST_F(HotPoolTest, EpochZeroHasNoHotNeuron) {
+  ExpectHolds(*pool_.Find(0), {{}, {}});
+  EXPECT_EQ(pool_.capacity_bytes(), 6 * kLayout.bundle_bytes);
+  EXPECT_EQ(pool_.used_bytes(), 0);
+  EXPECT_EQ(pool_.Retire(0).code(), absl::StatusCode::kInvalidArgument);
+}
+
+TEST_F(HotPoolTest, OnlyNewNeuronsAreCopied) {
+  ASSERT_TRUE(Prepare(Plan(1, {{0, 65}, {3}})).ok());
+  EXPECT_EQ(copies_, 3);
+  ASSERT_TRUE(Prepare(Plan(2, {{65, 66}, {3, 4}})).ok());
+  EXPECT_EQ(copies_, 5);
+  ExpectHolds(*pool_.Find(1), {{0, 65}, {3}});
+  ExpectHolds(*pool_.Find(2), {{65, 66}, {3, 4}});
+  ASSERT_TRUE(Prepare(Plan(2, {{1}, {1}})).ok());  // prepared already: nothing happens
+  ExpectHolds(*pool_.Find(2), {{65, 66}, {3, 4}});
+}
+
+TEST_F(HotPoolTest, RetireFreesWhatNoOtherEpochUses) {
+  ASSERT_TRUE(Prepare(Plan(1, {{0, 65}, {3}})).ok());
+  ASSERT_TRUE(Prepare(Plan(2, {{65}, {}})).ok());
+  ASSERT_TRUE(pool_.Retire(1).ok());
+  EXPECT_EQ(pool_.Find(1), nullptr);
+  EXPECT_EQ(pool_.used_bytes(), kLayout.bundle_bytes);
+  ExpectHolds(*pool_.Find(2), {{65}, {}});
+  EXPECT_EQ(pool_.Retire(1).code(), absl::StatusCode::kNotFound);
+}
+
+TEST_F(HotPoolTest, RetiredEpochKeepsItsSlotsWhileAStepHoldsIt) {
+  ASSERT_TRUE(Prepare(Plan(1, {{0, 1, 2, 3, 4, 5}, {}})).ok());
+  std::shared_ptr<const EpochTables> pinned = pool_.Find(1);
+  ASSERT_TRUE(pool_.Retire(1).ok());
+  ASSERT_TRUE(Prepare(Plan(2, {{10, 11, 12, 13, 14, 15}, {}})).ok());
+  ExpectHolds(*pinned, {{0, 1, 2, 3, 4, 5}, {}});
+  const absl::Status full = Prepare(Plan(3, {{}, {20}}));
+  EXPECT_EQ(full.code(), absl::StatusCode::kResourceExhausted) << full;
+  pinned.reset();
+  EXPECT_TRUE(Prepare(Plan(3, {{}, {20}})).ok());
+  ExpectHolds(*pool_.Find(2), {{10, 11, 12, 13, 14, 15}, {}});
+}
+
+TEST_F(HotPoolTest, PlanAboveTheBudgetIsRefusedWithBytes) {
+  const absl::Status status = Prepare(Plan(1, {{0, 1, 2, 3}, {0, 1, 2}}));
+  EXPECT_EQ(status.code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_THAT(std::string(status.message()), testing::HasSubstr("1.34 kB"));
+  EXPECT_EQ(pool_.used_bytes(), 0);
+  EXPECT_EQ(pool_.Find(1), nullptr);
+}
+
+TEST_F(HotPoolTest, FailedCopyKeepsNothing) {
+  fail_at_ = 2;
+  EXPECT_EQ(Prepare(Plan(1, {{0, 1, 2}, {}})).code(), absl::StatusCode::kDataLoss);
+  EXPECT_EQ(pool_.used_bytes(), 0);
+  EXPECT_EQ(pool_.Find(1), nullptr);
+  EXPECT_TRUE(Prepare(Plan(1, {{0, 1, 2}, {}})).ok());
+  ExpectHolds(*pool_.Find(1), {{0, 1, 2}, {}});
+}
+
+TEST_F(HotPoolTest, PlansOfAnotherModelAreRefused) {
+  PlacementPlan layers = Plan(1, {{0}});
+  EXPECT_EQ(Prepare(layers).code(), absl::StatusCode::kFailedPrecondition);
+  PlacementPlan neurons = Plan(1, {{0}, {0}});
+  neurons.layers[1].num_neurons = 71;
+  EXPECT_EQ(Prepare(neurons).code(), absl::StatusCode::kFailedPrecondition);
+  PlacementPlan past_end = Plan(1, {{0}, {70}});
+  EXPECT_EQ(Prepare(past_end).code(), absl::StatusCode::kFailedPrecondition);
+  PlacementPlan count = Plan(1, {{0}, {1}});
+  count.layers[0].num_hot = 2;
+  EXPECT_EQ(Prepare(count).code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_EQ(pool_.used_bytes(), 0);
+}
+
+}  // namespace
+}  // namespace isotherm::gpu
