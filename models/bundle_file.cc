@@ -38,9 +38,9 @@ absl::Status CheckKeys(const GgufFile& file, const ModelConfig& config) {
     return Bad(file, absl::StrCat("key ", kBundleRowsKey, " is ", stored, "; a neuron of ",
                                   config.architecture_name, " has ", rows, " rows"));
   }
-  const absl::StatusOr<int64_t> alignment = file.GetInt("general.alignment");
+  const absl::StatusOr<int64_t> alignment = file.GetInt(kAlignmentKey);
   if (!alignment.ok() || *alignment % kBundleAlignment != 0) {
-    return Bad(file, absl::StrCat("general.alignment is ",
+    return Bad(file, absl::StrCat(kAlignmentKey, " is ",
                                   alignment.ok() ? absl::StrCat(*alignment) : "absent, so 32",
                                   "; bundles that are computed from in place need a multiple of ",
                                   kBundleAlignment));

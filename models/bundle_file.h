@@ -20,6 +20,7 @@ struct BundleFile {
   std::vector<int64_t> layer_offsets;  // of each layer's tensor in the file, multiples of 4096
 };
 
+inline constexpr char kAlignmentKey[] = "general.alignment";
 inline constexpr char kBundleRowsKey[] = "isotherm.bundle_rows";
 inline constexpr int64_t kBundleAlignment = 4096;
 

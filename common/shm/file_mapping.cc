@@ -28,28 +28,22 @@ absl::Status CheckIdentity(int fd, const FileIdentity& wanted, const std::string
     return bad(absl::StrCat("has ", now.bytes, " bytes, had ", wanted.bytes,
                             " when it was opened; restore it and start again"));
   }
-  if (now.modified_ns != wanted.modified_ns) {
+  if (now.modified_ns != wanted.modified_ns && !LiesInMemory(fd)) {
     return bad("was changed since it was opened; restore it and start again");
   }
   return absl::OkStatus();
 }
 
-absl::StatusOr<Mapping> MapFile(int fd, const FileIdentity& wanted, Access access,
-                                const std::string& name) {
+absl::StatusOr<Mapping> MapFile(int fd, const FileIdentity& wanted, const std::string& name,
+                                const MapFileOptions& options) {
   ISOTHERM_RETURN_IF_ERROR(CheckIdentity(fd, wanted, name));
+  // What mprotect() may allow later is what the descriptor allows at mmap().
   UniqueFd writable;
-  if (access == Access::kReadWrite) {
-    if ((::fcntl(fd, F_GETFL) & O_ACCMODE) != O_RDWR) {
-      writable.Reset(::open(absl::StrCat("/proc/self/fd/", fd).c_str(), O_RDWR | O_CLOEXEC));
-      if (!writable.valid()) {
-        return absl::PermissionDeniedError(absl::StrCat(
-            name, " cannot be opened for writing: ", std::strerror(errno),
-            "; give the workers' user the right, or let the neurons be copied to memory"));
-      }
-      fd = writable.get();
-    }
+  if (options.may_be_opened && LiesInMemory(fd)) {
+    writable.Reset(::open(absl::StrCat("/proc/self/fd/", fd).c_str(), O_RDWR | O_CLOEXEC));
   }
-  ISOTHERM_ASSIGN_OR_RETURN(Mapping mapping, MapWhole(fd, wanted.bytes, access));
+  ISOTHERM_ASSIGN_OR_RETURN(Mapping mapping, MapWhole(writable.valid() ? writable.get() : fd,
+                                                      wanted.bytes, Access::kReadOnly));
   mapping.ExplainFaults(name);
   return mapping;
 }

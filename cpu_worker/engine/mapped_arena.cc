@@ -100,8 +100,7 @@ absl::StatusOr<std::unique_ptr<Arena>> Arena::MapModelFile(const BundleSource& s
     return absl::ResourceExhaustedError(
         absl::StrCat("cannot duplicate the model file's descriptor: ", std::strerror(errno)));
   }
-  absl::StatusOr<shm::Mapping> mapping =
-      shm::MapFile(fd.get(), file.identity, shm::Access::kReadOnly, file.path);
+  absl::StatusOr<shm::Mapping> mapping = shm::MapFile(fd.get(), file.identity, file.path);
   if (absl::IsFailedPrecondition(mapping.status())) {
     return WithExitCode(absl::DataLossError(mapping.status().message()), ExitCode::kBadData);
   }

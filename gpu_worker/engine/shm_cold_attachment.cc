@@ -43,13 +43,13 @@ absl::StatusOr<shm::ArenaGeometry> GeometryOf(const ModelFile& model,
 }
 
 absl::StatusOr<shm::Mapping> MapArena(int fd, const shm::ArenaGeometry& geometry,
-                                      const ShmHandshake& handshake, const ModelFile& model,
-                                      shm::Access access) {
+                                      const ShmHandshake& handshake, const ModelFile& model) {
   if (handshake.arena_is_model_file) {
     // The file's header was checked when the model was opened: it is that file or another.
-    return shm::MapFile(fd, model.gguf().identity(), access, "the model file");
+    return shm::MapFile(fd, model.gguf().identity(), "the model file", {.may_be_opened = true});
   }
-  ISOTHERM_ASSIGN_OR_RETURN(shm::Mapping arena, shm::MapShared(fd, geometry.arena_bytes, access));
+  ISOTHERM_ASSIGN_OR_RETURN(shm::Mapping arena,
+                            shm::MapShared(fd, geometry.arena_bytes, shm::Access::kReadOnly));
   ISOTHERM_RETURN_IF_ERROR(shm::CheckArenaHeader(geometry, arena.data()));
   return arena;
 }
@@ -57,19 +57,13 @@ absl::StatusOr<shm::Mapping> MapArena(int fd, const shm::ArenaGeometry& geometry
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<ShmColdAttachment>> ShmColdAttachment::Attach(
-    shm::Handoff handoff, const ShmHandshake& handshake, const ModelFile& model,
-    const ArenaAccess& access) {
+    shm::Handoff handoff, const ShmHandshake& handshake, const ModelFile& model) {
   const BundleLayout& layout = model.bundle_layout();
   const shm::ArenaShape shape = ArenaShapeOf(layout);
   ISOTHERM_ASSIGN_OR_RETURN(const shm::ArenaGeometry geometry, GeometryOf(model, handshake));
   ISOTHERM_RETURN_IF_ERROR(CheckArenaBytes(geometry, handshake));
-  absl::StatusOr<shm::Mapping> arena =
-      MapArena(handoff.arena.get(), geometry, handshake, model,
-               access.writable ? shm::Access::kReadWrite : shm::Access::kReadOnly);
-  if (absl::IsPermissionDenied(arena.status())) {
-    arena = MapArena(handoff.arena.get(), geometry, handshake, model, shm::Access::kReadOnly);
-  }
-  ISOTHERM_RETURN_IF_ERROR(arena.status());
+  ISOTHERM_ASSIGN_OR_RETURN(shm::Mapping arena,
+                            MapArena(handoff.arena.get(), geometry, handshake, model));
   ISOTHERM_ASSIGN_OR_RETURN(
       std::unique_ptr<shm::ControlRegion> region,
       shm::ControlRegion::Attach(std::move(handoff.control),
@@ -83,7 +77,7 @@ absl::StatusOr<std::unique_ptr<ShmColdAttachment>> ShmColdAttachment::Attach(
   ISOTHERM_ASSIGN_OR_RETURN(std::unique_ptr<shm::SlotClient> client,
                             shm::SlotClient::Create(*region));
   return std::unique_ptr<ShmColdAttachment>(
-      new ShmColdAttachment(layout, geometry, *std::move(arena), std::move(region),
+      new ShmColdAttachment(layout, geometry, std::move(arena), std::move(region),
                             std::move(client), std::move(handoff.connection)));
 }
 

@@ -22,14 +22,6 @@ struct ShmHandshake {
   bool arena_is_model_file = false;
 };
 
-// Memory of the arena in this process, for a device that pins it.
-struct ArenaAccess {
-  // Writable where that is allowed: some devices pin no other memory. Nobody writes; the holder
-  // calls MakeReadOnly() on the mapping when it is pinned. Where it is not allowed the mapping is
-  // read-only.
-  bool writable = false;
-};
-
 // The co-located cpu_worker: layer slots in shared memory and the mapped arena. Every size is
 // checked against our own model before anything is mapped.
 class ShmColdAttachment final : public ColdAttachment, private ColdLink, private NeuronStore {
@@ -38,8 +30,7 @@ class ShmColdAttachment final : public ColdAttachment, private ColdLink, private
   // file and not the very file that `model` was opened from, unchanged.
   static absl::StatusOr<std::unique_ptr<ShmColdAttachment>> Attach(shm::Handoff handoff,
                                                                    const ShmHandshake& handshake,
-                                                                   const ModelFile& model,
-                                                                   const ArenaAccess& access = {});
+                                                                   const ModelFile& model);
   ~ShmColdAttachment() override;
 
   ColdLink& link() override { return *this; }

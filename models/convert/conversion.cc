@@ -23,10 +23,10 @@ namespace {
 absl::Status CheckOutput(const ConversionOptions& options) {
   std::error_code error;
   if (fs::equivalent(options.input_path, options.output_path, error)) {
-    return WithExitCode(absl::InvalidArgumentError(absl::StrCat(
-                            "'", options.output_path,
-                            "' is the model itself; give the result another name")),
-                        ExitCode::kUsage);
+    return WithExitCode(
+        absl::InvalidArgumentError(absl::StrCat(
+            "'", options.output_path, "' is the model itself; give the result another name")),
+        ExitCode::kUsage);
   }
   const fs::file_status there = fs::status(options.output_path, error);
   if (fs::is_directory(there)) {
@@ -35,10 +35,9 @@ absl::Status CheckOutput(const ConversionOptions& options) {
                         ExitCode::kUsage);
   }
   if (fs::exists(there) && !options.replace) {
-    return WithExitCode(
-        absl::AlreadyExistsError(absl::StrCat("'", options.output_path,
-                                              "' is there already; --force replaces it")),
-        ExitCode::kUsage);
+    return WithExitCode(absl::AlreadyExistsError(absl::StrCat(
+                            "'", options.output_path, "' is there already; --force replaces it")),
+                        ExitCode::kUsage);
   }
   return absl::OkStatus();
 }
@@ -49,17 +48,17 @@ absl::Status CheckRoom(const std::string& path, int64_t bytes) {
   const fs::path folder = fs::absolute(path, error).parent_path();
   const fs::space_info space = fs::space(folder, error);
   if (error) {
-    return WithExitCode(absl::NotFoundError(absl::StrCat("cannot write to '", folder.string(),
-                                                         "': ", error.message(),
-                                                         "; create the folder first")),
-                        ExitCode::kShortage);
+    return WithExitCode(
+        absl::NotFoundError(absl::StrCat("cannot write to '", folder.string(),
+                                         "': ", error.message(), "; create the folder first")),
+        ExitCode::kShortage);
   }
   if (space.available >= static_cast<uintmax_t>(bytes)) return absl::OkStatus();
-  return WithExitCode(
-      absl::ResourceExhaustedError(absl::StrCat(
-          "the result needs ", FormatBytes(bytes), ", '", folder.string(), "' has ",
-          FormatBytes(static_cast<int64_t>(space.available)), " free; make room or write elsewhere")),
-      ExitCode::kShortage);
+  return WithExitCode(absl::ResourceExhaustedError(absl::StrCat(
+                          "the result needs ", FormatBytes(bytes), ", '", folder.string(), "' has ",
+                          FormatBytes(static_cast<int64_t>(space.available)),
+                          " free; make room or write elsewhere")),
+                      ExitCode::kShortage);
 }
 
 absl::Status WriteHeader(const ModelFile& model, const ConversionPlan& plan, GgufWriter& writer) {
@@ -70,6 +69,10 @@ absl::Status WriteHeader(const ModelFile& model, const ConversionPlan& plan, Ggu
   if (plan.file_type.has_value()) writer.AddUint32("general.file_type", *plan.file_type);
   if (plan.add_quantization_version) writer.AddUint32("general.quantization_version", 2);
   if (plan.activation.has_value()) writer.AddString(kActivationKey, Name(*plan.activation));
+  if (plan.bundle_rows.has_value()) {
+    writer.AddUint32(kAlignmentKey, plan.alignment);
+    writer.AddUint32(kBundleRowsKey, *plan.bundle_rows);
+  }
   for (const ConvertedTensor& tensor : plan.tensors) {
     const uint32_t type = tensor.from == ConvertedTensor::From::kBytes
                               ? tensor.source->ggml_type
@@ -84,8 +87,7 @@ absl::Status WriteHeader(const ModelFile& model, const ConversionPlan& plan, Ggu
 absl::StatusOr<bool> CopyProfile(const ConversionOptions& options) {
   const auto profiles = ReadActivationProfiles(ProfilePathFor(options.input_path));
   if (!profiles.ok()) return false;
-  ISOTHERM_RETURN_IF_ERROR(
-      WriteActivationProfiles(ProfilePathFor(options.output_path), *profiles));
+  ISOTHERM_RETURN_IF_ERROR(WriteActivationProfiles(ProfilePathFor(options.output_path), *profiles));
   return true;
 }
 
@@ -100,8 +102,9 @@ absl::StatusOr<ConversionReport> ConvertModel(const ConversionOptions& options) 
   }
   ISOTHERM_ASSIGN_OR_RETURN(
       const std::unique_ptr<ModelFile> model,
-      ModelFile::Open(options.input_path, options.relu ? ModelOptions{.activation = Activation::kRelu}
-                                                       : ModelOptions{}));
+      ModelFile::Open(options.input_path, options.relu
+                                              ? ModelOptions{.activation = Activation::kRelu}
+                                              : ModelOptions{}));
   ISOTHERM_RETURN_IF_ERROR(CheckOutput(options));
   ISOTHERM_ASSIGN_OR_RETURN(const ConversionPlan plan, PlanConversion(*model, options));
   const int64_t total = plan.data_bytes();
@@ -110,8 +113,8 @@ absl::StatusOr<ConversionReport> ConvertModel(const ConversionOptions& options) 
       const std::unique_ptr<GgufWriter> writer,
       GgufWriter::Create(options.output_path, plan.powerinfer, plan.alignment));
   ISOTHERM_RETURN_IF_ERROR(WriteHeader(*model, plan, *writer));
-  TensorConverter converter(
-      model->gguf(), options.num_threads > 0 ? options.num_threads : DefaultThreadCount());
+  TensorConverter converter(model->gguf(),
+                            options.num_threads > 0 ? options.num_threads : DefaultThreadCount());
   int64_t done = 0;
   for (const ConvertedTensor& tensor : plan.tensors) {
     ISOTHERM_RETURN_IF_ERROR(converter.Write(tensor, *writer, [&](int64_t bytes) {

@@ -18,11 +18,12 @@ struct ConversionOptions {
   std::string input_path;
   std::string output_path;
   std::optional<Container> container;  // absent: the input's
-  std::optional<DType> type;           // of the matrices: F16, BF16, Q8_0 or Q4_0; absent: as stored
-  bool drop_predictors = false;        // they may go
-  bool relu = false;                   // the user knows the model for a ReLU one
-  bool replace = false;                // an output that is there may go
-  int num_threads = 0;                 // 0: DefaultThreadCount()
+  bool arena = false;                  // neurons in bundle order; else by matrix
+  std::optional<DType> type;     // of the matrices: F16, BF16, Q8_0 or Q4_0; absent: as stored
+  bool drop_predictors = false;  // they may go
+  bool relu = false;             // the user knows the model for a ReLU one
+  bool replace = false;          // an output that is there may go
+  int num_threads = 0;           // 0: DefaultThreadCount()
   // stage "converting" or "checking", bytes done, bytes in all; may be empty.
   std::function<void(absl::string_view stage, int64_t done, int64_t total)> progress;
 };
@@ -33,13 +34,14 @@ struct ConversionReport {
   bool profile_copied = false;     // the activation profile beside the input is beside the output
 };
 
-// Writes the model anew: PowerInfer's layout (a neuron's down vector is a row) to a plain GGUF file's
-// or back, or matrices in another type. Keys, tokenizer and order are kept. The output appears under
-// its name only when Verify() has found it good; until then, and on any error, there is none.
+// Writes the model anew: PowerInfer's layout (a neuron's down vector is a row) to a plain GGUF
+// file's or back, neurons in bundle order or by matrix, or matrices in another type. Keys,
+// tokenizer and order are kept. The output appears under its name only when Verify() has found it
+// good; until then, and on any error, there is none.
 //
 // InvalidArgument or FailedPrecondition (exit code 64) for what the user must decide: nothing to
-// change, an output that is there, predictors or an activation that would be lost. DataLoss (65) for
-// a model that is damaged; ResourceExhausted (71) when the disk is short.
+// change, an output that is there, predictors or an activation that would be lost. DataLoss (65)
+// for a model that is damaged; ResourceExhausted (71) when the disk is short.
 absl::StatusOr<ConversionReport> ConvertModel(const ConversionOptions& options);
 
 }  // namespace isotherm
