@@ -365,13 +365,37 @@ TEST_F(SyntheticModelTest, ProfileIsTheDesign) {
   }
 }
 
-TEST_F(SyntheticModelTest, LoadsAsAModel) {
-  const SyntheticOptions o = Small();
-  const auto model = ModelFile::Open(Generate(o, "m.gguf"));
-  ASSERT_TRUE(model.ok()) << model.status();
-  EXPECT_TRUE((*model)->config().sparse);
-  EXPECT_EQ((*model)->config().vocab_size, o.vocab_size);
-  EXPECT_EQ((*model)->bundle_layout().num_neurons, o.ffn_dim);
+TEST_F(SyntheticModelTest, LoadsAsAModelInEitherOrder) {
+  for (const SyntheticFamily family : {SyntheticFamily::kLlama, SyntheticFamily::kFalcon}) {
+    SyntheticOptions o = Small(family);
+    o.dtype = DType::kQ8_0;
+    const auto plain = ModelFile::Open(Generate(o, "plain.gguf"));
+    o.arena = true;
+    const auto arena = ModelFile::Open(Generate(o, "arena.gguf"));
+    ASSERT_TRUE(plain.ok() && arena.ok()) << plain.status() << arena.status();
+    EXPECT_TRUE((*arena)->config().sparse);
+    EXPECT_EQ((*arena)->config().activation, Activation::kRelu);
+    EXPECT_EQ((*arena)->config().vocab_size, o.vocab_size);
+    EXPECT_EQ((*plain)->bundle_file(), nullptr);
+    ASSERT_NE((*arena)->bundle_file(), nullptr);
+    const BundleLayout& from = (*plain)->bundle_layout();
+    const BundleLayout& to = (*arena)->bundle_layout();
+    std::vector<std::byte> wanted(static_cast<size_t>(from.bundle_bytes));
+    std::vector<std::byte> got(static_cast<size_t>(to.bundle_bytes));
+    for (int64_t layer = 0; layer < o.num_layers; ++layer) {
+      for (int64_t n = 0; n < o.ffn_dim; n += 37) {
+        ASSERT_TRUE((*plain)->PackBundles(layer, n, 1, wanted).ok());
+        ASSERT_TRUE((*arena)->PackBundles(layer, n, 1, got).ok());
+        EXPECT_TRUE(
+            std::equal(wanted.begin(), wanted.begin() + from.rows * from.row_bytes, got.begin()));
+      }
+    }
+    // Other weights must not be taken for the same model.
+    o.seed = 2;
+    const auto other = ModelFile::Open(Generate(o, "other.gguf"));
+    ASSERT_TRUE(other.ok());
+    EXPECT_NE((*other)->config().digest, (*arena)->config().digest);
+  }
 }
 
 TEST_F(SyntheticModelTest, ProgressEndsAtAllBytes) {
