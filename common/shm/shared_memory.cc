@@ -39,6 +39,7 @@ Mapping& Mapping::operator=(Mapping&& other) noexcept {
   std::swap(size_, other.size_);
   std::swap(reserved_, other.reserved_);
   std::swap(reserved_bytes_, other.reserved_bytes_);
+  std::swap(explanation_, other.explanation_);
   return *this;
 }
 
@@ -51,6 +52,10 @@ absl::Status Mapping::MakeReadOnly() {
     return absl::InternalError(absl::StrCat("mprotect: ", std::strerror(errno)));
   }
   return absl::OkStatus();
+}
+
+void Mapping::ExplainFaults(const std::string& name) {
+  explanation_ = std::make_unique<BusErrorExplanation>(data_, static_cast<size_t>(size_), name);
 }
 
 absl::StatusOr<UniqueFd> CreateSealedMemory(absl::string_view label, int64_t bytes,
@@ -101,6 +106,10 @@ absl::Status CheckSealedMemory(int fd, int64_t bytes) {
 
 absl::StatusOr<Mapping> MapShared(int fd, int64_t bytes, Access access) {
   ISOTHERM_RETURN_IF_ERROR(CheckSealedMemory(fd, bytes));
+  return MapWhole(fd, bytes, access);
+}
+
+absl::StatusOr<Mapping> MapWhole(int fd, int64_t bytes, Access access) {
   // Inside a reservation that nobody may touch: running over either end faults at once. Large
   // mappings start on 2 MiB, for huge pages.
   const int64_t alignment = bytes >= kHugePage ? kHugePage : kPage;
