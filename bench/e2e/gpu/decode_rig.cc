@@ -90,7 +90,7 @@ absl::Status DecodeRig::Attach() {
                                                            {.nonce = offer.nonce,
                                                             .arena_bytes = offer.arena_bytes,
                                                             .control_bytes = offer.control_bytes},
-                                                           layout));
+                                                           *model_));
   gpu::ColdAttachment& cold = *attachment_;
   ISOTHERM_ASSIGN_OR_RETURN(mapping_, device_->Map({.link = &cold.link(), .arena = cold.arena()}));
   return absl::OkStatus();

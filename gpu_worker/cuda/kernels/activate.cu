@@ -54,7 +54,7 @@ __device__ void PostLayer(const ActivateArgs& args, unsigned char* slot, int cut
     const SlotRing& ring = header.ring;
     auto* const keys = reinterpret_cast<int32_t*>(slot + ring.row_keys_offset);
     for (int r = threadIdx.x; r < rows; r += kActivateThreads) keys[r] = r;
-    __threadfence_system();
+    __threadfence();
   }
   __syncthreads();
   if (threadIdx.x != 0) return;
@@ -77,6 +77,7 @@ __device__ void PostLayer(const ActivateArgs& args, unsigned char* slot, int cut
   fields.num_rows = rows;
   fields.cut = cut;
   fields.time_left_us = left > 0 ? left / 1000 : 0;
+  __threadfence_system();
   StoreReleaseSystem(slot, sequence);
   state.posted_ns = GlobalTimer();
   if (trace) args.step.traces[args.layer].posted = state.posted_ns;
@@ -109,15 +110,29 @@ __global__ void __launch_bounds__(kActivateThreads) ActivateKernel(ActivateArgs 
       const DeviceMatrix& w = args.fc2;
       const int padded = static_cast<int>(w.padded_columns);
       const ProductInput in{.x = args.hidden, .stride = args.hidden_stride};
-      StageRows<Format::kElems, R>(in, row0, rows, static_cast<int>(w.columns), padded, xs);
       constexpr int kOutputs = 4;
-      for (int n = warp * kOutputs; n < kNeuronsOfBlock; n += kActivateWarps * kOutputs) {
-        int which[kOutputs];
+      static_assert(kNeuronsOfBlock == 2 * kActivateWarps * kOutputs);
+      const auto rows_of = [&](int n, int (&which)[kOutputs]) {
 #pragma unroll
         for (int i = 0; i < kOutputs; ++i)
           which[i] = min(half * kNeuronsOfBlock + n + i, args.num_neurons - 1);
+      };
+      // Both rounds' weights are under way while x is staged.
+      WeightBatch<Format, kOutputs> batches[2];
+#pragma unroll
+      for (int round = 0; round < 2; ++round) {
+        int which[kOutputs];
+        rows_of((round * kActivateWarps + warp) * kOutputs, which);
+        batches[round].Load(w, which, lane);
+      }
+      StageRows<Format::kElems, R>(in, row0, rows, static_cast<int>(w.columns), padded, xs);
+#pragma unroll
+      for (int round = 0; round < 2; ++round) {
+        const int n = (round * kActivateWarps + warp) * kOutputs;
+        int which[kOutputs];
+        rows_of(n, which);
         float acc[kOutputs][R];
-        WarpDots<Format, kOutputs, R>(w, which, xs, acc);
+        WarpDots<Format, kOutputs, R>(w, which, xs, batches[round], acc);
         if (lane == 0) {
 #pragma unroll
           for (int i = 0; i < kOutputs; ++i) {
@@ -168,13 +183,8 @@ __global__ void __launch_bounds__(kActivateThreads) ActivateKernel(ActivateArgs 
               static_cast<unsigned long long>(hot));
     if (below != 0) atomicAdd(&state.cold_below_cut, below);
   }
-  if (lane == 0) {
-    if (slot != nullptr) {
-      __threadfence_system();  // the bitmap before the doorbell
-    } else {
-      __threadfence();
-    }
-  }
+  // At this device's scope: the last block's fence, of the system's, covers what it saw of others'.
+  if (lane == 0) __threadfence();
   __syncthreads();
   __shared__ bool last;
   if (threadIdx.x == 0) {

@@ -8,7 +8,7 @@ using shm::ResultFields;
 using shm::WireStatus;
 
 constexpr int kThreads = 1024;
-constexpr int kColumnsOfBlock = 128;
+constexpr int kColumnsOfBlock = 32;
 constexpr int kGroups = kThreads / kColumnsOfBlock;  // share the partial sums of a column
 
 // What the result of the awaited post says; kStepOk also when it is not there yet (`*there` tells).

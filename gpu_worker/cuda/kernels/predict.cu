@@ -38,16 +38,24 @@ __global__ void __launch_bounds__(kProductThreads) PredictKernel(PredictArgs arg
   const int each = (steps + static_cast<int>(gridDim.x) - 1) / static_cast<int>(gridDim.x);
   const int first = static_cast<int>(blockIdx.x) * each * 8;
   const int last = min(args.model_dim, first + each * 8);
+  const int lane = threadIdx.x % kWarp;
+  const int matrix_rows = static_cast<int>(w.rows);
+  const int first_task = static_cast<int>(blockIdx.x) * kProductWarps + threadIdx.x / kWarp;
+  WeightBatch<Format, 1> batch;
+  if (first_task < matrix_rows) batch.Load(w, {first_task}, lane);
   for (int r = 0; r < rows; ++r) {
     const int64_t at = int64_t{row0 + r} * args.model_dim;
     const float* const x = args.x + at;
     float* const to = xs + r * padded;
     float sum = 0, squares = 0;
-    for (int c = threadIdx.x; c < max(padded, args.model_dim); c += kProductThreads) {
-      const float value = c < args.model_dim ? x[c] : 0.0f;
-      if (c < padded) to[StagedIndex<Format::kElems>(c, padded)] = value;
-      sum += value;
-      squares += value * value;
+#pragma unroll 4
+    for (int c = 4 * static_cast<int>(threadIdx.x); c < max(padded, args.model_dim);
+         c += 4 * kProductThreads) {
+      float4 value = {0, 0, 0, 0};
+      if (c < args.model_dim) value = *reinterpret_cast<const float4*>(x + c);
+      if (c < padded) *Staged4<Format::kElems>(to, c, padded) = value;
+      sum += value.x + value.y + value.z + value.w;
+      squares += value.x * value.x + value.y * value.y + value.z * value.z + value.w * value.w;
     }
     RowNorm norm;
     if (args.norm.kind == NormOp::kLayer) {
@@ -71,13 +79,11 @@ __global__ void __launch_bounds__(kProductThreads) PredictKernel(PredictArgs arg
     for (int c = threadIdx.x; c < padded; c += kProductThreads) xs[r * padded + c] = 0;
   }
   __syncthreads();
-  const int lane = threadIdx.x % kWarp;
-  const int matrix_rows = static_cast<int>(w.rows);
-  for (int task = blockIdx.x * kProductWarps + threadIdx.x / kWarp; task < matrix_rows;
-       task += gridDim.x * kProductWarps) {
+  for (int task = first_task; task < matrix_rows; task += gridDim.x * kProductWarps) {
     const int which[1] = {task};
+    if (task != first_task) batch.Load(w, which, lane);
     float acc[1][R];
-    WarpDots<Format, 1, R>(w, which, xs, acc);
+    WarpDots<Format, 1, R>(w, which, xs, batch, acc);
 #pragma unroll
     for (int r = 0; r < R; ++r) {
       if (lane == r && r < rows) {
