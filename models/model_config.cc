@@ -35,7 +35,8 @@ constexpr std::array<ArchitectureRules, 4> kArchitectures = {{
 
 class ConfigReader {
  public:
-  ConfigReader(const GgufFile& file, const ModelOptions& options) : file_(file), options_(options) {}
+  ConfigReader(const GgufFile& file, const ModelOptions& options)
+      : file_(file), options_(options) {}
 
   absl::StatusOr<ModelConfig> Read();
 
@@ -98,10 +99,9 @@ absl::StatusOr<float> ConfigReader::PositiveFloat(absl::string_view suffix,
 }
 
 absl::Status ConfigReader::ReadArchitecture() {
-  if (const std::string type = file_.GetString("general.type").value_or("model");
-      type != "model") {
-    return Bad(absl::StrCat("general.type is '", Printable(type),
-                            "': this file is no model by itself"));
+  if (const std::string type = file_.GetString("general.type").value_or("model"); type != "model") {
+    return Bad(
+        absl::StrCat("general.type is '", Printable(type), "': this file is no model by itself"));
   }
   ISOTHERM_ASSIGN_OR_RETURN(config_.architecture_name, file_.GetString("general.architecture"));
   std::string names;
@@ -126,8 +126,8 @@ absl::Status ConfigReader::ReadShape() {
   if (file_.Has(Key("expert_count"))) {
     ISOTHERM_ASSIGN_OR_RETURN(const int64_t experts, file_.GetInt(Key("expert_count")));
     if (experts > 0) {
-      return Unsupported(absl::StrCat("a mixture of ", experts,
-                                      " experts is not supported; dense and PowerInfer models are"));
+      return Unsupported(absl::StrCat(
+          "a mixture of ", experts, " experts is not supported; dense and PowerInfer models are"));
     }
   }
   const char* const eps = rules_->norm == NormKind::kRms ? "attention.layer_norm_rms_epsilon"
@@ -150,8 +150,7 @@ absl::Status ConfigReader::ReadHeads() {
                             " and there is no key_length"));
   }
   ISOTHERM_ASSIGN_OR_RETURN(
-      config_.head_dim,
-      Int("attention.key_length", 4096, config_.model_dim / config_.num_q_heads));
+      config_.head_dim, Int("attention.key_length", 4096, config_.model_dim / config_.num_q_heads));
   ISOTHERM_ASSIGN_OR_RETURN(const int64_t value_dim,
                             Int("attention.value_length", 4096, config_.head_dim));
   if (value_dim != config_.head_dim || config_.head_dim % 2 != 0) {
@@ -216,8 +215,7 @@ absl::Status ConfigReader::ReadPositions() {
     config_.context_length = rows - offset;
   }
   if (!config_.rotary) return absl::OkStatus();
-  ISOTHERM_ASSIGN_OR_RETURN(config_.rope_dims,
-                            Int("rope.dimension_count", 4096, config_.head_dim));
+  ISOTHERM_ASSIGN_OR_RETURN(config_.rope_dims, Int("rope.dimension_count", 4096, config_.head_dim));
   if (config_.rope_dims > config_.head_dim || config_.rope_dims % 2 != 0) {
     return Bad(absl::StrCat("rope.dimension_count ", config_.rope_dims,
                             " is odd or above the head's ", config_.head_dim));

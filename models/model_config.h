@@ -12,9 +12,9 @@ namespace isotherm {
 
 enum class Architecture { kLlama, kBamboo, kFalcon, kOpt };
 
-// RMS: x / sqrt(mean(x^2) + eps) * weight. Layer: (x - mean) / sqrt(variance + eps) * weight + bias,
-// population variance. Every norm of a model is of one kind; a kLayer one has a ".bias" tensor
-// beside its ".weight".
+// RMS: x / sqrt(mean(x^2) + eps) * weight. Layer: (x - mean) / sqrt(variance + eps) * weight +
+// bias, population variance. Every norm of a model is of one kind; a kLayer one has a ".bias"
+// tensor beside its ".weight".
 enum class NormKind { kRms, kLayer };
 
 // What a user may override.
@@ -23,8 +23,8 @@ struct ModelOptions {
   std::optional<float> sparse_threshold;
 };
 
-// Hyperparameters of a model file, checked, and its graph in plain fields: a backend reads these and
-// never asks for the architecture's name.
+// Hyperparameters of a model file, checked, and its graph in plain fields: a backend reads these
+// and never asks for the architecture's name.
 struct ModelConfig {
   Architecture architecture = Architecture::kLlama;
   std::string architecture_name;

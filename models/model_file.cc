@@ -99,9 +99,9 @@ absl::Status ModelFile::CheckTensors() {
     ISOTHERM_RETURN_IF_ERROR(Expect("output.weight", dim, config_.vocab_size).status());
   }
   if (config_.learned_positions) {
-    ISOTHERM_RETURN_IF_ERROR(Expect("position_embd.weight", dim,
-                                    config_.context_length + config_.position_offset)
-                                 .status());
+    ISOTHERM_RETURN_IF_ERROR(
+        Expect("position_embd.weight", dim, config_.context_length + config_.position_offset)
+            .status());
   }
   if (config_.rotary && Has("rope_freqs.weight")) {
     ISOTHERM_RETURN_IF_ERROR(Expect("rope_freqs.weight", config_.rope_dims / 2, 1).status());
@@ -184,8 +184,8 @@ absl::Status ModelFile::ChooseLayout() {
     if (ComputeType(stored) != stored) repacked.insert(std::string(Name(stored)));
   }
   if (!repacked.empty()) {
-    changes.push_back(
-        absl::StrCat(absl::StrJoin(repacked, ", "), " weights are repacked to ", Name(DType::kQ8_0)));
+    changes.push_back(absl::StrCat(absl::StrJoin(repacked, ", "), " weights are repacked to ",
+                                   Name(DType::kQ8_0)));
   }
   const DType first = neuron_types_.front();
   const auto all = [this](auto predicate) {

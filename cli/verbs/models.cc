@@ -230,7 +230,8 @@ void AddModelsVerb(CLI::App& app, VerbContext& context) {
       ->type_name("");
   verify->callback([args, &context] { context.status = VerifyModel(*args, context); });
 
-  AddModelsConvertVerb(*verb, [args] { return ModelDir(*args); }, context);
+  AddModelsConvertVerb(
+      *verb, [args] { return ModelDir(*args); }, context);
 }
 
 }  // namespace isotherm::cli

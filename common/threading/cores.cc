@@ -15,6 +15,9 @@
 namespace isotherm {
 namespace {
 
+// The kernel refuses to fill a mask smaller than its own; this is its largest configuration.
+constexpr int kMaxCpus = 8192;
+
 std::optional<std::string> ReadSmallFile(const std::string& path) {
   std::ifstream file(path);
   if (!file) return std::nullopt;
@@ -89,10 +92,20 @@ std::optional<double> CgroupQuotaCores(const std::string& cgroup_root,
   return least;
 }
 
+bool BindThisThread(const std::vector<int>& cpus) {
+  cpu_set_t* mask = CPU_ALLOC(kMaxCpus);
+  const size_t mask_bytes = CPU_ALLOC_SIZE(kMaxCpus);
+  CPU_ZERO_S(mask_bytes, mask);
+  for (const int cpu : cpus) {
+    if (cpu >= 0 && cpu < kMaxCpus) CPU_SET_S(cpu, mask_bytes, mask);
+  }
+  const bool bound = sched_setaffinity(0, mask_bytes, mask) == 0;
+  CPU_FREE(mask);
+  return bound;
+}
+
 std::vector<int> AllowedCpus() {
   std::vector<int> cpus;
-  // The kernel refuses a mask smaller than its own; 8,192 CPUs is its largest configuration.
-  constexpr int kMaxCpus = 8192;
   cpu_set_t* mask = CPU_ALLOC(kMaxCpus);
   const size_t mask_bytes = CPU_ALLOC_SIZE(kMaxCpus);
   CPU_ZERO_S(mask_bytes, mask);

@@ -21,6 +21,10 @@ int DefaultThreadCountFor(int allowed_cores);
 // CPU numbers in this process's affinity mask, ascending.
 std::vector<int> AllowedCpus();
 
+// Binds the calling thread, and the threads that it will start, to these CPUs. False, and nothing
+// changed, when none of them is allowed or the list is empty.
+bool BindThisThread(const std::vector<int>& cpus);
+
 // The tightest CPU quota, in cores, of the cgroups listed in `proc_self_cgroup` (the text of
 // /proc/self/cgroup) below `cgroup_root` (/sys/fs/cgroup). Nothing when no level sets one.
 std::optional<double> CgroupQuotaCores(const std::string& cgroup_root,

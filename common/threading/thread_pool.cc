@@ -1,7 +1,6 @@
 #include "common/threading/thread_pool.h"
 
 #include <pthread.h>
-#include <sched.h>
 
 #include <algorithm>
 
@@ -28,29 +27,18 @@ int ThreadCount(const ThreadPoolOptions& options) {
                     kMaxThreads);
 }
 
-// Best effort: a CPU that left the mask since it was read leaves the thread unpinned.
-void PinThisThread(int cpu) {
-  cpu_set_t* mask = CPU_ALLOC(cpu + 1);
-  const size_t mask_bytes = CPU_ALLOC_SIZE(cpu + 1);
-  CPU_ZERO_S(mask_bytes, mask);
-  CPU_SET_S(cpu, mask_bytes, mask);
-  sched_setaffinity(0, mask_bytes, mask);
-  CPU_FREE(mask);
-}
-
 }  // namespace
 
 ThreadPool::ThreadPool(const ThreadPoolOptions& options)
-    : num_threads_(ThreadCount(options)), spin_(options.spin) {
-  const std::vector<int> cpus = options.pin ? AllowedCpus() : std::vector<int>();
+    : num_threads_(ThreadCount(options)), spin_(options.spin), cpus_(options.cpus) {
   workers_.reserve(num_threads_ - 1);
   for (int idx = 1; idx < num_threads_; ++idx) {
-    const int cpu = cpus.empty() ? -1 : cpus[idx % cpus.size()];
+    const int cpu = cpus_.empty() ? -1 : cpus_[static_cast<size_t>(idx) % cpus_.size()];
     std::string name =
         absl::StrCat(options.name.empty() ? "pool" : options.name, "-", idx).substr(0, 15);
     workers_.emplace_back([this, idx, cpu, name = std::move(name)] {
       pthread_setname_np(pthread_self(), name.c_str());
-      if (cpu >= 0) PinThisThread(cpu);
+      if (cpu >= 0) BindThisThread({cpu});  // best effort: the mask may have shrunk since
       WorkerLoop(idx);
     });
   }
@@ -63,6 +51,8 @@ ThreadPool::~ThreadPool() {
   FutexWakeAll(state_);
   for (std::thread& worker : workers_) worker.join();
 }
+
+bool ThreadPool::BindCaller() const { return cpus_.empty() || BindThisThread({cpus_[0]}); }
 
 void ThreadPool::Run(absl::FunctionRef<void(int thread_idx)> fn) { Dispatch(fn, false); }
 

@@ -26,6 +26,12 @@ absl::Status CublasStatus(cublasStatus_t status, absl::string_view what) {
   return absl::InternalError(absl::StrCat(what, ": ", cublasGetStatusString(status)));
 }
 
+// Elements of a row of a product's input: cuBLAS is slow where rows do not begin on 16 bytes, so odd
+// ones go with the matrix's padding, which is zero.
+int64_t InputStride(const DeviceMatrix& w) {
+  return w.columns % 8 == 0 ? w.columns : w.padded_columns;
+}
+
 #define ISOTHERM_CUBLAS_RETURN_IF_ERROR(expression) \
   ISOTHERM_RETURN_IF_ERROR(CublasStatus((expression), #expression))
 
@@ -51,7 +57,8 @@ absl::Status PrefillPass::Allocate() {
   const BundleLayout& layout = *parts_.layout;
   const int64_t q_dim = config.num_q_heads * config.head_dim;
   const int64_t qkv_dim = q_dim + 2 * config.num_kv_heads * config.head_dim;
-  const int64_t rank = parts_.buffers.hidden_stride;
+  // Padded: products want rows that begin on 16 bytes.
+  const int64_t rank = RoundUp<int64_t>(parts_.buffers.hidden_stride, 32);
   const int64_t bundle_elements = layout.rows * layout.model_dim;
   tile_rows_ = std::min<int64_t>(kTileRows, parts_.max_rows);
   slice_neurons_ = static_cast<int32_t>(
@@ -136,7 +143,7 @@ absl::Status PrefillPass::Gemm(bool bf16, int64_t m, int64_t n, int64_t k, float
 absl::Status PrefillPass::Product(const DeviceMatrix& w, const uint16_t* x, const uint16_t* low,
                                   bool exact_w, bool bf16, int64_t rows, float beta, float* y,
                                   int64_t y_stride, cudaStream_t stream) {
-  const int64_t k = w.columns;
+  const int64_t k = InputStride(w);
   const bool as_is = w.dtype == (bf16 ? DType::kBF16 : DType::kF16);
   if (as_is) {
     const auto* const data = static_cast<const uint16_t*>(w.data);
@@ -152,6 +159,7 @@ absl::Status PrefillPass::Product(const DeviceMatrix& w, const uint16_t* x, cons
     const int64_t count = std::min(at_once, w.rows - first);
     uint16_t* const decoded_low = exact_w ? decoded + at_once * k : nullptr;
     LaunchDecode16({.w = w,
+                    .columns = k,
                     .first_row = first,
                     .num_rows = count,
                     .bf16 = bf16,
@@ -246,7 +254,7 @@ absl::Status PrefillPass::Predict(const Step& step, int32_t l, cudaStream_t stre
     const auto rows = static_cast<int32_t>(std::min<int64_t>(tile_rows_, step.rows - first));
     const float* scores = nullptr;
     if (layer.fc1.rows > 0) {
-      const int64_t rank = layer.fc1.rows;
+      const int64_t rank = InputStride(layer.fc2);  // behind fc1.rows it stays zero
       LaunchSplitRows({.x = b.x + first * dim,
                        .count = int64_t{rows} * dim,
                        .bf16 = false,

@@ -59,7 +59,7 @@ DenseSection::DenseSection(const ModelConfig& config, bool bf16, int64_t max_kv_
   }
 }
 
-void DenseSection::NormRow(const NormWeights& weights, int64_t row, float* out) const {
+void DenseSection::NormRow(const HostNorm& weights, int64_t row, float* out) const {
   NormRounded(config_, bf16_, buffers_.x.data() + row * config_.model_dim, weights,
               {out, static_cast<size_t>(config_.model_dim)});
 }
@@ -182,9 +182,9 @@ DenseSection::Output DenseSection::ActivateWords(const Input& input, Slice words
   if (words.empty()) return out;
   const bool predicted = config_.sparse && !input.exact;
   if (predicted) {
-    MatMulRows(
-        Product(buffers_.hidden.data(), rows, View(input.layer->fc2), buffers_.scores.data(), false),
-        first, last);
+    MatMulRows(Product(buffers_.hidden.data(), rows, View(input.layer->fc2), buffers_.scores.data(),
+                       false),
+               first, last);
     ScoresToBitmapWords({.scores = buffers_.scores.data(),
                          .stride = config_.ffn_dim,
                          .num_rows = rows,

@@ -86,8 +86,7 @@ absl::StatusOr<std::unique_ptr<HostDevice>> HostDevice::Create(
   if (device->hot_storage_.data() == nullptr) {
     return WithExitCode(
         absl::ResourceExhaustedError(absl::StrCat(
-            "the hot pool needs ",
-            FormatBytes(static_cast<int64_t>(device->hot_storage_.size())),
+            "the hot pool needs ", FormatBytes(static_cast<int64_t>(device->hot_storage_.size())),
             " of memory; lower --vram-budget")),
         ExitCode::kShortage);
   }
@@ -227,7 +226,8 @@ void HostDevice::Embed(const DeviceBatch& batch) {
         std::span(buffers_.x.data() + at * config_.model_dim,
                   static_cast<size_t>(config_.model_dim)));
     ISOTHERM_CHECK(status.ok());  // type and shape were validated while loading
-    if (config_.learned_positions) AddPosition(row.position, buffers_.x.data() + at * config_.model_dim);
+    if (config_.learned_positions)
+      AddPosition(row.position, buffers_.x.data() + at * config_.model_dim);
     rope_.Angles(row.position, buffers_.rope_cos.data() + at * rope_.half(),
                  buffers_.rope_sin.data() + at * rope_.half());
   }
@@ -237,8 +237,8 @@ void HostDevice::AddPosition(int32_t position, float* x) {
   const Matrix& table = weights_.positions;
   const int64_t row = position + config_.position_offset;
   const std::span<float> values(position_row_.data(), position_row_.size());
-  const absl::Status status = DecodeRow(table.dtype, table.data() + row * table.row_bytes,
-                                        table.row_bytes, values);
+  const absl::Status status =
+      DecodeRow(table.dtype, table.data() + row * table.row_bytes, table.row_bytes, values);
   ISOTHERM_CHECK(status.ok());  // as the embedding
   AddTo(x, values.data(), config_.model_dim);
 }

@@ -61,7 +61,7 @@ class Loader {
     ISOTHERM_ASSIGN_OR_RETURN(*out, model_.ReadVector(ModelFile::LayerBias(layer, stem)));
     return absl::OkStatus();
   }
-  absl::Status ReadNorm(const std::string& stem, NormWeights* out) {
+  absl::Status ReadNorm(const std::string& stem, HostNorm* out) {
     ISOTHERM_ASSIGN_OR_RETURN(out->weight, model_.ReadVector(absl::StrCat(stem, ".weight")));
     if (config_.norm != NormKind::kLayer) return absl::OkStatus();
     ISOTHERM_ASSIGN_OR_RETURN(out->bias, model_.ReadVector(absl::StrCat(stem, ".bias")));
@@ -74,9 +74,9 @@ class Loader {
       MatrixView* view;
       std::vector<float>* bias;
     };
-    for (const Part& part : {Part{"attn_q", &layer->q, &layer->q_bias},
-                             Part{"attn_k", &layer->k, &layer->k_bias},
-                             Part{"attn_v", &layer->v, &layer->v_bias}}) {
+    for (const Part& part :
+         {Part{"attn_q", &layer->q, &layer->q_bias}, Part{"attn_k", &layer->k, &layer->k_bias},
+          Part{"attn_v", &layer->v, &layer->v_bias}}) {
       ISOTHERM_RETURN_IF_ERROR(
           Read(ModelFile::LayerTensor(l, part.stem), &layer->qkv.emplace_back()));
       *part.view = View(layer->qkv.back());

@@ -227,8 +227,7 @@ absl::Status GgufWriter::Write(std::span<const std::byte> bytes) {
   return absl::OkStatus();
 }
 
-absl::Status GgufWriter::Finish(
-    const std::function<absl::Status(const std::string& path)>& check) {
+absl::Status GgufWriter::Finish(const std::function<absl::Status(const std::string& path)>& check) {
   if (!header_written_) ISOTHERM_RETURN_IF_ERROR(WriteHeader());
   ISOTHERM_CHECK(reserved_ || current_ == tensors_.size());
   if (::fsync(fd_.get()) != 0) return Errno("sync", temporary_);

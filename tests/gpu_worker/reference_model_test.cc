@@ -137,15 +137,11 @@ INSTANTIATE_TEST_SUITE_P(
 
 INSTANTIATE_TEST_SUITE_P(
     Bamboo, ReferenceModelTest,
-    testing::Values(Case{"sparse", {.architecture = "bamboo", .seed = 31}},
-                    Case{"exact_bf16",
-                         {.architecture = "bamboo", .dtype = DType::kBF16, .seed = 32},
-                         true},
-                    Case{"dense_q8",
-                         {.architecture = "bamboo",
-                          .sparse = false,
-                          .dtype = DType::kQ8_0,
-                          .seed = 33}}),
+    testing::Values(
+        Case{"sparse", {.architecture = "bamboo", .seed = 31}},
+        Case{"exact_bf16", {.architecture = "bamboo", .dtype = DType::kBF16, .seed = 32}, true},
+        Case{"dense_q8",
+             {.architecture = "bamboo", .sparse = false, .dtype = DType::kQ8_0, .seed = 33}}),
     [](const auto& test) { return test.param.name; });
 
 INSTANTIATE_TEST_SUITE_P(
@@ -189,20 +185,14 @@ INSTANTIATE_TEST_SUITE_P(
 
 INSTANTIATE_TEST_SUITE_P(
     Opt, ReferenceModelTest,
-    testing::Values(Case{"sparse", {.architecture = "opt", .num_kv_heads = 4, .seed = 51}},
-                    Case{"exact_bf16",
-                         {.architecture = "opt",
-                          .num_kv_heads = 4,
-                          .dtype = DType::kBF16,
-                          .seed = 52},
-                         true},
-                    Case{"sparse_q8",
-                         {.architecture = "opt",
-                          .num_kv_heads = 4,
-                          .dtype = DType::kQ8_0,
-                          .seed = 53}},
-                    Case{"dense",
-                         {.architecture = "opt", .num_kv_heads = 4, .sparse = false, .seed = 54}}),
+    testing::Values(
+        Case{"sparse", {.architecture = "opt", .num_kv_heads = 4, .seed = 51}},
+        Case{"exact_bf16",
+             {.architecture = "opt", .num_kv_heads = 4, .dtype = DType::kBF16, .seed = 52},
+             true},
+        Case{"sparse_q8",
+             {.architecture = "opt", .num_kv_heads = 4, .dtype = DType::kQ8_0, .seed = 53}},
+        Case{"dense", {.architecture = "opt", .num_kv_heads = 4, .sparse = false, .seed = 54}}),
     [](const auto& test) { return test.param.name; });
 
 }  // namespace

@@ -1,6 +1,6 @@
 // Every architecture through the four processes: the tokens are those of one device that holds all
-// neurons itself, whatever the transport and wherever neurons are computed. A bias that reached only
-// one of the workers, or was added by both, would change them.
+// neurons itself, whatever the transport and wherever neurons are computed. A bias that reached
+// only one of the workers, or was added by both, would change them.
 #include <gtest/gtest.h>
 #include <unistd.h>
 
@@ -21,11 +21,11 @@ class ArchitecturesClusterTest
   void SetUp() override {
     const std::string architecture = std::get<0>(GetParam());
     path_ = testing::TempDir() + "/" + architecture + "-" + std::to_string(::getpid()) + ".gguf";
-    const absl::Status status = reference::WriteRandomModel(
-        path_, {.architecture = architecture,
-                .num_kv_heads = architecture == "opt" ? 4 : 2,
-                .second_norm = architecture == "falcon",
-                .seed = 71});
+    const absl::Status status =
+        reference::WriteRandomModel(path_, {.architecture = architecture,
+                                            .num_kv_heads = architecture == "opt" ? 4 : 2,
+                                            .second_norm = architecture == "falcon",
+                                            .seed = 71});
     ASSERT_TRUE(status.ok()) << status;
   }
   void TearDown() override {

@@ -361,7 +361,8 @@ TEST(ModelFileTest, TakesADenseModelsActivationFromItsArchitecture) {
         EXPECT_EQ(*got, asked) << architecture;
       } else {
         EXPECT_EQ(ExitCodeOf(got.status()), ExitCode::kUsage) << architecture;
-        EXPECT_THAT(std::string(got.status().message()), HasSubstr(std::string(Name(dense)))) << architecture;
+        EXPECT_THAT(std::string(got.status().message()), HasSubstr(std::string(Name(dense))))
+            << architecture;
       }
     }
   }
@@ -400,10 +401,10 @@ TEST(ModelFileTest, RefusesTypesItDoesNotComputeWith) {
 }
 
 TEST(ModelFileTest, RefusesTensorsWithoutWhichAnswersWouldBeWrong) {
-  for (const char* name : {"blk.0.attn_q.bias", "blk.1.attn_q_norm.weight",
-                           "blk.0.ffn_gate_inp.weight", "blk.1.attn_qkv.weight",
-                           "blk.1.attn_norm_2.weight", "output.bias", "output_norm.bias",
-                           "position_embd.weight", "token_embd_norm.weight"}) {
+  for (const char* name :
+       {"blk.0.attn_q.bias", "blk.1.attn_q_norm.weight", "blk.0.ffn_gate_inp.weight",
+        "blk.1.attn_qkv.weight", "blk.1.attn_norm_2.weight", "output.bias", "output_norm.bias",
+        "position_embd.weight", "token_embd_norm.weight"}) {
     TinyModel tiny(/*is_powerinfer=*/false);
     tiny.tensors[name] = {{64}};
     ExpectRefused(tiny, name);

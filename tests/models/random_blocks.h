@@ -9,8 +9,8 @@
 
 namespace isotherm {
 
-// `count` blocks of a quantised type, bytes at random but for scales and minimums, which are below 2
-// (so that they are finite).
+// `count` blocks of a quantised type, bytes at random but for scales and minimums, which are below
+// 2 (so that they are finite).
 inline std::vector<std::byte> RandomBlocks(DType dtype, int64_t count, uint32_t seed) {
   std::mt19937 rng(seed);
   const int64_t bytes = Info(dtype).block_bytes;

@@ -25,9 +25,9 @@ struct RandomModelOptions {
   int64_t rope_dims = 0;  // 0: the key is left out
   int64_t vocab_size = 96;
   int64_t rank = 32;
-  bool sparse = true;       // with predictors and ffn_down_t, as a PowerInfer file; else a plain one
-  bool tied = false;        // opt always is
-  bool second_norm = false; // falcon: attn_norm_2, as the 40B
+  bool sparse = true;  // with predictors and ffn_down_t, as a PowerInfer file; else a plain one
+  bool tied = false;   // opt always is
+  bool second_norm = false;   // falcon: attn_norm_2, as the 40B
   DType dtype = DType::kF16;  // of the matrices
   uint64_t seed = 1;
 };
@@ -124,10 +124,13 @@ inline absl::Status WriteRandomModel(const std::string& path, const RandomModelO
     std::vector<float> row(static_cast<size_t>(t.columns));
     const bool bias = absl::EndsWith(t.name, ".bias");
     for (int64_t r = 0; r < std::max<int64_t>(1, t.rows); ++r) {
+      // A falcon's first predictor reads an embedding as it is: it has to be of size 1 as well.
+      const bool unit = a == "falcon" && t.name == "token_embd.weight";
       for (float& v : row) {
-        v = t.rows > 0 ? normal(rng) / std::sqrt(static_cast<float>(t.columns))
-            : bias     ? 0.3f * normal(rng)
-                       : 1.0f + 0.1f * normal(rng);
+        v = unit         ? normal(rng)
+            : t.rows > 0 ? normal(rng) / std::sqrt(static_cast<float>(t.columns))
+            : bias       ? 0.3f * normal(rng)
+                         : 1.0f + 0.1f * normal(rng);
       }
       ISOTHERM_RETURN_IF_ERROR(EncodeRow(dtype, row, bytes.data()));
       ISOTHERM_RETURN_IF_ERROR(writer->Write(bytes));

@@ -74,8 +74,9 @@ absl::Status DecodeRig::Attach() {
                               .num_threads = options_.cpu_threads,
                               .max_rows = shared_rows,
                               .wait = {.spin = std::chrono::milliseconds(5)}});
+  ISOTHERM_ASSIGN_OR_RETURN(const cpu::BundleSource source, cpu::SourceOf(model_));
   ISOTHERM_RETURN_IF_ERROR(
-      cpu_worker_->Load(cpu::SourceOf(model_), model_->config().digest, [](double) { return true; }));
+      cpu_worker_->Load(source, model_->config().digest, [](double) { return true; }));
   ISOTHERM_ASSIGN_OR_RETURN(cpu::CpuWorker::Parts* const parts, cpu_worker_->parts());
   const BundleLayout& layout = model_->bundle_layout();
   ISOTHERM_ASSIGN_OR_RETURN(const shm::ArenaOffer offer,

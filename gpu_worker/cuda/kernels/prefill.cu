@@ -33,7 +33,7 @@ template <class Format>
 __global__ void __launch_bounds__(kThreads) Decode16Kernel(Decode16Args args) {
   const DeviceMatrix& w = args.w;
   const int64_t row = args.first_row + blockIdx.x;
-  const int columns = static_cast<int>(w.columns), padded = static_cast<int>(w.padded_columns);
+  const int columns = static_cast<int>(args.columns), padded = static_cast<int>(w.padded_columns);
   const auto* const data = reinterpret_cast<const uint4*>(static_cast<const unsigned char*>(w.data) +
                                                           row * Format::RowBytes(padded));
   uint16_t* const out = args.out + int64_t{blockIdx.x} * columns;

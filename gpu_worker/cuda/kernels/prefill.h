@@ -35,6 +35,7 @@ void LaunchSplitRows(const SplitRowsArgs& args, cudaStream_t stream);
 // Rows of a matrix of any type as 16 bits, [rows, columns].
 struct Decode16Args {
   DeviceMatrix w;
+  int64_t columns = 0;  // w.columns, or more of its padding
   int64_t first_row = 0, num_rows = 0;
   bool bf16 = false;
   uint16_t* out = nullptr;

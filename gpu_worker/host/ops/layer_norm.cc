@@ -17,7 +17,8 @@ namespace {
 namespace hn = hwy::HWY_NAMESPACE;
 namespace k = isotherm::kernels_internal::HWY_NAMESPACE;
 
-// Two passes: the variance as a mean of squares less a square would lose all when the mean is large.
+// Two passes: the variance as a mean of squares less a square would lose all when the mean is
+// large.
 void LayerNormImpl(const float* x, const float* weight, const float* bias, int64_t n, float eps,
                    float* out) {
   const k::DF d;

@@ -3,6 +3,7 @@
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
+#include <thread>
 
 #include "gtest/gtest.h"
 
@@ -55,6 +56,17 @@ TEST(CoresTest, DefaultLeavesOneCoreFromThreeUp) {
   EXPECT_EQ(DefaultThreadCountFor(2), 2);
   EXPECT_EQ(DefaultThreadCountFor(3), 2);
   EXPECT_EQ(DefaultThreadCountFor(16), 15);
+}
+
+TEST(CoresTest, BindsOnlyToCpusThatExist) {
+  const std::vector<int> allowed = AllowedCpus();
+  std::thread([&] {
+    EXPECT_FALSE(BindThisThread({}));
+    EXPECT_FALSE(BindThisThread({-1, 100'000}));
+    EXPECT_EQ(AllowedCpus(), allowed);
+    EXPECT_TRUE(BindThisThread({allowed.front()}));
+    EXPECT_EQ(AllowedCpus(), std::vector<int>{allowed.front()});
+  }).join();
 }
 
 TEST(CoresTest, AllowedCoresIsWithinTheAffinityMask) {

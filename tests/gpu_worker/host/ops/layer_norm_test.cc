@@ -19,8 +19,7 @@ TEST_P(LayerNormTest, EqualsTheFormula) {
   std::mt19937 rng(static_cast<uint32_t>(n));
   std::normal_distribution<float> normal;
   // {size of the deviations, mean}: a mean far above them must not eat the variance.
-  for (const auto& [size, offset] :
-       std::initializer_list<std::pair<float, float>>{
+  for (const auto& [size, offset] : std::initializer_list<std::pair<float, float>>{
            {1e-4f, 0.0f}, {1.0f, 0.0f}, {300.0f, -40.0f}, {1.0f, 500.0f}}) {
     std::vector<float> x(static_cast<size_t>(n)), weight(x.size()), bias(x.size());
     std::vector<float> out(x.size() + 1, 7.0f);
