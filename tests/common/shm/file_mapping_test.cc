@@ -61,7 +61,7 @@ class FileMappingTest : public testing::TestWithParam<bool> {
 };
 
 INSTANTIATE_TEST_SUITE_P(Folders, FileMappingTest, testing::Bool(),
-                         [](const auto& info) { return info.param ? "memory" : "disk"; });
+                         [](const auto& folder) { return folder.param ? "memory" : "disk"; });
 
 TEST_P(FileMappingTest, MapsAllOfTheFileOnAHugePagesStart) {
   auto mapping = MapFile(file_.fd(), file_.identity(), "the file");
@@ -128,7 +128,7 @@ TEST_P(FileMappingTest, ATouchedFileIsRefusedOnADisk) {
 
 using FileMappingDeathTest = FileMappingTest;
 INSTANTIATE_TEST_SUITE_P(Folders, FileMappingDeathTest, testing::Bool(),
-                         [](const auto& info) { return info.param ? "memory" : "disk"; });
+                         [](const auto& folder) { return folder.param ? "memory" : "disk"; });
 
 TEST_P(FileMappingDeathTest, AccessToAFileThatBecameShorterEndsTheProcessWithAReason) {
   const auto die = [&] {
