@@ -50,6 +50,22 @@ class Mapping {
 absl::StatusOr<UniqueFd> CreateSealedMemory(absl::string_view label, int64_t bytes,
                                             const MemoryLimits& limits);
 
+// The same without its pages: whoever maps it reserves them with ReservePages (huge_pages.h) before
+// anything is written.
+absl::StatusOr<UniqueFd> CreateUnreservedMemory(absl::string_view label, int64_t bytes,
+                                                const MemoryLimits& limits);
+
+// What a failed reservation is: ResourceExhausted with exit code kShortage.
+absl::Status ReserveFailed(absl::string_view label, int64_t bytes, int error);
+
+// The same without its pages: whoever maps it has to reserve them, by ReservePages in
+// huge_pages.h, before anything is written.
+absl::StatusOr<UniqueFd> CreateUnreservedMemory(absl::string_view label, int64_t bytes,
+                                                const MemoryLimits& limits);
+
+// What a failed reservation is: ResourceExhausted with exit code kShortage.
+absl::Status ReserveFailed(absl::string_view label, int64_t bytes, int error);
+
 // FailedPrecondition unless `fd` is a memfd whose size is sealed and equals `bytes`.
 absl::Status CheckSealedMemory(int fd, int64_t bytes);
 

@@ -30,7 +30,9 @@ int ThreadCount(const ThreadPoolOptions& options) {
 }  // namespace
 
 ThreadPool::ThreadPool(const ThreadPoolOptions& options)
-    : num_threads_(ThreadCount(options)), spin_(options.spin), cpus_(options.cpus) {
+    : num_threads_(ThreadCount(options)),
+      spin_ns_(std::chrono::nanoseconds(options.spin).count()),
+      cpus_(options.cpus) {
   workers_.reserve(num_threads_ - 1);
   for (int idx = 1; idx < num_threads_; ++idx) {
     const int cpu = cpus_.empty() ? -1 : cpus_[static_cast<size_t>(idx) % cpus_.size()];
@@ -75,7 +77,7 @@ void ThreadPool::Dispatch(absl::FunctionRef<void(int)> fn, bool elastic) {
 }
 
 void ThreadPool::AwaitWorkers(uint32_t joined) {
-  if (SpinUntil(spin_, [&] { return done_.load(std::memory_order_acquire) == joined; })) return;
+  if (SpinUntil(spin(), [&] { return done_.load(std::memory_order_acquire) == joined; })) return;
   caller_sleeps_.store(1, std::memory_order_seq_cst);
   for (uint32_t done; (done = done_.load(std::memory_order_seq_cst)) != joined;) {
     FutexWait(done_, done);
@@ -87,7 +89,7 @@ void ThreadPool::WorkerLoop(int thread_idx) {
   uint32_t seen = 0;  // the generation this worker has dealt with
   while (true) {
     const auto is_new = [&] { return Generation(state_.load(std::memory_order_acquire)) != seen; };
-    if (!SpinUntil(spin_, is_new)) {
+    if (!SpinUntil(spin(), is_new)) {
       sleepers_.fetch_add(1, std::memory_order_seq_cst);
       for (uint32_t state; Generation(state = state_.load(std::memory_order_seq_cst)) == seen;) {
         FutexWait(state_, state);

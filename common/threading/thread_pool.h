@@ -35,7 +35,13 @@ class ThreadPool {
   ThreadPool& operator=(const ThreadPool&) = delete;
 
   int num_threads() const { return num_threads_; }
-  std::chrono::nanoseconds spin() const { return spin_; }
+  std::chrono::nanoseconds spin() const {
+    return std::chrono::nanoseconds(spin_ns_.load(std::memory_order_relaxed));
+  }
+  // From the next wait of each thread on. Any thread may call it.
+  void SetSpin(std::chrono::nanoseconds spin) {
+    spin_ns_.store(spin.count(), std::memory_order_relaxed);
+  }
 
   // Binds the calling thread, for good, to thread 0's CPU. False where that is not allowed.
   bool BindCaller() const;
@@ -56,7 +62,7 @@ class ThreadPool {
   void AwaitWorkers(uint32_t joined);
 
   const int num_threads_;
-  const std::chrono::nanoseconds spin_;
+  std::atomic<int64_t> spin_ns_;
   const std::vector<int> cpus_;
 
   // generation << 17 | open << 16 | number of workers that joined. The caller opens a generation,
