@@ -6,7 +6,7 @@ namespace isotherm::gpu {
 namespace {
 
 template <class Format, int R>
-__global__ void __launch_bounds__(kProductThreads) ProductKernel(ProductArgs args) {
+__global__ void __launch_bounds__(kProductThreads, R == 1 ? kBlocksAtOnce : 1) ProductKernel(ProductArgs args) {
   const int row0 = blockIdx.y * R;
   const int rows = min(R, *args.in.num_rows - row0);
   if (rows <= 0) return;
@@ -76,7 +76,7 @@ __device__ QkvTask DescribeQkv(const AttentionShape& shape, int task) {
 }
 
 template <class Format, int R>
-__global__ void __launch_bounds__(kProductThreads) QkvKernel(QkvArgs args) {
+__global__ void __launch_bounds__(kProductThreads, R == 1 ? kBlocksAtOnce : 1) QkvKernel(QkvArgs args) {
   const int row0 = blockIdx.y * R;
   const int rows = min(R, args.step.header->num_rows - row0);
   if (rows <= 0) return;

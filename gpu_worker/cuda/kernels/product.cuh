@@ -221,18 +221,22 @@ void ForRowTile(int max_rows, const Launch& launch) {
   return launch(std::integral_constant<int, 4>());
 }
 
-// Lets `kernel` use `bytes` of shared memory; 48 KiB need no leave.
+// Lets `kernel` use `bytes` of shared memory beside what it declares itself; 48 KiB of both together
+// need no leave.
 template <class Kernel>
 void AllowShared(Kernel kernel, int bytes) {
-  if (bytes > 48 * 1024)
+  if (bytes > 16 * 1024)
     cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
 }
 
 inline constexpr int kMultiprocessors = 132;  // grids are sized for it; any number is right
 
+// Blocks of a one-row product that a multiprocessor holds at once: registers for no more.
+inline constexpr int kBlocksAtOnce = 3;
+
 // As many blocks as fit at once or fewer, so that every warp takes the same number of tasks.
 inline int ProductBlocks(int64_t tasks) {
-  constexpr int64_t kMost = int64_t{4} * kMultiprocessors * kProductWarps;
+  constexpr int64_t kMost = int64_t{kBlocksAtOnce} * kMultiprocessors * kProductWarps;
   const int64_t each = (tasks + kMost - 1) / kMost;  // tasks of a warp
   return static_cast<int>((tasks + kProductWarps * each - 1) / (kProductWarps * each));
 }
