@@ -89,7 +89,9 @@ absl::Status DecodeRig::Attach() {
                             gpu::ShmColdAttachment::Attach(std::move(handoff),
                                                            {.nonce = offer.nonce,
                                                             .arena_bytes = offer.arena_bytes,
-                                                            .control_bytes = offer.control_bytes},
+                                                            .control_bytes = offer.control_bytes,
+                                                            .arena_is_model_file =
+                                                                offer.arena_is_model_file},
                                                            *model_));
   gpu::ColdAttachment& cold = *attachment_;
   ISOTHERM_ASSIGN_OR_RETURN(mapping_, device_->Map({.link = &cold.link(), .arena = cold.arena()}));
