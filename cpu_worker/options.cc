@@ -36,6 +36,7 @@ absl::StatusOr<CpuWorkerOptions> ParseOptions(int argc, char** argv,
                                               std::optional<int>* exit_code) {
   CpuWorkerOptions options;
   std::string activation;
+  std::string arena = "auto";
   float threshold = 0;
   int64_t spin_us = -1;
   int64_t drain_ms = options.drain_timeout.count();
@@ -51,6 +52,11 @@ absl::StatusOr<CpuWorkerOptions> ParseOptions(int argc, char** argv,
       ->required();
   app.add_option("--threads", options.num_threads, "compute threads; 0: allowed cores less one")
       ->check(CLI::Range(0, 1024));
+  app.add_option("--arena", arena,
+                 "map: serve a bundle-ordered model file in place; copy: fill memory; auto: map "
+                 "what lies in memory (tmpfs)")
+      ->capture_default_str()
+      ->check(CLI::IsMember({"auto", "map", "copy"}));
   app.add_option("--activation", activation, "relu, silu or gelu instead of the file's")
       ->check(CLI::IsMember({"relu", "silu", "gelu"}));
   CLI::Option* const threshold_option = app.add_option(
@@ -79,6 +85,9 @@ absl::StatusOr<CpuWorkerOptions> ParseOptions(int argc, char** argv,
     return absl::InvalidArgumentError(
         absl::StrCat(error.what(), "; try: isotherm-cpu-worker --help"));
   }
+  options.arena = arena == "map"    ? ArenaKind::kMap
+                  : arena == "copy" ? ArenaKind::kCopy
+                                    : ArenaKind::kAuto;
   if (!activation.empty()) {
     ISOTHERM_ASSIGN_OR_RETURN(options.activation, ActivationFromName(activation));
   }

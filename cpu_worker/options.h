@@ -8,6 +8,7 @@
 #include "absl/status/statusor.h"
 #include "common/shm/doorbell.h"
 #include "common/tensor/activation.h"
+#include "cpu_worker/engine/arena.h"
 
 namespace isotherm::cpu {
 
@@ -15,6 +16,7 @@ struct CpuWorkerOptions {
   std::string model;
   std::string listen;
   std::string socket_dir;
+  ArenaKind arena = ArenaKind::kAuto;
   int num_threads = 0;                    // ParseOptions: allowed cores less one, at least 1
   std::optional<Activation> activation;   // instead of the file's
   std::optional<float> sparse_threshold;  // part of the model's identity; used by the gpu_worker

@@ -30,13 +30,17 @@ absl::Status LoadModel(const CpuWorkerOptions& options, CpuWorker& worker,
   const std::string digest = model->config().digest;
   ISOTHERM_ASSIGN_OR_RETURN(const BundleSource source, SourceOf(std::move(model)));
   double announced = 0;
-  return worker.Load(source, digest, [&](double share) {
+  ISOTHERM_RETURN_IF_ERROR(worker.Load(source, digest, [&](double share) {
     if (share >= announced + 0.01) {
       announced = share;
       AnnounceProgress(share);
     }
     return !stop.load();
-  });
+  }));
+  ISOTHERM_ASSIGN_OR_RETURN(const CpuWorker::Parts* parts, worker.parts());
+  SPDLOG_INFO("neurons are {}", parts->arena->is_model_file() ? "those of the mapped model file"
+                                                              : "copied to shared memory");
+  return absl::OkStatus();
 }
 
 // Waits for the end of the step under way; the next one does without this worker, whose gpu_worker
@@ -54,8 +58,10 @@ bool Drain(CpuWorker& worker, std::chrono::milliseconds timeout) {
 }  // namespace
 
 absl::Status RunServer(const CpuWorkerOptions& options, ShutdownSignal& shutdown) {
-  CpuWorker worker(
-      {.socket_dir = options.socket_dir, .num_threads = options.num_threads, .wait = options.wait});
+  CpuWorker worker({.socket_dir = options.socket_dir,
+                    .arena = options.arena,
+                    .num_threads = options.num_threads,
+                    .wait = options.wait});
   WorkerService worker_service(worker);
   CpuWorkerService cpu_worker_service(worker);
   ISOTHERM_ASSIGN_OR_RETURN(

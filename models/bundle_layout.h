@@ -23,4 +23,9 @@ struct BundleLayout {
   uint64_t Hash() const;
 };
 
+// Columns of a layer's tensor in a bundle-ordered file: the rows of a neuron one after the other,
+// then zero blocks until a row is a multiple of 64 bytes. `model_dim` is a multiple of the type's
+// block.
+int64_t BundleColumns(DType dtype, int rows, int64_t model_dim);
+
 }  // namespace isotherm

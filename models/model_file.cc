@@ -49,19 +49,6 @@ bool ChangesTheMaths(absl::string_view name) {
 
 }  // namespace
 
-uint64_t BundleLayout::Hash() const {
-  uint64_t hash = 0xcbf29ce484222325u;
-  constexpr uint64_t kLayoutVersion = 1;
-  for (const uint64_t word :
-       {kLayoutVersion, static_cast<uint64_t>(dtype), static_cast<uint64_t>(rows),
-        static_cast<uint64_t>(model_dim), static_cast<uint64_t>(bundle_bytes),
-        static_cast<uint64_t>(num_neurons), static_cast<uint64_t>(num_layers)}) {
-    hash = (hash ^ word) * 0x9e3779b97f4a7c15u;
-    hash ^= hash >> 29;
-  }
-  return hash;
-}
-
 std::string ModelFile::LayerTensor(int64_t layer, absl::string_view stem) {
   return absl::StrCat("blk.", layer, ".", stem, ".weight");
 }
@@ -105,6 +92,7 @@ absl::Status ModelFile::ExpectNorm(const std::string& stem) {
 absl::Status ModelFile::CheckTensors() {
   const int64_t dim = config_.model_dim;
   transposed_down_ = file_->is_powerinfer();
+  ISOTHERM_ASSIGN_OR_RETURN(bundles_, ReadBundleFile(*file_, config_));
   ISOTHERM_RETURN_IF_ERROR(Expect("token_embd.weight", dim, config_.vocab_size).status());
   ISOTHERM_RETURN_IF_ERROR(ExpectNorm("output_norm"));
   if (!config_.tied_output) {
@@ -161,14 +149,19 @@ absl::Status ModelFile::CheckLayer(int64_t layer) {
     ISOTHERM_RETURN_IF_ERROR(matrix("attn_v", dim, kv_dim, bias));
   }
   ISOTHERM_RETURN_IF_ERROR(matrix("attn_output", q_dim, dim, bias));
-  for (const char* stem : NeuronRows()) {
-    ISOTHERM_ASSIGN_OR_RETURN(const GgufTensor* tensor, Expect(name(stem), dim, ffn));
-    neuron_types_.push_back(static_cast<DType>(tensor->ggml_type));
+  if (bundles_.has_value()) {
+    used_.insert(file_->FindTensor(name("ffn_bundle"))->name);
+    neuron_types_.push_back(bundles_->dtype);
+  } else {
+    for (const char* stem : NeuronRows()) {
+      ISOTHERM_ASSIGN_OR_RETURN(const GgufTensor* tensor, Expect(name(stem), dim, ffn));
+      neuron_types_.push_back(static_cast<DType>(tensor->ggml_type));
+    }
+    ISOTHERM_ASSIGN_OR_RETURN(
+        const GgufTensor* down,
+        Expect(name(down_tensor()), transposed_down_ ? dim : ffn, transposed_down_ ? ffn : dim));
+    neuron_types_.push_back(static_cast<DType>(down->ggml_type));
   }
-  ISOTHERM_ASSIGN_OR_RETURN(
-      const GgufTensor* down,
-      Expect(name(down_tensor()), transposed_down_ ? dim : ffn, transposed_down_ ? ffn : dim));
-  neuron_types_.push_back(static_cast<DType>(down->ggml_type));
   if (config_.ffn_bias) {
     ISOTHERM_RETURN_IF_ERROR(Expect(LayerBias(layer, "ffn_up"), ffn, 1).status());
     ISOTHERM_RETURN_IF_ERROR(Expect(LayerBias(layer, down_tensor()), dim, 1).status());
@@ -227,6 +220,7 @@ absl::Status ModelFile::ChooseLayout() {
              .bundle_bytes = RoundUp<int64_t>(config_.bundle_rows() * *row_bytes, 64),
              .num_neurons = config_.ffn_dim,
              .num_layers = config_.num_layers};
+  if (bundles_.has_value()) layout_.bundle_bytes = bundles_->bundle_bytes;
   return absl::OkStatus();
 }
 
@@ -282,6 +276,9 @@ absl::Status ModelFile::PackBundles(int64_t layer, int64_t first, int64_t count,
                     .dtype = layout_.dtype,
                     .out = out.data(),
                     .stride = layout_.bundle_bytes};
+  if (bundles_.has_value()) {
+    return ReadTensorRows(*file_, *file_->FindTensor(LayerTensor(layer, "ffn_bundle")), range);
+  }
   for (const char* stem : NeuronRows()) {
     const GgufTensor& tensor = *file_->FindTensor(LayerTensor(layer, stem));
     ISOTHERM_RETURN_IF_ERROR(ReadTensorRows(*file_, tensor, range));

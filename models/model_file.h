@@ -3,6 +3,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -11,6 +12,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
+#include "models/bundle_file.h"
 #include "models/bundle_layout.h"
 #include "models/gguf/gguf_file.h"
 #include "models/matrix.h"
@@ -30,6 +32,8 @@ class ModelFile {
   const ModelConfig& config() const { return config_; }
   const GgufFile& gguf() const { return *file_; }
   const BundleLayout& bundle_layout() const { return layout_; }
+  // Where the bundles lie in the file; null unless it is bundle-ordered.
+  const BundleFile* bundle_file() const { return bundles_ ? &*bundles_ : nullptr; }
   // In words, what is not computed as stored; empty when all is.
   const std::string& repacked() const { return repacked_; }
 
@@ -67,6 +71,7 @@ class ModelFile {
   std::unique_ptr<GgufFile> file_;
   ModelConfig config_;
   BundleLayout layout_;
+  std::optional<BundleFile> bundles_;
   bool transposed_down_ = false;                 // see down_tensor()
   absl::flat_hash_set<absl::string_view> used_;  // names of the tensors that are computed with
   std::vector<DType> neuron_types_;              // as stored, of gate, up and down, all layers

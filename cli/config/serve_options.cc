@@ -94,6 +94,8 @@ const std::vector<OptionSpec>& ServeOptionSpecs() {
        "share of the cold neurons that the GPU reads over PCIe, 0 to 1; auto: adapted"},
       {"threads", "auto", "threads of each worker; auto: all cores for the gpu_worker without a GPU, one less for the cpu_worker"},
       {"transport", "auto", "between the workers: shm (shared memory) or grpc; auto: shm"},
+      {"arena", "auto",
+       "neurons of a bundle-ordered model file: map (in place) or copy; auto: map on tmpfs"},
       {"activation", "", "relu, silu or gelu instead of what the model file says"},
       {"sparse-threshold", "", "predictor threshold instead of the model's"},
       {"chat-template", "",
@@ -131,6 +133,7 @@ absl::StatusOr<ServeOptions> ParseServeOptions(const LayeredOptions& values) {
   ISOTHERM_ASSIGN_OR_RETURN(options.transport,
                             ParseChoice(values, "transport", {"auto", "shm", "grpc"}));
   if (options.transport == "auto") options.transport = "shm";
+  ISOTHERM_ASSIGN_OR_RETURN(options.arena, ParseChoice(values, "arena", {"auto", "map", "copy"}));
   if (!values.at("activation").text.empty()) {
     ISOTHERM_ASSIGN_OR_RETURN(options.activation,
                               ParseChoice(values, "activation", {"relu", "silu", "gelu"}));

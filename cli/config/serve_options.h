@@ -26,6 +26,7 @@ struct ServeOptions {
   std::string predictor_type = "8bit";
   double streamed_share = -1;  // of cold neurons, read by the GPU over PCIe; -1: adapted
   std::string transport = "shm";
+  std::string arena = "auto";    // how the cpu_worker holds the neurons: auto, map or copy
   std::string activation;        // "": the model's
   std::string sparse_threshold;  // "": the model's
   std::string chat_template;     // "": the model's

@@ -45,6 +45,7 @@ FourServices MakeFourServices(const ServeOptions& options, const std::filesystem
   std::vector<std::string> cpu = CommonArgs(options, record.model, record.cpu_worker);
   Add(cpu, "--socket-dir", run_dir.socket_dir().string());
   Add(cpu, "--threads", absl::StrCat(options.threads));
+  Add(cpu, "--arena", options.arena);
   AddIfSet(cpu, "--activation", options.activation);
 
   std::vector<std::string> gpu = CommonArgs(options, record.model, record.gpu_worker);

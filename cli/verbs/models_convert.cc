@@ -21,22 +21,25 @@ namespace {
 
 constexpr char kExamples[] = R"(Examples:
   isotherm models convert relu-7b.powerinfer.gguf relu-7b-q4.powerinfer.gguf --type q4_0
+  isotherm models convert relu-7b.powerinfer.gguf relu-7b.arena.gguf --arena
   isotherm models convert falcon-7b.gguf falcon-7b.powerinfer.gguf --to pwri --relu
   isotherm models convert relu-7b.powerinfer.gguf relu-7b.gguf --to gguf --drop-predictors
 
 pwri is PowerInfer's layout: a neuron's down vector is a row, and predictors may say which neurons a
-token needs. gguf is what llama.cpp writes. Keys, tokenizer and chat template are kept, and so is the
+token needs. gguf is what llama.cpp writes. --arena puts a neuron's vectors side by side (bundle
+order), so that workers compute from the mapped file instead of a copy; without it they are put back. Keys, tokenizer and chat template are kept, and so is the
 activation profile that lies beside IN. Norms and biases stay as they are.
 OUT appears when it is complete and `models verify` has found it good.)";
 
 struct ConvertArgs {
   std::string in, out, to, type;
-  bool drop_predictors = false, relu = false, force = false;
+  bool arena = false, drop_predictors = false, relu = false, force = false;
 };
 
 absl::StatusOr<ConversionOptions> ParseArgs(const ConvertArgs& args, const fs::path& model_dir) {
   constexpr char kHelp[] = "isotherm models convert --help";
   ConversionOptions options{.output_path = args.out,
+                            .arena = args.arena,
                             .drop_predictors = args.drop_predictors,
                             .relu = args.relu,
                             .replace = args.force};
@@ -117,6 +120,8 @@ void AddModelsConvertVerb(CLI::App& models, std::function<fs::path()> model_dir,
   verb->add_option("--type", args->type,
                    "type of the matrices: f16, bf16, q8_0 or q4_0 [as they are]")
       ->type_name("");
+  verb->add_flag("--arena", args->arena,
+                 "neurons in bundle order, for workers to map; PowerInfer cannot read it");
   verb->add_flag("--relu", args->relu,
                  "the model was trained with ReLU, which a plain GGUF file cannot say");
   verb->add_flag("--drop-predictors", args->drop_predictors,

@@ -15,7 +15,9 @@
 #include "absl/strings/str_cat.h"
 #include "absl/synchronization/mutex.h"
 #include "common/base/checked_math.h"
+#include "common/base/exit_code.h"
 #include "common/base/status_macros.h"
+#include "common/shm/file_mapping.h"
 
 namespace isotherm::cpu {
 namespace {
@@ -110,6 +112,20 @@ Arena::Arena(const shm::ArenaGeometry& geometry, UniqueFd fd, shm::Mapping mappi
 
 absl::StatusOr<std::unique_ptr<Arena>> Arena::Load(const BundleSource& source,
                                                    const LoadOptions& options) {
+  if (options.kind == ArenaKind::kMap && !source.file.has_value()) {
+    return WithExitCode(
+        absl::InvalidArgumentError("the model file is not in bundle order, so that it cannot be "
+                                   "mapped; convert it: isotherm models convert --arena"),
+        ExitCode::kUsage);
+  }
+  const bool map = source.file.has_value() &&
+                   (options.kind == ArenaKind::kMap ||
+                    (options.kind == ArenaKind::kAuto && shm::LiesInMemory(source.file->fd)));
+  return map ? MapModelFile(source, options) : Copy(source, options);
+}
+
+absl::StatusOr<std::unique_ptr<Arena>> Arena::Copy(const BundleSource& source,
+                                                   const LoadOptions& options) {
   ISOTHERM_ASSIGN_OR_RETURN(const shm::ArenaGeometry geometry,
                             shm::ArenaGeometry::Make(source.shape));
   ISOTHERM_ASSIGN_OR_RETURN(
@@ -127,6 +143,10 @@ absl::StatusOr<std::unique_ptr<Arena>> Arena::Load(const BundleSource& source,
 }
 
 absl::StatusOr<UniqueFd> Arena::DuplicateFd() const {
+  if (file_.has_value()) {
+    // Whoever attaches would map what is no longer the model.
+    ISOTHERM_RETURN_IF_ERROR(shm::CheckIdentity(fd_.get(), file_->identity, file_->path));
+  }
   UniqueFd copy(::fcntl(fd_.get(), F_DUPFD_CLOEXEC, 0));
   if (!copy.valid()) {
     return absl::ResourceExhaustedError(
@@ -136,6 +156,10 @@ absl::StatusOr<UniqueFd> Arena::DuplicateFd() const {
 }
 
 absl::Status Arena::CheckLayer(int64_t layer_idx) const {
+  if (file_.has_value()) {
+    const absl::Status same = shm::CheckIdentity(fd_.get(), file_->identity, file_->path);
+    return same.ok() ? same : absl::DataLossError(same.message());
+  }
   const uint64_t now = DigestOf(layer(layer_idx), geometry_.layer_bytes());
   if (now == digests_[static_cast<size_t>(layer_idx)]) return absl::OkStatus();
   return absl::DataLossError(

@@ -92,6 +92,7 @@ absl::StatusOr<shm::ArenaOffer> AttachmentHost::Open(const std::string& peer, ui
   shm::ArenaOffer offer{.nonce = session->region->nonce(),
                         .socket_path = handoff_->path(),
                         .arena_bytes = arena_.geometry().arena_bytes,
+                        .arena_is_model_file = arena_.is_model_file(),
                         .control_bytes = session->region->bytes()};
   {
     absl::MutexLock lock(&mu_);

@@ -37,7 +37,8 @@ absl::Status CpuWorker::Load(const BundleSource& source, const std::string& mode
                              const std::function<bool(double)>& progress) {
   const int threads = options_.num_threads > 0 ? options_.num_threads : DefaultThreadCount();
   ISOTHERM_ASSIGN_OR_RETURN(parts_.arena,
-                            Arena::Load(source, {.num_threads = threads,
+                            Arena::Load(source, {.kind = options_.arena,
+                                                 .num_threads = threads,
                                                  .progress =
                                                      [&](double share) {
                                                        load_progress_.store(std::min(share, 0.99));

@@ -25,6 +25,7 @@ class CpuWorker {
  public:
   struct Options {
     std::string socket_dir;
+    ArenaKind arena = ArenaKind::kAuto;
     int num_threads = 0;  // 0: DefaultThreadCount()
     int32_t max_rows = 256;
     shm::WaitOptions wait;

@@ -15,13 +15,20 @@ absl::StatusOr<BundleSource> SourceOf(std::shared_ptr<const ModelFile> model) {
                   .rows = layout.rows,
                   .model_dim = layout.model_dim,
                   .num_neurons = layout.num_neurons,
-                  .num_layers = layout.num_layers};
+                  .num_layers = layout.num_layers,
+                  .bundle_bytes = layout.bundle_bytes};
   source.rule.activation = model->config().activation;
   source.rule.activate_up = model->config().activate_up;
   for (int64_t layer = 0; model->config().ffn_bias && layer < layout.num_layers; ++layer) {
     ISOTHERM_ASSIGN_OR_RETURN(std::vector<float> bias,
                               model->ReadVector(ModelFile::LayerBias(layer, "ffn_up")));
     source.rule.up_bias.push_back(std::move(bias));
+  }
+  if (const BundleFile* bundles = model->bundle_file(); bundles != nullptr) {
+    source.file = {.path = model->gguf().path(),
+                   .fd = model->gguf().fd(),
+                   .identity = model->gguf().identity(),
+                   .layer_offsets = bundles->layer_offsets};
   }
   source.pack = [model = std::move(model), bundle_bytes = layout.bundle_bytes](
                     int64_t layer, int64_t first, int64_t count, std::byte* out) {

@@ -25,6 +25,7 @@ absl::Status CpuWorkerService::Open(const v1::OpenArenaRequest& request,
   response->set_handoff_token(offer.handoff_token);
   response->set_socket_path(offer.socket_path);
   response->set_arena_bytes(offer.arena_bytes);
+  response->set_arena_is_model_file(offer.arena_is_model_file);
   response->set_control_bytes(offer.control_bytes);
   return absl::OkStatus();
 }

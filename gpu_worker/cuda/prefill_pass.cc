@@ -12,8 +12,10 @@ namespace isotherm::gpu {
 namespace {
 
 constexpr int64_t kTileRows = 512;
-// 0.3 ms of PCIe: long against a launch, short against a layer.
-constexpr int64_t kSliceBytes = int64_t{16} << 20;
+// 0.45 ms of PCIe: long against a launch, short against a layer.
+constexpr int64_t kSliceBytes = int64_t{24} << 20;
+// Neurons of a slice, so that every row of a product begins on 16 bytes.
+constexpr int64_t kSliceStep = 64;
 constexpr int64_t kCublasBytes = int64_t{32} << 20;  // what cuBLAS asks for on Hopper
 constexpr int kGatherBlocks = 64;  // of 256 threads; 32 kept PCIe busy, the rest hides its latency
 constexpr int kHotGatherBlocks = 528;
@@ -24,6 +26,12 @@ constexpr int32_t kSelectRows = 320;
 absl::Status CublasStatus(cublasStatus_t status, absl::string_view what) {
   if (status == CUBLAS_STATUS_SUCCESS) return absl::OkStatus();
   return absl::InternalError(absl::StrCat(what, ": ", cublasGetStatusString(status)));
+}
+
+// Elements of a row of a product's input: cuBLAS is slow where rows do not begin on 16 bytes, so odd
+// ones go with the matrix's padding, which is zero.
+int64_t InputStride(const DeviceMatrix& w) {
+  return w.columns % 8 == 0 ? w.columns : w.padded_columns;
 }
 
 #define ISOTHERM_CUBLAS_RETURN_IF_ERROR(expression) \
@@ -51,11 +59,14 @@ absl::Status PrefillPass::Allocate() {
   const BundleLayout& layout = *parts_.layout;
   const int64_t q_dim = config.num_q_heads * config.head_dim;
   const int64_t qkv_dim = q_dim + 2 * config.num_kv_heads * config.head_dim;
-  const int64_t rank = parts_.buffers.hidden_stride;
+  // Padded: products want rows that begin on 16 bytes.
+  const int64_t rank = RoundUp<int64_t>(parts_.buffers.hidden_stride, 32);
   const int64_t bundle_elements = layout.rows * layout.model_dim;
   tile_rows_ = std::min<int64_t>(kTileRows, parts_.max_rows);
   slice_neurons_ = static_cast<int32_t>(
-      std::clamp<int64_t>(kSliceBytes / (2 * bundle_elements), 8, layout.num_neurons));
+      std::max<int64_t>(kSliceStep, std::min(kSliceBytes / (2 * bundle_elements),
+                                             RoundUp(layout.num_neurons, kSliceStep)) /
+                                        kSliceStep * kSliceStep));
   // Decoded weights use a slice, too: at least some rows of the widest matrix.
   slice_elements_ = std::max<int64_t>(slice_neurons_ * bundle_elements,
                                       64 * std::max({config.model_dim, q_dim, rank}));
@@ -136,7 +147,7 @@ absl::Status PrefillPass::Gemm(bool bf16, int64_t m, int64_t n, int64_t k, float
 absl::Status PrefillPass::Product(const DeviceMatrix& w, const uint16_t* x, const uint16_t* low,
                                   bool exact_w, bool bf16, int64_t rows, float beta, float* y,
                                   int64_t y_stride, cudaStream_t stream) {
-  const int64_t k = w.columns;
+  const int64_t k = InputStride(w);
   const bool as_is = w.dtype == (bf16 ? DType::kBF16 : DType::kF16);
   if (as_is) {
     const auto* const data = static_cast<const uint16_t*>(w.data);
@@ -152,6 +163,7 @@ absl::Status PrefillPass::Product(const DeviceMatrix& w, const uint16_t* x, cons
     const int64_t count = std::min(at_once, w.rows - first);
     uint16_t* const decoded_low = exact_w ? decoded + at_once * k : nullptr;
     LaunchDecode16({.w = w,
+                    .columns = k,
                     .first_row = first,
                     .num_rows = count,
                     .bf16 = bf16,
@@ -207,14 +219,14 @@ absl::Status PrefillPass::Attend(const Step& step, int32_t l, cudaStream_t strea
                      .q = q_,
                      .kv = kv},
                     stream);
-    LaunchAttention({.step = Pointers(),
-                     .shape = shape,
-                     .first_row = static_cast<int32_t>(first),
-                     .q = q_,
-                     .kv = kv,
-                     .splits = 1,
-                     .out = attention_},
-                    rows, stream);
+    LaunchPrefillAttention({.step = Pointers(),
+                            .shape = shape,
+                            .first_row = static_cast<int32_t>(first),
+                            .q = q_,
+                            .kv = kv,
+                            .splits = 1,
+                            .out = attention_},
+                           rows, stream);
     LaunchSplitRows({.x = attention_,
                      .count = rows * q_dim,
                      .bf16 = bf16,
@@ -246,7 +258,7 @@ absl::Status PrefillPass::Predict(const Step& step, int32_t l, cudaStream_t stre
     const auto rows = static_cast<int32_t>(std::min<int64_t>(tile_rows_, step.rows - first));
     const float* scores = nullptr;
     if (layer.fc1.rows > 0) {
-      const int64_t rank = layer.fc1.rows;
+      const int64_t rank = InputStride(layer.fc2);  // behind fc1.rows it stays zero
       LaunchSplitRows({.x = b.x + first * dim,
                        .count = int64_t{rows} * dim,
                        .bf16 = false,
@@ -318,10 +330,10 @@ absl::Status PrefillPass::MultiplySlice(const Step& step, int32_t l, const uint1
     const auto rows = static_cast<int32_t>(std::min<int64_t>(tile_rows_, step.rows - first));
     const uint16_t* const z = b.z + first * dim;
     ISOTHERM_RETURN_IF_ERROR(Gemm(bf16, count, rows, dim, 1.0f, bundles, stride, z, dim, 0.0f, gate_,
-                                  count));
+                                  slice_neurons_));
     if (rows_of_bundle == 3) {
       ISOTHERM_RETURN_IF_ERROR(Gemm(bf16, count, rows, dim, 1.0f, bundles + dim, stride, z, dim,
-                                    0.0f, up_, count));
+                                    0.0f, up_, slice_neurons_));
     }
     LaunchNeuronValues({.step = Pointers(),
                         .layer = l,
@@ -330,6 +342,7 @@ absl::Status PrefillPass::MultiplySlice(const Step& step, int32_t l, const uint1
                         .num_neurons = static_cast<int32_t>(config.ffn_dim),
                         .ids = ids,
                         .count = count,
+                        .stride = slice_neurons_,
                         .gate = gate_,
                         .up = rows_of_bundle == 3 ? up_ : nullptr,
                         .activation = config.activation,
@@ -344,8 +357,8 @@ absl::Status PrefillPass::MultiplySlice(const Step& step, int32_t l, const uint1
     const float one = 1.0f;
     ISOTHERM_CUBLAS_RETURN_IF_ERROR(cublasGemmEx(
         cublas_, CUBLAS_OP_N, CUBLAS_OP_N, static_cast<int>(dim), rows, count, &one,
-        bundles + (rows_of_bundle - 1) * dim, type, static_cast<int>(stride), values_, type, count,
-        &one, b.x + first * dim, CUDA_R_32F, static_cast<int>(dim), CUBLAS_COMPUTE_32F,
+        bundles + (rows_of_bundle - 1) * dim, type, static_cast<int>(stride), values_, type,
+        slice_neurons_, &one, b.x + first * dim, CUDA_R_32F, static_cast<int>(dim), CUBLAS_COMPUTE_32F,
         CUBLAS_GEMM_DEFAULT));
   }
   return absl::OkStatus();

@@ -59,7 +59,7 @@ DenseSection::DenseSection(const ModelConfig& config, bool bf16, int64_t max_kv_
   }
 }
 
-void DenseSection::NormRow(const NormWeights& weights, int64_t row, float* out) const {
+void DenseSection::NormRow(const HostNorm& weights, int64_t row, float* out) const {
   NormRounded(config_, bf16_, buffers_.x.data() + row * config_.model_dim, weights,
               {out, static_cast<size_t>(config_.model_dim)});
 }

@@ -50,7 +50,7 @@ class DenseSection {
   Output Run(const Input& input);
 
  private:
-  void NormRow(const NormWeights& weights, int64_t row, float* out) const;
+  void NormRow(const HostNorm& weights, int64_t row, float* out) const;
   void Rotate(float* values, int64_t dim, int64_t num_rows, Slice slice) const;
   void Project(const Input& input, const float* h, int t);
   void StoreKv(const Input& input, const float* rows, uint16_t* pages, Slice slice) const;

@@ -61,7 +61,7 @@ class Loader {
     ISOTHERM_ASSIGN_OR_RETURN(*out, model_.ReadVector(ModelFile::LayerBias(layer, stem)));
     return absl::OkStatus();
   }
-  absl::Status ReadNorm(const std::string& stem, NormWeights* out) {
+  absl::Status ReadNorm(const std::string& stem, HostNorm* out) {
     ISOTHERM_ASSIGN_OR_RETURN(out->weight, model_.ReadVector(absl::StrCat(stem, ".weight")));
     if (config_.norm != NormKind::kLayer) return absl::OkStatus();
     ISOTHERM_ASSIGN_OR_RETURN(out->bias, model_.ReadVector(absl::StrCat(stem, ".bias")));

@@ -15,7 +15,7 @@ namespace isotherm::gpu {
 // Everything of a model but its neurons, in host memory. Biases are empty in models without.
 struct HostWeights {
   struct Layer {
-    NormWeights attention_norm, ffn_norm;
+    HostNorm attention_norm, ffn_norm;
     std::vector<Matrix> qkv;  // attn_q, attn_k and attn_v, or the one attn_qkv
     MatrixView q, k, v;       // into qkv
     Matrix o;
@@ -27,7 +27,7 @@ struct HostWeights {
   Matrix embedding;
   Matrix positions;  // of models that learn them
   Matrix head;       // empty when tied to the embedding
-  NormWeights output_norm;
+  HostNorm output_norm;
   std::vector<float> rope_freqs;  // [rope_dims / 2], or empty
   std::vector<Layer> layers;
   int64_t bytes = 0;

@@ -6,7 +6,7 @@
 
 namespace isotherm::gpu {
 
-void NormRounded(const ModelConfig& config, bool bf16, const float* x, const NormWeights& weights,
+void NormRounded(const ModelConfig& config, bool bf16, const float* x, const HostNorm& weights,
                  std::span<float> out) {
   switch (config.norm) {
     case NormKind::kRms:

@@ -70,8 +70,9 @@ absl::StatusOr<std::shared_ptr<ColdAttachment>> CpuWorkerConnector::TryAttach() 
       ShmColdAttachment::Attach(std::move(handoff),
                                 {.nonce = {response.nonce_high(), response.nonce_low()},
                                  .arena_bytes = response.arena_bytes(),
-                                 .control_bytes = response.control_bytes()},
-                                layout));
+                                 .control_bytes = response.control_bytes(),
+                                 .arena_is_model_file = response.arena_is_model_file()},
+                                model_));
   return std::shared_ptr<ColdAttachment>(std::move(attachment));
 }
 

@@ -69,6 +69,10 @@ absl::Status WriteHeader(const ModelFile& model, const ConversionPlan& plan, Ggu
   if (plan.file_type.has_value()) writer.AddUint32("general.file_type", *plan.file_type);
   if (plan.add_quantization_version) writer.AddUint32("general.quantization_version", 2);
   if (plan.activation.has_value()) writer.AddString(kActivationKey, Name(*plan.activation));
+  if (plan.bundle_rows.has_value()) {
+    writer.AddUint32(kAlignmentKey, plan.alignment);
+    writer.AddUint32(kBundleRowsKey, *plan.bundle_rows);
+  }
   for (const ConvertedTensor& tensor : plan.tensors) {
     const uint32_t type = tensor.from == ConvertedTensor::From::kBytes
                               ? tensor.source->ggml_type

@@ -18,6 +18,7 @@ struct ConversionOptions {
   std::string input_path;
   std::string output_path;
   std::optional<Container> container;  // absent: the input's
+  bool arena = false;                  // neurons in bundle order; else by matrix
   std::optional<DType> type;     // of the matrices: F16, BF16, Q8_0 or Q4_0; absent: as stored
   bool drop_predictors = false;  // they may go
   bool relu = false;             // the user knows the model for a ReLU one
@@ -34,9 +35,9 @@ struct ConversionReport {
 };
 
 // Writes the model anew: PowerInfer's layout (a neuron's down vector is a row) to a plain GGUF
-// file's or back, or matrices in another type. Keys, tokenizer and order are kept. The output
-// appears under its name only when Verify() has found it good; until then, and on any error, there
-// is none.
+// file's or back, neurons in bundle order or by matrix, or matrices in another type. Keys,
+// tokenizer and order are kept. The output appears under its name only when Verify() has found it
+// good; until then, and on any error, there is none.
 //
 // InvalidArgument or FailedPrecondition (exit code 64) for what the user must decide: nothing to
 // change, an output that is there, predictors or an activation that would be lost. DataLoss (65)

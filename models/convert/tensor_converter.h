@@ -9,6 +9,7 @@
 #include "common/threading/thread_pool.h"
 #include "models/convert/conversion_plan.h"
 #include "models/gguf/gguf_writer.h"
+#include "models/tensor_reader.h"
 
 namespace isotherm {
 
@@ -27,6 +28,10 @@ class TensorConverter {
  private:
   absl::Status WriteBytes(const ConvertedTensor& tensor, GgufWriter& writer,
                           const std::function<void(int64_t)>& advance);
+
+  // Rows of the output; range.out and stride say where.
+  absl::Status ReadRows(const ConvertedTensor& tensor, TensorRange range) const;
+  absl::Status ReadBundles(const ConvertedTensor& tensor, TensorRange range) const;
 
   const GgufFile& file_;
   const int64_t piece_bytes_;

@@ -1,7 +1,6 @@
 #include "models/gguf/gguf_file.h"
 
 #include <fcntl.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -28,13 +27,11 @@ absl::StatusOr<std::unique_ptr<GgufFile>> GgufFile::Open(const std::string& path
                                                          std::strerror(errno), "; check the path")),
                         ExitCode::kBadData);
   }
-  struct stat info {};
-  if (::fstat(file->fd_.get(), &info) != 0 || !S_ISREG(info.st_mode)) {
-    return file->Bad("not a regular file");
-  }
-  file->file_bytes_ = info.st_size;
+  const absl::StatusOr<FileIdentity> identity = IdentityOf(file->fd_.get());
+  if (!identity.ok()) return file->Bad("not a regular file");
+  file->identity_ = *identity;
   ISOTHERM_RETURN_IF_ERROR(
-      GgufHeaderReader(file.get(), static_cast<uint64_t>(info.st_size)).Parse());
+      GgufHeaderReader(file.get(), static_cast<uint64_t>(identity->bytes)).Parse());
   return file;
 }
 

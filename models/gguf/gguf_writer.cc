@@ -1,6 +1,7 @@
 #include "models/gguf/gguf_writer.h"
 
 #include <fcntl.h>
+#include <sys/statvfs.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -39,7 +40,7 @@ absl::StatusOr<std::unique_ptr<GgufWriter>> GgufWriter::Create(const std::string
   // Never through a link that someone else put there.
   ::unlink(writer->temporary_.c_str());
   writer->fd_.Reset(
-      ::open(writer->temporary_.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0644));
+      ::open(writer->temporary_.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0644));
   if (!writer->fd_.valid()) return Errno("create", writer->temporary_);
   return writer;
 }
@@ -162,10 +163,49 @@ absl::Status GgufWriter::WriteHeader() {
   }
   header.resize(RoundUp<size_t>(header.size(), alignment_), '\0');
   header_written_ = true;
+  data_start_ = static_cast<int64_t>(header.size());
   return WriteRaw(header.data(), header.size());
 }
 
+absl::Status GgufWriter::Reserve() {
+  ISOTHERM_CHECK(!header_written_);
+  ISOTHERM_RETURN_IF_ERROR(WriteHeader());
+  const int64_t bytes = data_start_ + RoundUp<int64_t>(declared_bytes_, alignment_);
+  struct statvfs free {};
+  if (::fstatvfs(fd_.get(), &free) == 0 &&
+      static_cast<uint64_t>(bytes) / free.f_frsize >= free.f_bavail) {
+    return WithExitCode(
+        absl::ResourceExhaustedError(absl::StrCat(
+            "'", path_, "' needs ", bytes, " bytes, its file system has ",
+            static_cast<uint64_t>(free.f_bavail) * free.f_frsize,
+            " free; choose another folder, or make room (tmpfs: mount -o remount,size=...)")),
+        ExitCode::kShortage);
+  }
+  if (::ftruncate(fd_.get(), bytes) != 0) return Errno("size", temporary_);
+  file_bytes_ = bytes;
+  reserved_ = true;
+  return absl::OkStatus();
+}
+
+absl::Status GgufWriter::WriteAt(size_t tensor_idx, int64_t offset,
+                                 std::span<const std::byte> bytes) const {
+  ISOTHERM_CHECK(reserved_ && tensor_idx < tensors_.size());
+  const Tensor& tensor = tensors_[tensor_idx];
+  ISOTHERM_CHECK(offset >= 0 && offset <= tensor.bytes &&
+                 static_cast<int64_t>(bytes.size()) <= tensor.bytes - offset);
+  int64_t at = TensorOffset(tensor_idx) + offset;
+  while (!bytes.empty()) {
+    const ssize_t put = ::pwrite(fd_.get(), bytes.data(), bytes.size(), at);
+    if (put < 0 && errno == EINTR) continue;
+    if (put < 0) return Errno("write", temporary_);
+    bytes = bytes.subspan(static_cast<size_t>(put));
+    at += put;
+  }
+  return absl::OkStatus();
+}
+
 absl::Status GgufWriter::Write(std::span<const std::byte> bytes) {
+  ISOTHERM_CHECK(!reserved_);
   if (!header_written_) ISOTHERM_RETURN_IF_ERROR(WriteHeader());
   while (!bytes.empty()) {
     ISOTHERM_CHECK(current_ < tensors_.size());
@@ -189,7 +229,7 @@ absl::Status GgufWriter::Write(std::span<const std::byte> bytes) {
 
 absl::Status GgufWriter::Finish(const std::function<absl::Status(const std::string& path)>& check) {
   if (!header_written_) ISOTHERM_RETURN_IF_ERROR(WriteHeader());
-  ISOTHERM_CHECK(current_ == tensors_.size());
+  ISOTHERM_CHECK(reserved_ || current_ == tensors_.size());
   if (::fsync(fd_.get()) != 0) return Errno("sync", temporary_);
   if (check) ISOTHERM_RETURN_IF_ERROR(check(temporary_));
   if (::rename(temporary_.c_str(), path_.c_str()) != 0) return Errno("rename to", path_);

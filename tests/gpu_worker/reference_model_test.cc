@@ -173,7 +173,7 @@ INSTANTIATE_TEST_SUITE_P(
                     Case{"odd_heads",
                          {.architecture = "falcon",
                           .model_dim = 96,
-                          .num_q_heads = 8,
+                          .num_q_heads = 4,
                           .num_kv_heads = 2,
                           .seed = 45}},
                     Case{"dense_gelu", {.architecture = "falcon", .sparse = false, .seed = 46}},

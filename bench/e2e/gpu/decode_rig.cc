@@ -74,8 +74,9 @@ absl::Status DecodeRig::Attach() {
                               .num_threads = options_.cpu_threads,
                               .max_rows = shared_rows,
                               .wait = {.spin = std::chrono::milliseconds(5)}});
+  ISOTHERM_ASSIGN_OR_RETURN(const cpu::BundleSource source, cpu::SourceOf(model_));
   ISOTHERM_RETURN_IF_ERROR(
-      cpu_worker_->Load(cpu::SourceOf(model_), model_->config().digest, [](double) { return true; }));
+      cpu_worker_->Load(source, model_->config().digest, [](double) { return true; }));
   ISOTHERM_ASSIGN_OR_RETURN(cpu::CpuWorker::Parts* const parts, cpu_worker_->parts());
   const BundleLayout& layout = model_->bundle_layout();
   ISOTHERM_ASSIGN_OR_RETURN(const shm::ArenaOffer offer,
@@ -88,8 +89,10 @@ absl::Status DecodeRig::Attach() {
                             gpu::ShmColdAttachment::Attach(std::move(handoff),
                                                            {.nonce = offer.nonce,
                                                             .arena_bytes = offer.arena_bytes,
-                                                            .control_bytes = offer.control_bytes},
-                                                           layout));
+                                                            .control_bytes = offer.control_bytes,
+                                                            .arena_is_model_file =
+                                                                offer.arena_is_model_file},
+                                                           *model_));
   gpu::ColdAttachment& cold = *attachment_;
   ISOTHERM_ASSIGN_OR_RETURN(mapping_, device_->Map({.link = &cold.link(), .arena = cold.arena()}));
   return absl::OkStatus();

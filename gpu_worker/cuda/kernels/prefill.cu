@@ -33,7 +33,7 @@ template <class Format>
 __global__ void __launch_bounds__(kThreads) Decode16Kernel(Decode16Args args) {
   const DeviceMatrix& w = args.w;
   const int64_t row = args.first_row + blockIdx.x;
-  const int columns = static_cast<int>(w.columns), padded = static_cast<int>(w.padded_columns);
+  const int columns = static_cast<int>(args.columns), padded = static_cast<int>(w.padded_columns);
   const auto* const data = reinterpret_cast<const uint4*>(static_cast<const unsigned char*>(w.data) +
                                                           row * Format::RowBytes(padded));
   uint16_t* const out = args.out + int64_t{blockIdx.x} * columns;
@@ -164,7 +164,7 @@ __device__ inline float Act(float v, Activation activation) {
 }
 
 // A block takes kThreads neurons of some rows, a thread one neuron.
-constexpr int kRowsOfBlock = 32;
+constexpr int kRowsOfBlock = 8;
 
 __global__ void __launch_bounds__(kThreads) NeuronValuesKernel(NeuronValuesArgs args) {
   __shared__ unsigned long long scratch[32];
@@ -182,7 +182,7 @@ __global__ void __launch_bounds__(kThreads) NeuronValuesKernel(NeuronValuesArgs 
   const int last = min(args.num_rows, first + kRowsOfBlock);
   for (int r = first; r < last && live; ++r) {
     const int row = args.first_row + r;
-    const int64_t at = int64_t{r} * args.count + i;
+    const int64_t at = int64_t{r} * args.stride + i;
     float value = 0;
     if ((args.active[int64_t{row} * words + id / 64] >> (id % 64) & 1) != 0) {
       value = Act(args.gate[at] + bias, args.activation);

@@ -35,6 +35,7 @@ void LaunchSplitRows(const SplitRowsArgs& args, cudaStream_t stream);
 // Rows of a matrix of any type as 16 bits, [rows, columns].
 struct Decode16Args {
   DeviceMatrix w;
+  int64_t columns = 0;  // w.columns, or more of its padding
   int64_t first_row = 0, num_rows = 0;
   bool bf16 = false;
   uint16_t* out = nullptr;
@@ -56,6 +57,9 @@ struct FinishQkvArgs {
   KvPages kv;
 };
 void LaunchFinishQkv(const FinishQkvArgs& args, cudaStream_t stream);
+
+// Attention of num_rows rows; args as for LaunchAttention with splits 1.
+void LaunchPrefillAttention(const AttentionArgs& args, int num_rows, cudaStream_t stream);
 
 // x[r, :] += bias.
 void LaunchAddBias(float* x, const float* bias, int32_t num_rows, int32_t columns,
@@ -84,7 +88,8 @@ struct NeuronValuesArgs {
   int32_t num_neurons = 0;
   const int32_t* ids = nullptr;  // [count]
   int32_t count = 0;
-  const float* gate = nullptr;  // [num_rows, count]
+  int32_t stride = 0;           // elements of a row of the following; >= count
+  const float* gate = nullptr;  // [num_rows, stride]
   const float* up = nullptr;    // likewise; null: bundles of two rows
   Activation activation = Activation::kRelu;
   bool activate_up = false;
@@ -92,7 +97,7 @@ struct NeuronValuesArgs {
   const uint64_t* active = nullptr;  // [max_rows, words]
   bool bf16 = false;
   uint32_t* fired = nullptr;    // [num_neurons]
-  uint16_t* values = nullptr;   // [num_rows, count]
+  uint16_t* values = nullptr;   // [num_rows, stride]
 };
 void LaunchNeuronValues(const NeuronValuesArgs& args, cudaStream_t stream);
 

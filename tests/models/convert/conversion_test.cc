@@ -9,6 +9,7 @@
 #include "common/base/exit_code.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "models/bundle_file.h"
 #include "models/convert/conversion_plan.h"
 #include "models/convert/tensor_converter.h"
 #include "models/inspect/inspect.h"
@@ -476,39 +477,142 @@ TEST_F(ConversionTest, TellsOfEveryByteConvertedAndChecked) {
   EXPECT_GT(of, 0);
 }
 
+// Every neuron's row in its order, padding aside.
+std::string NeuronBytes(const ModelFile& model) {
+  const BundleLayout& layout = model.bundle_layout();
+  std::string out;
+  std::string bundle(static_cast<size_t>(layout.bundle_bytes), '\0');
+  for (int64_t layer = 0; layer < layout.num_layers; ++layer) {
+    for (int64_t n = 0; n < layout.num_neurons; ++n) {
+      EXPECT_TRUE(model
+                      .PackBundles(layer, n, 1,
+                                   std::as_writable_bytes(std::span(bundle.data(), bundle.size())))
+                      .ok());
+      out += bundle.substr(0, static_cast<size_t>(layout.rows * layout.row_bytes));
+    }
+  }
+  return out;
+}
+
+TEST_F(ConversionTest, NeuronsGoToBundleOrderAndBackBitForBit) {
+  for (const char* architecture : kArchitectures) {
+    for (const DType dtype : {DType::kF16, DType::kBF16, DType::kQ8_0, DType::kQ4_0}) {
+      SCOPED_TRACE(absl::StrCat(architecture, " ", Name(dtype)));
+      const TinyModel tiny(/*is_powerinfer=*/true, dtype, architecture);
+      in_ = "in.gguf", out_ = "arena.gguf";
+      Write(tiny);
+      const ConversionReport report = Convert({.arena = true, .replace = true});
+      EXPECT_THAT(report.notes, Contains(HasSubstr("bundle order")));
+      const auto before = ModelFile::Open(folder_.File(in_));
+      const auto after = ModelFile::Open(folder_.File(out_));
+      ASSERT_TRUE(before.ok() && after.ok()) << before.status() << after.status();
+      ASSERT_NE((*after)->bundle_file(), nullptr);
+      EXPECT_EQ(NeuronBytes(**after), NeuronBytes(**before));
+      for (const GgufTensor& tensor : (*after)->gguf().tensors()) {
+        if (absl::StrContains(tensor.name, "ffn_bundle")) continue;
+        EXPECT_EQ(Stored((*after)->gguf(), tensor.name), Stored((*before)->gguf(), tensor.name));
+      }
+      in_ = "arena.gguf", out_ = "again.gguf";
+      Convert({.replace = true});
+      ExpectTensorsOf(tiny, out_, true);
+      const auto again = Open(out_);
+      EXPECT_FALSE(again->Has(kBundleRowsKey));
+      EXPECT_EQ(again->alignment(), 32);
+    }
+  }
+}
+
+TEST_F(ConversionTest, BundleOrderTakesAnyLayoutAndType) {
+  for (const char* architecture : kArchitectures) {
+    SCOPED_TRACE(architecture);
+    const TinyModel sparse(/*is_powerinfer=*/true, DType::kF16, architecture);
+    Write(sparse, "sparse.gguf");
+    Write(TinyModel(/*is_powerinfer=*/false, DType::kF16, architecture), "dense.gguf");
+    // From a plain file, down matrices turned; then to one, turned back.
+    in_ = "dense.gguf", out_ = "arena.gguf";
+    Convert({.arena = true, .relu = true, .replace = true});
+    in_ = "sparse.gguf", out_ = "wanted.gguf";
+    Convert({.arena = true, .drop_predictors = true, .replace = true});
+    for (const char* name : {"blk.0.ffn_bundle.weight", "blk.1.ffn_bundle.weight"}) {
+      EXPECT_EQ(Stored(*Open("arena.gguf"), name), Stored(*Open("wanted.gguf"), name));
+    }
+    in_ = "arena.gguf", out_ = "dense_again.gguf";
+    Convert({.container = Container::kGguf, .replace = true});
+    ExpectTensorsOf(TinyModel(/*is_powerinfer=*/false, DType::kF16, architecture), out_, false);
+    // In one go, or type first and order after.
+    in_ = "sparse.gguf", out_ = "q8.gguf";
+    Convert({.type = DType::kQ8_0, .replace = true});
+    in_ = "q8.gguf", out_ = "two_steps.gguf";
+    Convert({.arena = true, .replace = true});
+    in_ = "sparse.gguf", out_ = "one_step.gguf";
+    Convert({.arena = true, .type = DType::kQ8_0, .replace = true});
+    in_ = "sparse.gguf", out_ = "arena_f16.gguf";
+    Convert({.arena = true, .replace = true});
+    in_ = "arena_f16.gguf", out_ = "arena_q8.gguf";
+    Convert({.arena = true, .type = DType::kQ8_0, .replace = true});
+    for (const char* name : {"blk.0.ffn_bundle.weight", "blk.1.ffn_bundle.weight"}) {
+      const std::string wanted = Stored(*Open("two_steps.gguf"), name);
+      EXPECT_EQ(Stored(*Open("one_step.gguf"), name), wanted);
+      EXPECT_EQ(Stored(*Open("arena_q8.gguf"), name), wanted);
+    }
+  }
+}
+
+TEST_F(ConversionTest, BundleOrderRefusesWhatItCannotHold) {
+  Write(TinyModel(/*is_powerinfer=*/true, DType::kF32));
+  ExpectRefused({.arena = true}, ExitCode::kUsage, "the neurons are F32; in bundle order");
+  TinyModel mixed(/*is_powerinfer=*/true);
+  mixed.tensors["blk.1.ffn_up.weight"].dtype = DType::kQ8_0;
+  Write(mixed);
+  ExpectRefused({.arena = true}, ExitCode::kUsage, "the neurons are F16, Q8_0; in bundle order");
+  Convert({.arena = true, .type = DType::kQ4_0});
+  in_ = out_, out_ = "twice.gguf";
+  ExpectRefused({.arena = true}, ExitCode::kUsage, "already is a bundle-ordered PowerInfer file");
+  ExpectRefused({.container = Container::kGguf, .arena = true, .drop_predictors = true},
+                ExitCode::kUsage, "leave --to gguf or --arena out");
+  in_ = "silu.gguf";
+  Write(TinyModel(/*is_powerinfer=*/false), in_);
+  ExpectRefused({.arena = true}, ExitCode::kUsage, "computed with relu");
+}
+
 TEST_F(ConversionTest, NeitherThreadsNorPiecesChangeAByte) {
   TinyModel tiny(/*is_powerinfer=*/true, DType::kF32);
   tiny.tensors["notes"] = {{1000}, DType::kF32};
   const auto model = ModelFile::Open(Write(tiny));
   ASSERT_TRUE(model.ok());
-  std::set<std::string> contents;
-  for (const int threads : {1, 2, 5}) {
-    for (const int64_t piece_bytes : {1, 100, 3000, 1 << 20}) {
-      ConversionOptions options{
-          .container = Container::kGguf, .type = DType::kQ8_0, .drop_predictors = true};
-      const auto plan = PlanConversion(**model, options);
-      ASSERT_TRUE(plan.ok()) << plan.status();
-      auto writer = GgufWriter::Create(folder_.File("pieces.gguf"), false);
-      ASSERT_TRUE(writer.ok());
-      for (const ConvertedTensor& t : plan->tensors) {
-        const uint32_t type = t.from == ConvertedTensor::From::kBytes
-                                  ? t.source->ggml_type
-                                  : static_cast<uint32_t>(t.dtype);
-        (*writer)->DeclareEncoded(t.name, type, t.shape, t.bytes);
+  for (const bool arena : {false, true}) {
+    std::set<std::string> contents;
+    for (const int threads : {1, 2, 5}) {
+      for (const int64_t piece_bytes : {1, 100, 3000, 1 << 20}) {
+        ConversionOptions options{.container = Container::kGguf,
+                                  .arena = arena,
+                                  .type = DType::kQ8_0,
+                                  .drop_predictors = true};
+        if (arena) options.container.reset();
+        const auto plan = PlanConversion(**model, options);
+        ASSERT_TRUE(plan.ok()) << plan.status();
+        auto writer = GgufWriter::Create(folder_.File("pieces.gguf"), false);
+        ASSERT_TRUE(writer.ok());
+        for (const ConvertedTensor& t : plan->tensors) {
+          const uint32_t type = t.from == ConvertedTensor::From::kBytes
+                                    ? t.source->ggml_type
+                                    : static_cast<uint32_t>(t.dtype);
+          (*writer)->DeclareEncoded(t.name, type, t.shape, t.bytes);
+        }
+        TensorConverter converter((*model)->gguf(), threads, piece_bytes);
+        for (const ConvertedTensor& t : plan->tensors) {
+          int64_t advanced = 0;
+          const absl::Status status =
+              converter.Write(t, **writer, [&](int64_t bytes) { advanced += bytes; });
+          ASSERT_TRUE(status.ok()) << status;
+          EXPECT_EQ(advanced, t.bytes) << t.name;
+        }
+        ASSERT_TRUE((*writer)->Finish().ok());
+        contents.insert(folder_.Content("pieces.gguf"));
       }
-      TensorConverter converter((*model)->gguf(), threads, piece_bytes);
-      for (const ConvertedTensor& t : plan->tensors) {
-        int64_t advanced = 0;
-        const absl::Status status =
-            converter.Write(t, **writer, [&](int64_t bytes) { advanced += bytes; });
-        ASSERT_TRUE(status.ok()) << status;
-        EXPECT_EQ(advanced, t.bytes) << t.name;
-      }
-      ASSERT_TRUE((*writer)->Finish().ok());
-      contents.insert(folder_.Content("pieces.gguf"));
     }
+    EXPECT_EQ(contents.size(), 1u);
   }
-  EXPECT_EQ(contents.size(), 1u);
 }
 
 TEST_F(ConversionTest, AConvertedModelIsWhatItWasToInspect) {
