@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "absl/status/statusor.h"
 #include "common/shm/doorbell.h"
@@ -15,7 +16,9 @@ struct CpuWorkerOptions {
   std::string model;
   std::string listen;
   std::string socket_dir;
-  int num_threads = 0;                    // ParseOptions: allowed cores less one, at least 1
+  int num_threads = 0;            // ParseOptions: one a compute CPU, or allowed cores less one
+  std::vector<int> compute_cpus;  // that compute threads are bound to; empty: none
+  std::string cpus;               // that all other threads keep to; empty: as started
   std::optional<Activation> activation;   // instead of the file's
   std::optional<float> sparse_threshold;  // part of the model's identity; used by the gpu_worker
   shm::WaitOptions wait;
