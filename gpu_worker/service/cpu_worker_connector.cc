@@ -53,6 +53,7 @@ absl::StatusOr<std::shared_ptr<ColdAttachment>> CpuWorkerConnector::TryAttach() 
   request.set_model_digest(model_.config().digest);
   request.set_peer_instance_id(options_.instance_id);
   request.set_max_rows(std::min(options_.max_rows, kMostSharedRows));
+  request.set_device_rings(options_.device_rings && options_.transport == ColdTransport::kShm);
   v1::OpenArenaResponse response;
   grpc::ClientContext context;
   context.set_deadline(std::chrono::system_clock::now() + kRpcDeadline);
