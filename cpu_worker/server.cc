@@ -12,6 +12,7 @@
 #include "common/base/exit_code.h"
 #include "common/base/status_macros.h"
 #include "common/rpc/server.h"
+#include "common/threading/cores.h"
 #include "cpu_worker/engine/cpu_worker.h"
 #include "cpu_worker/engine/model_source.h"
 #include "cpu_worker/service/cpu_worker_service.h"
@@ -58,9 +59,11 @@ bool Drain(CpuWorker& worker, std::chrono::milliseconds timeout) {
 }  // namespace
 
 absl::Status RunServer(const CpuWorkerOptions& options, ShutdownSignal& shutdown) {
+  if (const std::string warning = QuotaWarning(); !warning.empty()) SPDLOG_WARN("{}", warning);
   CpuWorker worker({.socket_dir = options.socket_dir,
                     .arena = options.arena,
                     .num_threads = options.num_threads,
+                    .compute_cpus = options.compute_cpus,
                     .wait = options.wait});
   WorkerService worker_service(worker);
   CpuWorkerService cpu_worker_service(worker);

@@ -29,6 +29,8 @@ int main(int argc, char** argv) {
       ->capture_default_str();
   app.add_option("--threads", options.threads, "compute threads; 0: every core allowed")
       ->capture_default_str();
+  app.add_option("--cpus", options.cpus,
+                 "with a GPU: CPUs that this process keeps to once it has loaded, such as 0 or 0-1");
   app.add_option("--context", options.context, "tokens of a sequence; 0: what fits")
       ->capture_default_str();
   app.add_option("--parallel", options.parallel, "sequences the KV cache is made for")

@@ -140,6 +140,8 @@ absl::Status RunGpuWorker(const GpuWorkerOptions& options, ShutdownSignal& shutd
                    service.SetProgress(share);
                    AnnounceProgress(share);
                  }));
+  // Only now: loading takes every core, and a device made of CPU threads goes on doing so.
+  if (device->Describe().rings_by_itself) ISOTHERM_RETURN_IF_ERROR(ConfineProcess(options.cpus));
   std::atomic<bool> device_lost = false;
   StepEngine engine(*device, {.instance_id = instance_id,
                               .model_digest = config.digest,
@@ -159,7 +161,8 @@ absl::Status RunGpuWorker(const GpuWorkerOptions& options, ShutdownSignal& shutd
             .address = options.cpu_worker,
             .transport = options.transport == "grpc" ? ColdTransport::kGrpc : ColdTransport::kShm,
             .instance_id = instance_id,
-            .max_rows = options.max_rows},
+            .max_rows = options.max_rows,
+            .device_rings = device->Describe().rings_by_itself},
         *model, engine);
   }
   service.SetBackend({.model = model.get(),

@@ -53,6 +53,7 @@ absl::StatusOr<PlacementOptions> ParsePlacementOptions(int argc, char** argv,
                  "activation profile in the file; default: chat if there is one, else the first");
   app.add_option("--profile-file", options.profile_file,
                  "activation profiles; default: MODEL.profile.gguf beside the model, if it exists");
+  app.add_option("--cpus", options.cpus, "CPUs that this process keeps to, such as 0 or 0-1");
   app.add_option("--log-level", options.log_level, "trace, debug, info, warn, error or off")
       ->capture_default_str();
   app.add_flag("--supervised", options.supervised, "end when the process that started this ends");

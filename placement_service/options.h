@@ -18,6 +18,7 @@ struct PlacementOptions {
   int64_t budget_bytes = kAutoBudget;
   std::string profile;       // empty: "chat" or the first
   std::string profile_file;  // empty: the one beside the model, if there is one
+  std::string cpus;  // that this process keeps to; empty: as started
   std::string log_level = "info";
   bool supervised = false;
 };

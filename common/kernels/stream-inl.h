@@ -67,15 +67,55 @@ HWY_INLINE void FetchBytes(const Ahead& ahead, int64_t first, int64_t last) {
 
 // Runs between two looks at what to fetch: whole lines of the 16-bit types.
 constexpr int64_t kFetchRuns = 4;
+// Runs whose block scales are made together.
+constexpr int64_t kScaleRuns = 16;
 
-// Calls step(run) for every run of a row, and fetches in between.
-template <DType kType, typename Step>
-HWY_INLINE void WalkRuns(int64_t runs, const Ahead& ahead, const Step& step) {
+template <DType kType>
+constexpr bool kHasScales = kType == DType::kQ8_0 || kType == DType::kQ4_0;
+
+// The scales of a row's blocks [first, first + count), widened together: one by one their way from
+// 16 bits into every lane costs as much as a third of the block's products.
+template <DType kType>
+HWY_INLINE void MakeScales(const uint8_t* row, int64_t first, int64_t count,
+                           float* HWY_RESTRICT scales) {
+  HWY_ALIGN uint16_t halves[kScaleRuns] = {};
+  const uint8_t* block = row + first * Decoder<kType>::kRunBytes;
+  for (int64_t i = 0; i < count; ++i, block += Decoder<kType>::kRunBytes) {
+    std::memcpy(&halves[i], block, 2);
+  }
+  for (int64_t i = 0; i < kScaleRuns; i += kLanes) {
+    hn::StoreU(WidenHalves(hn::LoadU(D16(), halves + i)), DF(), scales + i);
+  }
+}
+
+// Calls step(run, scales, i) for every run of kW rows, scales[r][i] being row r's scale of that run
+// where the type has one, and fetches in between.
+template <DType kType, int kW, typename Step>
+HWY_INLINE void WalkRuns(const uint8_t* const (&w)[kW], int64_t runs, const Ahead& ahead,
+                         const Step& step) {
   constexpr int64_t kBytes = Decoder<kType>::kRunBytes;
+  float scales[kW][kScaleRuns];
   for (int64_t run = 0; run < runs;) {
-    const int64_t end = HWY_MIN(run + kFetchRuns, runs);
-    FetchBytes(ahead, run * kBytes, end * kBytes);
-    for (; run < end; ++run) step(run);
+    const int64_t first = run;
+    const int64_t last = HWY_MIN(run + kScaleRuns, runs);
+    if constexpr (kHasScales<kType>) {
+      for (int r = 0; r < kW; ++r) MakeScales<kType>(w[r], first, last - first, scales[r]);
+    }
+    while (run < last) {
+      const int64_t end = HWY_MIN(run + kFetchRuns, last);
+      FetchBytes(ahead, run * kBytes, end * kBytes);
+      for (; run < end; ++run) step(run, scales, run - first);
+    }
+  }
+}
+
+// The weights of run `run` of a row.
+template <DType kType>
+HWY_INLINE void DecodeRun(const uint8_t* row, int64_t run, float scale, VF (&out)[kRunVecs]) {
+  if constexpr (kHasScales<kType>) {
+    Decoder<kType>::RunScaled(row, run, hn::Set(DF(), scale), out);
+  } else {
+    Decoder<kType>::Run(row, run, out);
   }
 }
 
@@ -93,19 +133,19 @@ HWY_NOINLINE void StreamDots(const Rows& rows, const Ahead& ahead, const float* 
     w[r] = rows.at[r];
   }
   const int64_t runs = columns / kRun;
-  WalkRuns<kType>(
-      runs, ahead, [&](int64_t run) __attribute__((always_inline)) {
-        VF xv[kRunVecs];
+  const auto step = [&](int64_t run, const auto& scales, int64_t i) __attribute__((always_inline)) {
+    VF xv[kRunVecs];
 #pragma GCC unroll 8
-        for (int j = 0; j < kRunVecs; ++j) xv[j] = hn::LoadU(d, x + run * kRun + j * kLanes);
+    for (int j = 0; j < kRunVecs; ++j) xv[j] = hn::LoadU(d, x + run * kRun + j * kLanes);
 #pragma GCC unroll 4
-        for (int r = 0; r < kW; ++r) {
-          VF v[kRunVecs];
-          Dec::Run(w[r], run, v);
+    for (int r = 0; r < kW; ++r) {
+      VF v[kRunVecs];
+      DecodeRun<kType>(w[r], run, kHasScales<kType> ? scales[r][i] : 0.0f, v);
 #pragma GCC unroll 8
-          for (int j = 0; j < kRunVecs; ++j) acc[r] = hn::MulAdd(v[j], xv[j], acc[r]);
-        }
-      });
+      for (int j = 0; j < kRunVecs; ++j) acc[r] = hn::MulAdd(v[j], xv[j], acc[r]);
+    }
+  };
+  WalkRuns<kType, kW>(w, runs, ahead, step);
   int64_t k = runs * kRun;
   for (; k + kLanes <= columns; k += kLanes) {
     const VF xv = hn::LoadU(d, x + k);
@@ -140,22 +180,22 @@ HWY_NOINLINE void StreamScaled(const Rows& rows, const Ahead& ahead,
     w[r] = rows.at[r];
   }
   const int64_t runs = columns / kRun;
-  WalkRuns<kType>(
-      runs, ahead, [&](int64_t run) __attribute__((always_inline)) {
-        VF yv[kRunVecs];
-        float* const yp = y + run * kRun;
+  const auto step = [&](int64_t run, const auto& scales, int64_t i) __attribute__((always_inline)) {
+    VF yv[kRunVecs];
+    float* const yp = y + run * kRun;
 #pragma GCC unroll 8
-        for (int j = 0; j < kRunVecs; ++j) yv[j] = hn::LoadU(d, yp + j * kLanes);
+    for (int j = 0; j < kRunVecs; ++j) yv[j] = hn::LoadU(d, yp + j * kLanes);
 #pragma GCC unroll 4
-        for (int r = 0; r < kW; ++r) {
-          VF v[kRunVecs];
-          Dec::Run(w[r], run, v);
+    for (int r = 0; r < kW; ++r) {
+      VF v[kRunVecs];
+      DecodeRun<kType>(w[r], run, kHasScales<kType> ? scales[r][i] : 0.0f, v);
 #pragma GCC unroll 8
-          for (int j = 0; j < kRunVecs; ++j) yv[j] = hn::MulAdd(a[r], v[j], yv[j]);
-        }
+      for (int j = 0; j < kRunVecs; ++j) yv[j] = hn::MulAdd(a[r], v[j], yv[j]);
+    }
 #pragma GCC unroll 8
-        for (int j = 0; j < kRunVecs; ++j) hn::StoreU(yv[j], d, yp + j * kLanes);
-      });
+    for (int j = 0; j < kRunVecs; ++j) hn::StoreU(yv[j], d, yp + j * kLanes);
+  };
+  WalkRuns<kType, kW>(w, runs, ahead, step);
   int64_t k = runs * kRun;
   for (; k + kLanes <= columns; k += kLanes) {
     VF yv = hn::LoadU(d, y + k);

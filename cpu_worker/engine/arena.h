@@ -31,6 +31,7 @@ class Arena {
   struct LoadOptions {
     ArenaKind kind = ArenaKind::kAuto;
     int num_threads = 1;
+    std::vector<int> cpus;  // thread i is bound to cpus[i % size]; empty: to none
     // From the loading threads, one at a time, with a share that never falls; 1 comes last. False
     // stops the load with Cancelled.
     std::function<bool(double share)> progress;
@@ -46,6 +47,9 @@ class Arena {
   const std::byte* layer(int64_t layer) const {
     return mapping_.data() + geometry_.LayerOffset(layer);
   }
+
+  // Of it in 2 MiB pages, when it was loaded.
+  int64_t huge_page_bytes() const { return huge_page_bytes_; }
 
   // A descriptor of the same memory, for a peer.
   absl::StatusOr<UniqueFd> DuplicateFd() const;
@@ -73,6 +77,7 @@ class Arena {
     FileIdentity identity;
   };
   std::optional<ModelFileState> file_;
+  int64_t huge_page_bytes_ = 0;
 };
 
 // Order-sensitive 64-bit digest; finds damage, not malice. `bytes` is a multiple of 64.

@@ -19,21 +19,6 @@ StepLedger::Key KeyOf(const shm::ColdLayerHeader& header) {
   return {.step_id = header.step_id, .epoch = header.epoch, .attempt = header.attempt};
 }
 
-// (row, neuron) pairs of the task that are cold and below the cut.
-int64_t CountPairs(const ColdLayerTask& task, const std::vector<uint64_t>& cold) {
-  const auto words = static_cast<int64_t>(cold.size());
-  int64_t pairs = 0;
-  for (int64_t word = 0; word * 64 < task.header.cut; ++word) {
-    uint64_t owned = cold[static_cast<size_t>(word)];
-    const int64_t below_cut = task.header.cut - word * 64;
-    if (below_cut < 64) owned &= (uint64_t{1} << below_cut) - 1;
-    for (int64_t row = 0; row < task.header.num_rows; ++row) {
-      pairs += std::popcount(task.active[row * words + word] & owned);
-    }
-  }
-  return pairs;
-}
-
 }  // namespace
 
 ColdEngine::ColdEngine(const Arena& arena, const EpochTables& epochs, StepLedger& ledger,
@@ -43,7 +28,7 @@ ColdEngine::ColdEngine(const Arena& arena, const EpochTables& epochs, StepLedger
       ledger_(ledger),
       events_(events),
       options_(options),
-      pool_({.num_threads = options.num_threads, .name = "cold"}),
+      pool_({.num_threads = options.num_threads, .cpus = options.cpus, .name = "cold"}),
       step_keys_(static_cast<size_t>(options.max_rows)) {}
 
 absl::StatusOr<std::unique_ptr<ColdEngine>> ColdEngine::Create(const Arena& arena,
@@ -62,12 +47,18 @@ absl::StatusOr<std::unique_ptr<ColdEngine>> ColdEngine::Create(const Arena& aren
   return engine;
 }
 
-shm::ColdLayerOutcome ColdEngine::Compute(const ColdLayerTask& task) {
+shm::ColdLayerOutcome ColdEngine::Compute(
+    const ColdLayerTask& task, absl::FunctionRef<void(const shm::ColdLayerOutcome&)> done) {
   const auto start = steady_clock::now();
   const shm::ColdLayerHeader& header = task.header;
-  if (start >= header.deadline) return {.status = shm::ColdLayerStatus::kCancelled};
+  const auto refuse = [&](shm::ColdLayerStatus status) {
+    const shm::ColdLayerOutcome outcome{.status = status};
+    done(outcome);
+    return outcome;
+  };
+  if (start >= header.deadline) return refuse(shm::ColdLayerStatus::kCancelled);
   const std::shared_ptr<const EpochTable> table = epochs_.Find(header.epoch);
-  if (table == nullptr) return {.status = shm::ColdLayerStatus::kStaleEpoch};
+  if (table == nullptr) return refuse(shm::ColdLayerStatus::kStaleEpoch);
   const std::vector<uint64_t>& cold = table->cold[static_cast<size_t>(header.layer)];
 
   absl::MutexLock lock(&mu_);
@@ -103,14 +94,17 @@ shm::ColdLayerOutcome ColdEngine::Compute(const ColdLayerTask& task) {
   params.hash = &hash;
   params.work_hash = &outcome.work_hash;
   params.workspace = workspace_.get();
-  if (const absl::Status status = SparseFfn(params, pool_); !status.ok()) {
+  const absl::Status status = SparseFfn(params, pool_, [&] {
+    outcome.neurons = CountsOf(*params.workspace).pairs;
+    outcome.compute_us =
+        std::chrono::duration<float, std::micro>(steady_clock::now() - start).count();
+    done(outcome);
+  });
+  if (!status.ok()) {
     SPDLOG_ERROR("layer {} of step {}: {}", header.layer, header.step_id,
                  std::string(status.message()));
-    return {.status = shm::ColdLayerStatus::kPoison};
+    return refuse(shm::ColdLayerStatus::kPoison);
   }
-  outcome.neurons = CountPairs(task, cold);
-  outcome.compute_us =
-      std::chrono::duration<float, std::micro>(steady_clock::now() - start).count();
   ledger_.AddLayer(KeyOf(header), outcome.work_hash, outcome.neurons);
   return outcome;
 }

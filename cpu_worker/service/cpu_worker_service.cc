@@ -16,9 +16,10 @@ absl::Status CpuWorkerService::Open(const v1::OpenArenaRequest& request,
         absl::StrCat("the gpu_worker loaded model ", request.model_digest(), ", this worker ",
                      ours.model_digest, "; start both with one --model and equal options"));
   }
-  ISOTHERM_ASSIGN_OR_RETURN(const shm::ArenaOffer offer,
-                            parts->attachments->Open(request.peer_instance_id(),
-                                                     request.layout_hash(), request.max_rows()));
+  ISOTHERM_ASSIGN_OR_RETURN(
+      const shm::ArenaOffer offer,
+      parts->attachments->Open(request.peer_instance_id(), request.layout_hash(),
+                               request.max_rows(), request.device_rings()));
   response->set_instance_id(ours.instance_id);
   response->set_nonce_high(offer.nonce.high);
   response->set_nonce_low(offer.nonce.low);

@@ -13,6 +13,8 @@
 #include "common/base/checked_math.h"
 #include "common/base/status_macros.h"
 #include "common/shm/handoff.h"
+#include "common/threading/core_plan.h"
+#include "common/threading/cores.h"
 #include "cpu_worker/engine/model_source.h"
 #include "gpu_worker/kv_page.h"
 #include "gpu_worker/make_device.h"
@@ -69,11 +71,18 @@ absl::Status DecodeRig::Attach() {
   std::string folder = (std::filesystem::temp_directory_path() / "isotherm-bench-XXXXXX").string();
   if (::mkdtemp(folder.data()) == nullptr) return absl::InternalError("no temporary folder");
   socket_dir_ = folder;
-  cpu_worker_ = std::make_unique<cpu::CpuWorker>(
-      cpu::CpuWorker::Options{.socket_dir = socket_dir_,
-                              .num_threads = options_.cpu_threads,
-                              .max_rows = shared_rows,
-                              .wait = {.spin = std::chrono::milliseconds(5)}});
+  // As `isotherm serve` divides the CPUs beside a GPU.
+  const bool device_rings = device_->Describe().rings_by_itself;
+  int cores = AllowedCores();
+  if (options_.cpu_threads > 0) cores = std::min(cores, options_.cpu_threads + 1);
+  const CorePlan plan =
+      device_rings ? PlanCores(ReadCpuPlaces(AllowedCpus()), cores) : CorePlan();
+  if (!plan.empty() && !BindProcess(plan.others)) return absl::InternalError("cannot bind threads");
+  cpu_worker_ = std::make_unique<cpu::CpuWorker>(cpu::CpuWorker::Options{
+      .socket_dir = socket_dir_,
+      .num_threads = plan.empty() ? options_.cpu_threads : static_cast<int>(plan.compute.size()),
+      .compute_cpus = plan.compute,
+      .max_rows = shared_rows});
   ISOTHERM_ASSIGN_OR_RETURN(const cpu::BundleSource source, cpu::SourceOf(model_));
   ISOTHERM_RETURN_IF_ERROR(
       cpu_worker_->Load(source, model_->config().digest, [](double) { return true; }));
@@ -81,7 +90,7 @@ absl::Status DecodeRig::Attach() {
   const BundleLayout& layout = model_->bundle_layout();
   ISOTHERM_ASSIGN_OR_RETURN(const shm::ArenaOffer offer,
                             parts->attachments->Open("bench", shm::LayoutHash(gpu::ArenaShapeOf(layout)),
-                                                     shared_rows));
+                                                     shared_rows, device_rings));
   ISOTHERM_ASSIGN_OR_RETURN(
       shm::Handoff handoff,
       shm::TakeHandoff(offer.socket_path, offer.handoff_token, std::chrono::milliseconds(2000)));

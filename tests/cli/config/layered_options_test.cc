@@ -98,7 +98,7 @@ TEST_F(LayeredOptionsTest, RefusesEachBadValue) {
   const std::vector<std::pair<std::string, std::string>> bad = {
       {"parallel", "0"},      {"parallel", "-1"},
       {"parallel", "257"},    {"max-queue", "x"},
-      {"context", "1e30"},    {"device", "cuda"},
+      {"context", "1e30"},    {"device", "tpu"},
       {"transport", "tcp"},   {"vram-budget", "-3"},
       {"vram-budget", "nan"}, {"drain-timeout", "soon"},
       {"log-level", "loud"},  {"grpc-listen", "8001"},

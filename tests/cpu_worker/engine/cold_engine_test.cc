@@ -70,11 +70,44 @@ TEST_P(ColdEngineTest, EqualsTheFormulaForEveryEpochCutAndBatch) {
         for (size_t i = 0; i < partial_.size(); ++i) {
           ASSERT_EQ(static_cast<double>(partial_[i]), want.partial[i]) << i;
         }
-        if (cut == 0) {
-          EXPECT_EQ(got.neurons, 0);
+        int64_t pairs = 0;
+        for (int64_t row = 0; row < rows; ++row) {
+          for (int64_t id = 0; id < cut; ++id) {
+            const auto word = static_cast<size_t>(id / 64);
+            pairs += static_cast<int64_t>((post.active[static_cast<size_t>(row) * 2 + word] &
+                                           table->cold[static_cast<size_t>(header.layer)][word]) >>
+                                              (id % 64) &
+                                          1);
+          }
         }
+        EXPECT_EQ(got.neurons, pairs);
       }
     }
+  }
+}
+
+TEST_P(ColdEngineTest, HandsTheOutcomeOverOnceAndBeforeItReturnsIt) {
+  const ToyPost post(2, 9);
+  for (const shm::ColdLayerHeader& header : {Header(1, 0, 2), Header(9, 0, 2)}) {
+    std::vector<shm::ColdLayerOutcome> handed;
+    std::vector<float> then;
+    partial_.assign(2 * 32, 0.0f);
+    const shm::ColdLayerOutcome returned =
+        engine_->Compute({.header = header,
+                          .nonce = kNonce,
+                          .z = post.z.data(),
+                          .active = post.active.data(),
+                          .row_keys = post.row_keys.data(),
+                          .partial = partial_.data()},
+                         [&](const shm::ColdLayerOutcome& outcome) {
+                           handed.push_back(outcome);
+                           then = partial_;
+                         });
+    ASSERT_EQ(handed.size(), 1u);
+    EXPECT_EQ(handed[0].status, returned.status);
+    EXPECT_EQ(handed[0].work_hash, returned.work_hash);
+    EXPECT_EQ(handed[0].neurons, returned.neurons);
+    EXPECT_EQ(then, partial_);
   }
 }
 
