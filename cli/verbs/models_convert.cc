@@ -22,7 +22,7 @@ namespace {
 constexpr char kExamples[] = R"(Examples:
   isotherm models convert relu-7b.powerinfer.gguf relu-7b-q4.powerinfer.gguf --type q4_0
   isotherm models convert relu-7b.powerinfer.gguf relu-7b.arena.gguf --arena
-  isotherm models convert falcon-7b.gguf falcon-7b.powerinfer.gguf --to pwri --relu
+  isotherm models convert relu-falcon.gguf relu-falcon.powerinfer.gguf --to pwri --relu
   isotherm models convert relu-7b.powerinfer.gguf relu-7b.gguf --to gguf --drop-predictors
 
 pwri is PowerInfer's layout: a neuron's down vector is a row, and predictors may say which neurons a
