@@ -31,17 +31,13 @@ absl::Status LoadModel(const CpuWorkerOptions& options, CpuWorker& worker,
   const std::string digest = model->config().digest;
   ISOTHERM_ASSIGN_OR_RETURN(const BundleSource source, SourceOf(std::move(model)));
   double announced = 0;
-  ISOTHERM_RETURN_IF_ERROR(worker.Load(source, digest, [&](double share) {
+  return worker.Load(source, digest, [&](double share) {
     if (share >= announced + 0.01) {
       announced = share;
       AnnounceProgress(share);
     }
     return !stop.load();
-  }));
-  ISOTHERM_ASSIGN_OR_RETURN(const CpuWorker::Parts* parts, worker.parts());
-  SPDLOG_INFO("neurons are {}", parts->arena->is_model_file() ? "those of the mapped model file"
-                                                              : "copied to shared memory");
-  return absl::OkStatus();
+  });
 }
 
 // Waits for the end of the step under way; the next one does without this worker, whose gpu_worker

@@ -7,6 +7,7 @@
 
 #include "common/base/checked_math.h"
 #include "common/shm/file_mapping.h"
+#include "common/shm/huge_pages.h"
 
 #ifndef MADV_POPULATE_WRITE
 #define MADV_POPULATE_WRITE 23  // Linux 5.14
@@ -19,6 +20,10 @@ FileFiller::FileFiller(const GgufWriter& writer) : writer_(writer) {
   absl::StatusOr<shm::Mapping> mapping =
       shm::MapWhole(writer.fd(), writer.file_bytes(), shm::Access::kReadWrite);
   if (mapping.ok()) mapping_ = *std::move(mapping);
+}
+
+void FileFiller::TakeHugePages(int64_t offset, int64_t bytes) const {
+  if (mapping_) shm::TakeHugePages(writer_.fd(), mapping_, offset, bytes);
 }
 
 absl::Status FileFiller::Put(size_t tensor_idx, int64_t offset,

@@ -20,6 +20,10 @@ class FileFiller {
   // After writer.Reserve(). The writer outlives the filler, which must be gone before Finish().
   explicit FileFiller(const GgufWriter& writer);
 
+  // Bytes [offset, offset + bytes) of the file, offset a multiple of 2 MiB, are to lie in 2 MiB
+  // pages: where the file is mapped and as far as the host gives them. Any thread.
+  void TakeHugePages(int64_t offset, int64_t bytes) const;
+
   // As GgufWriter::WriteAt(), with its errors.
   absl::Status Put(size_t tensor_idx, int64_t offset, std::span<const std::byte> bytes) const;
 

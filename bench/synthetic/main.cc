@@ -41,6 +41,7 @@ struct Flags {
   uint64_t seed = 1;
   bool arena = false;
   bool force = false;
+  bool huge_pages = false;
   int threads = 0;
 };
 
@@ -96,6 +97,7 @@ absl::Status Run(const Flags& flags) {
   ISOTHERM_RETURN_IF_ERROR(
       GenerateSyntheticModel(*options, flags.out,
                              {.num_threads = flags.threads > 0 ? flags.threads : AllowedCores(),
+       .huge_pages = flags.huge_pages,
                               .progress = [&](int64_t done, int64_t) { bar.Update(done); }}));
   bar.Finish();
   const double seconds =
@@ -142,6 +144,8 @@ int main(int argc, char** argv) {
   app.add_option("--threads", flags.threads, "0: allowed cores")
       ->capture_default_str()
       ->check(CLI::Range(0, 1024));
+  app.add_flag("--huge-pages", flags.huge_pages,
+               "on tmpfs: take 2 MiB pages, as far as the host gives them");
   app.add_flag("--force", flags.force, "replace the file; it is removed first");
   try {
     app.parse(argc, argv);

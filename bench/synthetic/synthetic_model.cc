@@ -23,6 +23,7 @@ namespace {
 
 // Written by one call: stays in the core's L2 between making and writing.
 constexpr int64_t kPieceBytes = int64_t{1} << 20;
+constexpr int64_t kPagedBytes = int64_t{64} << 20;  // a multiple of 2 MiB
 constexpr uint32_t kArenaAlignment = 4096;
 
 // 256 single bytes, then whole words "<wN>"; no token ends a text.
@@ -93,7 +94,11 @@ class Generation {
  public:
   Generation(const SharedDesign& design, const std::vector<SyntheticTensor>& tensors,
              const GgufWriter& writer, const GenerateOptions& generate)
-      : design_(design), tensors_(tensors), file_(writer), generate_(generate) {
+      : design_(design),
+        tensors_(tensors),
+        file_(writer),
+        file_bytes_(writer.file_bytes()),
+        generate_(generate) {
     for (size_t t = 0; t < tensors.size(); ++t) {
       const int64_t rows = std::max<int64_t>(1, kPieceBytes / tensors[t].row_bytes);
       total_bytes_ += tensors[t].row_bytes * tensors[t].rows;
@@ -104,15 +109,8 @@ class Generation {
   }
 
   absl::Status Run() {
-    std::vector<std::thread> threads;
-    for (int i = 1; i < generate_.num_threads; ++i) {
-      threads.emplace_back([this, i] {
-        ::pthread_setname_np(::pthread_self(), absl::StrCat("generate-", i).c_str());
-        Work();
-      });
-    }
-    Work();
-    for (std::thread& thread : threads) thread.join();
+    if (generate_.huge_pages) OnAllThreads([this] { TakePages(); });
+    OnAllThreads([this] { Work(); });
     absl::MutexLock lock(&mu_);
     return status_;
   }
@@ -122,6 +120,25 @@ class Generation {
     size_t tensor;
     int64_t first_row, num_rows;
   };
+
+  template <typename Fn>
+  void OnAllThreads(const Fn& fn) {
+    std::vector<std::thread> threads;
+    for (int i = 1; i < generate_.num_threads; ++i) {
+      threads.emplace_back([&fn, i] {
+        ::pthread_setname_np(::pthread_self(), absl::StrCat("generate-", i).c_str());
+        fn();
+      });
+    }
+    fn();
+    for (std::thread& thread : threads) thread.join();
+  }
+
+  void TakePages() {
+    for (int64_t at; (at = paged_.fetch_add(kPagedBytes)) < file_bytes_;) {
+      file_.TakeHugePages(at, std::min(kPagedBytes, file_bytes_ - at));
+    }
+  }
 
   void Work() {
     RowWriter rows(design_);
@@ -146,9 +163,11 @@ class Generation {
   const SharedDesign& design_;
   const std::vector<SyntheticTensor>& tensors_;
   const FileFiller file_;
+  const int64_t file_bytes_;
   const GenerateOptions& generate_;
   std::vector<Piece> pieces_;
   int64_t total_bytes_ = 0;
+  std::atomic<int64_t> paged_{0};
   std::atomic<size_t> next_{0};
   absl::Mutex mu_;
   int64_t done_bytes_ ABSL_GUARDED_BY(mu_) = 0;

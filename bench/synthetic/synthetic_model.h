@@ -13,6 +13,7 @@ namespace isotherm::bench {
 
 struct GenerateOptions {
   int num_threads = 1;
+  bool huge_pages = false;  // on tmpfs: 2 MiB pages where the host gives them
   // From the writing threads, one at a time: bytes done, bytes in all.
   std::function<void(int64_t done, int64_t total)> progress;
 };

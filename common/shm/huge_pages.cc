@@ -14,26 +14,21 @@
 #endif
 
 namespace isotherm::shm {
-namespace {
-
-// Best effort: what does not become a 2 MiB page is reserved in small ones afterwards.
-void TakeHugePages(int fd, std::byte* data, int64_t offset, int64_t bytes) {
-  for (int64_t at = 0; at + kHugePage <= bytes; at += kHugePage) {
+void TakeHugePages(int fd, const Mapping& mapping, int64_t offset, int64_t bytes) {
+  for (int64_t at = offset; at + kHugePage <= offset + bytes; at += kHugePage) {
     // A range without any page is refused; one small page in it is enough.
-    if (::posix_fallocate(fd, offset + at, 4096) != 0) return;
+    if (::posix_fallocate(fd, at, 4096) != 0) return;
     // A page that the host has no room for is no reason to stop; that it cannot do it at all is.
-    if (::madvise(data + at, static_cast<size_t>(kHugePage), MADV_COLLAPSE) != 0 &&
+    if (::madvise(mapping.data() + at, static_cast<size_t>(kHugePage), MADV_COLLAPSE) != 0 &&
         errno == EINVAL) {
       return;
     }
   }
 }
 
-}  // namespace
-
 absl::Status ReservePages(int fd, const Mapping& mapping, int64_t offset, int64_t bytes,
                           absl::string_view label) {
-  TakeHugePages(fd, mapping.data() + offset, offset, bytes);
+  TakeHugePages(fd, mapping, offset, bytes);
   int error = 0;
   do {
     error = ::posix_fallocate(fd, offset, bytes);

@@ -19,6 +19,10 @@ inline constexpr int64_t kHugePage = int64_t{2} << 20;
 absl::Status ReservePages(int fd, const Mapping& mapping, int64_t offset, int64_t bytes,
                           absl::string_view label);
 
+// The 2 MiB part of ReservePages() alone, of a memfd or a file on tmpfs: best effort, and what does
+// not become a 2 MiB page is not reserved.
+void TakeHugePages(int fd, const Mapping& mapping, int64_t offset, int64_t bytes);
+
 // Bytes of the mapping that this process maps in 2 MiB pages (ShmemPmdMapped). `smaps` is replaced
 // in tests.
 int64_t HugePageBytes(const void* data, int64_t bytes,

@@ -54,7 +54,8 @@ absl::Status CpuWorker::Load(const BundleSource& source, const std::string& mode
                                                        return !progress || progress(share);
                                                      },
                                                  .limits = shm::ReadMemoryLimits()}));
-  SPDLOG_INFO("arena of {}, {} of it in 2 MiB pages; {} compute threads{}",
+  SPDLOG_INFO("{} of {}, {} of it in 2 MiB pages; {} compute threads{}",
+              parts_.arena->is_model_file() ? "arena in the mapped model file" : "arena, a copy,",
               FormatBytes(parts_.arena->geometry().arena_bytes),
               FormatBytes(parts_.arena->huge_page_bytes()), threads,
               options_.compute_cpus.empty()

@@ -18,6 +18,7 @@
 #include "common/base/exit_code.h"
 #include "common/base/status_macros.h"
 #include "common/shm/file_mapping.h"
+#include "common/shm/huge_pages.h"
 #include "cpu_worker/engine/arena.h"
 
 #ifndef MADV_POPULATE_READ
@@ -107,6 +108,7 @@ absl::StatusOr<std::unique_ptr<Arena>> Arena::MapModelFile(const BundleSource& s
   ISOTHERM_RETURN_IF_ERROR(mapping.status());
   std::unique_ptr<Arena> arena(new Arena(geometry, std::move(fd), *std::move(mapping)));
   ISOTHERM_RETURN_IF_ERROR(PageToucher(arena->mapping_, options).Run());
+  arena->huge_page_bytes_ = shm::HugePageBytes(arena->mapping_.data(), geometry.arena_bytes);
   arena->file_ = {.path = file.path, .identity = file.identity};
   return arena;
 }

@@ -18,7 +18,7 @@ namespace {
 using std::chrono::seconds;
 using testing::HasSubstr;
 
-constexpr char kMapped[] = "neurons are those of the mapped model file";
+constexpr char kMapped[] = "arena in the mapped model file of ";
 // 6 blocks of 34 bytes, padded to 32 blocks.
 constexpr int64_t kAllNeuronBytes = 4 * 256 * 1088;
 
@@ -118,7 +118,7 @@ TEST_P(BundleOrderedFileTest, CopyingItIsTheUsersChoice) {
   options.cpu_flags = {"--arena", "copy"};
   Cluster cluster(options);
   ASSERT_TRUE(cluster.WaitReady());
-  EXPECT_THAT(cluster.Logs(), HasSubstr("neurons are copied to shared memory"));
+  EXPECT_THAT(cluster.Logs(), HasSubstr("arena, a copy, of "));
   ExpectGolden(cluster, model_.Requests(1, 60)[0]);
   EXPECT_TRUE(cluster.Stop());
 }

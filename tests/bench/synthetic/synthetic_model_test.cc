@@ -284,12 +284,15 @@ TEST_F(SyntheticModelTest, AFileInMemoryHasTheSameBytes) {
   o.ffn_dim = 3000;
   o.num_layers = 2;
   Generate(o, "disk.gguf");
-  const absl::Status status = GenerateSyntheticModel(o, memory + "/m.gguf", {.num_threads = 3});
-  std::ifstream file(memory + "/m.gguf", std::ios::binary);
-  const std::string got(std::istreambuf_iterator<char>(file), {});
+  for (const bool huge_pages : {false, true}) {
+    const absl::Status status = GenerateSyntheticModel(
+        o, memory + "/m.gguf", {.num_threads = 3, .huge_pages = huge_pages});
+    EXPECT_TRUE(status.ok()) << status;
+    std::ifstream file(memory + "/m.gguf", std::ios::binary);
+    const std::string got(std::istreambuf_iterator<char>(file), {});
+    EXPECT_TRUE(got == folder_.Content("disk.gguf"));
+  }
   std::filesystem::remove_all(memory);
-  ASSERT_TRUE(status.ok()) << status;
-  EXPECT_TRUE(got == folder_.Content("disk.gguf"));
 }
 
 TEST_F(SyntheticModelTest, BundleOrderedFileHasTheSameWeights) {

@@ -48,6 +48,21 @@ TEST_F(ModelsConvertTest, WritesTheModelAndTellsWhereAndWhatChanged) {
   EXPECT_FALSE((*model)->gguf().is_powerinfer());
 }
 
+TEST_F(ModelsConvertTest, PutsNeuronsInBundleOrderAndBack) {
+  const std::string arena = folder_.File("arena.gguf"), back = folder_.File("back.gguf");
+  ASSERT_EQ(Run({folder_.File("relu.gguf"), arena, "--arena", "--type", "f16"}), 0) << err_.str();
+  EXPECT_THAT(err_.str(), HasSubstr("PowerInfer and llama.cpp cannot read the file"));
+  auto model = ModelFile::Open(arena);
+  ASSERT_TRUE(model.ok()) << model.status();
+  EXPECT_NE((*model)->bundle_file(), nullptr);
+  EXPECT_EQ(Run({arena, back, "--arena"}), 64);
+  EXPECT_THAT(err_.str(), HasSubstr("already is a bundle-ordered PowerInfer file"));
+  ASSERT_EQ(Run({arena, back}), 0) << err_.str();
+  model = ModelFile::Open(back);
+  ASSERT_TRUE(model.ok()) << model.status();
+  EXPECT_EQ((*model)->bundle_file(), nullptr);
+}
+
 TEST_F(ModelsConvertTest, FindsTheModelByNameAndAnswersInJson) {
   const std::string out = folder_.File("small.gguf");
   ASSERT_EQ(Run({"relu", out, "--model-dir", folder_.File(""), "--type", "Q4_0", "--json"}), 0)
@@ -82,7 +97,7 @@ TEST_F(ModelsConvertTest, SaysWhatIsWrongAndWhatToTry) {
 
 TEST_F(ModelsConvertTest, HelpExplainsBothLayouts) {
   EXPECT_EQ(Run({"--help"}), 0);
-  for (const char* part : {"--to", "--type", "--relu", "--drop-predictors", "--force",
+  for (const char* part : {"--to", "--type", "--relu", "--drop-predictors", "--force", "--arena",
                            "PowerInfer's layout", "what llama.cpp writes"}) {
     EXPECT_THAT(out_.str(), HasSubstr(part));
   }
