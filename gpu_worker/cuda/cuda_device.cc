@@ -118,7 +118,8 @@ CudaDevice::CudaDevice(const ModelFile& model, const CudaDeviceOptions& options)
       graph_rows_(std::min(options.max_rows, kGraphRows)),
       max_logits_(std::min(options.max_rows, kMaxLogits)),
       cuts_(layout_.num_neurons, options.streamed_share),
-      layer_steps_(static_cast<size_t>(config_.num_layers)) {}
+      layer_steps_(static_cast<size_t>(config_.num_layers)),
+      asked_traces_(layer_steps_.size()) {}
 
 CudaDevice::~CudaDevice() {
   if (stream_ != nullptr) cudaStreamSynchronize(stream_);
@@ -191,6 +192,7 @@ absl::Status CudaDevice::Allocate() {
     b.active = carver.Take<uint64_t>(all_rows * words);
     b.predicted = carver.Take<uint32_t>(config_.num_layers * config_.ffn_dim);
     b.fired = carver.Take<uint32_t>(config_.num_layers * config_.ffn_dim);
+    b.read = carver.Take<uint64_t>(config_.num_layers);
     b.attention_scratch = carver.Take<unsigned char>(AttentionScratchBytes(shape, rows));
     b.rope_frequencies = carver.Take<double>(half);
     b.inputs = carver.Take<unsigned char>(input_layout_.bytes);
@@ -210,7 +212,15 @@ absl::Status CudaDevice::Allocate() {
   ISOTHERM_ASSIGN_OR_RETURN(inputs_, PinnedBytes::Make(input_layout_.bytes));
   ISOTHERM_ASSIGN_OR_RETURN(
       results_, PinnedBytes::Make(kLogitsOffset + max_logits_ * config_.vocab_size * int64_t{4}));
+  ISOTHERM_ASSIGN_OR_RETURN(
+      traces_, PinnedBytes::Make(config_.num_layers * static_cast<int64_t>(sizeof(LayerTrace))));
   ISOTHERM_ASSIGN_OR_RETURN(bounce_, PinnedBytes::Make(kBounceBytes));
+  ISOTHERM_ASSIGN_OR_RETURN(
+      counters_, CudaCounters::Create(config_.num_layers, config_.ffn_dim, layout_.bundle_bytes,
+                                      config_.sparse,
+                                      {.predicted = buffers_.predicted,
+                                       .fired = buffers_.fired,
+                                       .read = buffers_.read}));
 
   ISOTHERM_ASSIGN_OR_RETURN(
       pool_memory_, HotMemory::Reserve(options_.device, layout_.layer_bytes() * layout_.num_layers));
@@ -444,12 +454,18 @@ void CudaDevice::FillInputs(const DeviceBatch& batch, const MappedCold* cold, co
   }
   const int32_t cut = cuts_.cut();
   std::fill(layer_steps_.begin(), layer_steps_.end(), LayerStep{.flags = 0, .cut = cut});
+  std::fill(asked_traces_.begin(), asked_traces_.end(), uint8_t{0});
   for (const LayerRange& range : batch.layers) {
     const int32_t flags = (range.mode == LayerMode::kExact ? kLayerExact : 0) |
                           (range.mode == LayerMode::kGpuOnly ? kLayerGpuOnly : 0) |
                           (range.trace ? kLayerTrace : 0);
-    for (int32_t l = range.first; l < range.last; ++l)
+    for (int32_t l = range.first; l < range.last; ++l) {
       layer_steps_[static_cast<size_t>(l)].flags = flags;
+      asked_traces_[static_cast<size_t>(l)] = range.trace ? 1 : 0;
+    }
+  }
+  if (counters_->TimesDue()) {
+    for (LayerStep& layer : layer_steps_) layer.flags |= kLayerTrace;
   }
   // Without an arena here every cold neuron is the cpu side's.
   if (cold == nullptr || cold->layers() == nullptr) {
@@ -512,22 +528,27 @@ absl::Status CudaDevice::StepStatus() const {
   }
 }
 
+bool CudaDevice::InProducts(int32_t rows, const MappedCold* cold) const {
+  const bool arena = cold != nullptr && cold->layers() != nullptr;
+  return rows > graph_rows_ || (prefill_ != nullptr && arena && rows >= kPrefillRows);
+}
+
 absl::Status CudaDevice::RunOnce(const DeviceBatch& batch, const MappedCold* cold, ColdLink* link,
                                  const EpochTables& epoch, const LayerTable* tables,
                                  uint64_t nonce) {
   const auto rows = static_cast<int32_t>(batch.rows.size());
   const bool arena = cold != nullptr && cold->layers() != nullptr;
-  const bool in_products = rows > graph_rows_ || (prefill_ != nullptr && arena && rows >= kPrefillRows);
-  if (in_products && !arena) {
+  in_products_ = InProducts(rows, cold);
+  if (in_products_ && !arena) {
     return absl::UnavailableError(
         absl::StrCat("a step of ", rows, " rows reads neurons that are not mapped here; send at most ",
                      graph_rows_, " rows, or attach a cpu_worker on this host"));
   }
   const SlotRing ring =
-      cold != nullptr && link != nullptr && !in_products ? cold->ring() : SlotRing();
+      cold != nullptr && link != nullptr && !in_products_ ? cold->ring() : SlotRing();
   if (ring.base != nullptr) ISOTHERM_RETURN_IF_ERROR(cold->slots()->AwaitIdle(batch.deadline));
   FillInputs(batch, cold, ring, tables, nonce);
-  if (in_products) {
+  if (in_products_) {
     PrefillPass::Step step{.rows = rows, .logits = num_logits_, .page_tables = page_tables_};
     for (const EpochTables::Layer& layer : epoch.layers) {
       step.counts.emplace_back(static_cast<int32_t>(layer.num_hot),
@@ -559,6 +580,10 @@ absl::Status CudaDevice::RunStep(const DeviceBatch& batch, const ColdSide& cold,
   if (mapped == nullptr && (link != nullptr || cold.arena != nullptr))
     return absl::FailedPreconditionError("a cold side that was not mapped for the device");
   const uint64_t nonce = link != nullptr ? link->hash_nonce() : 0;
+  const bool decode = !batch.rows.empty() &&
+                      std::all_of(batch.rows.begin(), batch.rows.end(),
+                                  [](const DeviceRow& row) { return row.sampling != nullptr; });
+  counters_->AddStep(batch.epoch, static_cast<int64_t>(batch.rows.size()), decode);
   if (batch.rows.empty()) {
     if (link == nullptr) return absl::OkStatus();
     return link->EndOfStep(batch.step_id, batch.epoch, batch.attempt, batch.deadline);
@@ -586,7 +611,7 @@ absl::Status CudaDevice::RunStep(const DeviceBatch& batch, const ColdSide& cold,
       output->work_hash += state().cold_hash;
     }
   }
-  ISOTHERM_RETURN_IF_ERROR(ReadTraces(batch, output));
+  ISOTHERM_RETURN_IF_ERROR(Count(batch, output));
   return Sample(batch, output);
 }
 
@@ -608,29 +633,55 @@ absl::Status CudaDevice::Sample(const DeviceBatch& batch, DeviceOutput* output) 
   return absl::OkStatus();
 }
 
-absl::Status CudaDevice::ReadTraces(const DeviceBatch& batch, DeviceOutput* output) {
+// Of the last step; empty when no layer was traced.
+absl::StatusOr<std::span<const LayerTrace>> CudaDevice::ReadTraces() {
   const bool traced = std::any_of(layer_steps_.begin(), layer_steps_.end(), [](const LayerStep& l) {
     return (l.flags & kLayerTrace) != 0;
   });
-  if (!traced) return absl::OkStatus();
-  std::vector<LayerTrace> traces(layer_steps_.size());
-  ISOTHERM_CUDA_RETURN_IF_ERROR(cudaMemcpyAsync(traces.data(), buffers_.traces,
-                                                traces.size() * sizeof(LayerTrace),
+  if (!traced || in_products_) return std::span<const LayerTrace>();
+  ISOTHERM_CUDA_RETURN_IF_ERROR(cudaMemcpyAsync(traces_.as<void>(), buffers_.traces,
+                                                layer_steps_.size() * sizeof(LayerTrace),
                                                 cudaMemcpyDeviceToHost, stream_));
   ISOTHERM_CUDA_RETURN_IF_ERROR(cudaStreamSynchronize(stream_));
-  const auto us = [](uint64_t from, uint64_t to) {
-    return to > from ? static_cast<float>(to - from) * 1e-3f : 0.0f;
+  return std::span(traces_.as<const LayerTrace>(), layer_steps_.size());
+}
+
+absl::Status CudaDevice::Count(const DeviceBatch& batch, DeviceOutput* output) {
+  ISOTHERM_ASSIGN_OR_RETURN(const std::span<const LayerTrace> traces, ReadTraces());
+  const auto rows = static_cast<int64_t>(batch.rows.size());
+  const int64_t exact_rows = std::count_if(batch.rows.begin(), batch.rows.end(),
+                                           [](const DeviceRow& row) { return row.exact; });
+  const auto ns = [](uint64_t from, uint64_t to) { return to > from ? to - from : 0; };
+  const auto us = [&](uint64_t from, uint64_t to) {
+    return static_cast<float>(ns(from, to)) * 1e-3f;
   };
-  for (size_t l = 0; l < traces.size(); ++l) {
-    if ((layer_steps_[l].flags & kLayerTrace) == 0) continue;
+  for (size_t l = 0; l < layer_steps_.size(); ++l) {
+    const bool all_exact = (layer_steps_[l].flags & kLayerExact) != 0;
+    const int64_t exact = !config_.sparse ? 0 : all_exact ? rows : exact_rows;
+    if (traces.empty() || (layer_steps_[l].flags & kLayerTrace) == 0) {
+      counters_->AddLayer(static_cast<int64_t>(l), rows, exact, nullptr);
+      continue;
+    }
     const LayerTrace& t = traces[l];
     const bool posted = t.posted > t.begin;
+    const uint64_t gpu_end = std::max(t.gpu_done, t.streamed);
+    const LayerCounters times{
+        .timed_steps = 1,
+        .gpu_ns = ns(t.activated, t.gpu_done),
+        .cpu_ns = posted ? static_cast<uint64_t>(t.cpu_us * 1000.0f) : 0,
+        .wait_ns = posted ? ns(gpu_end, t.resumed) : 0,
+        .merge_ns = ns(t.resumed, t.merged),
+        .hot_bytes = static_cast<uint64_t>(t.hot) * static_cast<uint64_t>(layout_.bundle_bytes)};
+    // Exact rows would pass for expensive ones.
+    counters_->AddLayer(static_cast<int64_t>(l), rows, exact,
+                        counters_->TimesDue() && exact == 0 ? &times : nullptr);
+    if (asked_traces_[l] == 0) continue;
     output->timings.push_back({.layer = static_cast<int32_t>(l),
                                .attention_us = us(t.begin, t.predict),
                                .predict_us = us(t.predict, t.activated),
                                .gpu_us = us(t.activated, t.gpu_done),
                                .cpu_us = t.cpu_us,
-                               .wait_us = posted ? us(std::max(t.gpu_done, t.streamed), t.resumed) : 0,
+                               .wait_us = posted ? us(gpu_end, t.resumed) : 0,
                                .merge_us = us(t.resumed, t.merged),
                                .streamed_us = us(t.activated, t.streamed),
                                .active_neurons = t.active,

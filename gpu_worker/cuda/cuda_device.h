@@ -4,10 +4,12 @@
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <span>
 #include <string>
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "gpu_worker/cuda/cuda_counters.h"
 #include "gpu_worker/cuda/cuda_tables.h"
 #include "gpu_worker/cuda/cuda_weights.h"
 #include "gpu_worker/cuda/cut_controller.h"
@@ -59,6 +61,7 @@ class CudaDevice final : public Device {
   absl::StatusOr<std::shared_ptr<void>> Map(const ColdSide& cold) override;
   absl::Status RunStep(const DeviceBatch& batch, const ColdSide& cold,
                        DeviceOutput* output) override;
+  absl::Status ReadCounters(NeuronCounters* counters) override { return counters_->Read(counters); }
 
   const DeviceMemoryUse& memory_use() const { return memory_; }
 
@@ -80,7 +83,11 @@ class CudaDevice final : public Device {
   absl::Status AwaitStep(TimePoint deadline, ColdLink* link);
   absl::Status StepStatus() const;
   absl::Status Sample(const DeviceBatch& batch, DeviceOutput* output);
-  absl::Status ReadTraces(const DeviceBatch& batch, DeviceOutput* output);
+  // Whether a step of so many rows goes through matrix products.
+  bool InProducts(int32_t rows, const MappedCold* cold) const;
+  // Adds the step to the counters, and its traced layers' times, of which `output` gets those asked for.
+  absl::Status Count(const DeviceBatch& batch, DeviceOutput* output);
+  absl::StatusOr<std::span<const LayerTrace>> ReadTraces();
   std::shared_ptr<MappedCold> FindMapped(const ColdSide& cold);
   const StepState& state() const { return *results_.as<const StepState>(); }
 
@@ -96,7 +103,7 @@ class CudaDevice final : public Device {
   cudaStream_t copy_stream_ = nullptr;  // of everything else
   CudaWeights weights_;
   DeviceBytes kv_, work_memory_;
-  PinnedBytes inputs_, results_, bounce_;
+  PinnedBytes inputs_, results_, traces_, bounce_;
   StepBuffersCuda buffers_;
   StepInputs input_layout_;
   std::unique_ptr<StepGraph> graph_;
@@ -104,12 +111,15 @@ class CudaDevice final : public Device {
   std::unique_ptr<HotMemory> pool_memory_;
   std::unique_ptr<HotPool> hot_pool_;
   std::unique_ptr<CudaTables> tables_;
+  std::unique_ptr<CudaCounters> counters_;
   CutController cuts_;
   DeviceMemoryUse memory_;
   std::mutex mapped_mu_;
   std::vector<std::weak_ptr<MappedCold>> mapped_;
   // Of the running step.
   std::vector<LayerStep> layer_steps_;
+  std::vector<uint8_t> asked_traces_;  // [num_layers]
+  bool in_products_ = false;           // without traces
   int64_t page_tables_ = 0;
   int32_t num_logits_ = 0;
 };

@@ -311,6 +311,7 @@ void PrefillPass::GatherAhead(size_t slices) {
                          .list = cold_ids_[slice.layer % 2] + slice.first,
                          .count = slice.count,
                          .blocks = kGatherBlocks,
+                         .read = parts_.buffers.read + slice.layer,
                          .out = slices_[buffer]},
                         copy_stream_);
     cudaEventRecord(ready_[buffer], copy_stream_);

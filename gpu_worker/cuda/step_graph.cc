@@ -169,6 +169,7 @@ void StepGraph::Record(int32_t rows, int64_t page_tables, int32_t logits, cudaSt
                      .z = b.z,
                      .bf16 = bf16,
                      .fired = b.fired + l * config.ffn_dim,
+                     .read = b.read + l,
                      .partial = b.streamed_partial,
                      .computed = b.streamed_computed};
     cudaEventRecord(fork_, stream);

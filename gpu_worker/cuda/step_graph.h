@@ -32,6 +32,7 @@ struct StepBuffersCuda {
   uint16_t* z = nullptr;
   uint64_t* active = nullptr;
   uint32_t *predicted = nullptr, *fired = nullptr;  // [num_layers, num_neurons]; never reset
+  uint64_t* read = nullptr;  // [num_layers], bundles read over PCIe; never reset
   unsigned char* attention_scratch = nullptr;
   double* rope_frequencies = nullptr;
   const unsigned char* inputs = nullptr;

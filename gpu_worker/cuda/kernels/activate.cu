@@ -46,6 +46,7 @@ __device__ void PostLayer(const ActivateArgs& args, unsigned char* slot, int cut
     if (threadIdx.x == 0) {
       args.step.traces[args.layer].active = static_cast<int32_t>(active);
       args.step.traces[args.layer].hot = static_cast<int32_t>(hot);
+      args.step.traces[args.layer].read = 0;
     }
   }
   const uint32_t below = __ldcg(&state.cold_below_cut);

@@ -185,6 +185,7 @@ struct NeuronsArgs {
   const uint16_t* z = nullptr;
   bool bf16 = false;
   uint32_t* fired = nullptr;  // [num_neurons], counts of the rows whose gate was open
+  uint64_t* read = nullptr;   // counts streamed bundles, once for each row tile that reads one
   float* partial = nullptr;      // PartialFloats()
   int32_t* computed = nullptr;   // [row tiles]: how many neurons there were
 };

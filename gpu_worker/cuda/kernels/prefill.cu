@@ -118,6 +118,10 @@ __global__ void __launch_bounds__(kThreads) GatherBundlesKernel(GatherBundlesArg
   const unsigned char* const source =
       args.streamed ? args.step.header->arena[args.layer] : args.pool;
   const int dim = static_cast<int>(bundles.model_dim);
+  if (args.streamed && blockIdx.x == 0 && threadIdx.x == 0) {
+    atomicAdd(reinterpret_cast<unsigned long long*>(args.read),
+              static_cast<unsigned long long>(args.count));
+  }
   for (int task = blockIdx.x * (kThreads / kWarp) + threadIdx.x / kWarp;
        task < args.count * bundles.rows; task += warps) {
     const int neuron = task / bundles.rows, which = task % bundles.rows;

@@ -76,7 +76,8 @@ struct GatherBundlesArgs {
   const int32_t* list = nullptr;        // ids or slots
   int32_t count = 0;
   int blocks = 0;
-  uint16_t* out = nullptr;  // [count, rows, model_dim]
+  uint64_t* read = nullptr;  // counts streamed bundles
+  uint16_t* out = nullptr;   // [count, rows, model_dim]
 };
 void LaunchGatherBundles(const GatherBundlesArgs& args, cudaStream_t stream);
 

@@ -84,6 +84,8 @@ struct LayerTrace {
   uint64_t merged = 0;
   float cpu_us = 0;
   int32_t active = 0, hot = 0;  // of the rows' union
+  int32_t read = 0;             // bundles read over PCIe
+  int32_t reserved = 0;
 };
 
 // Written by the kernels, zero before a step, read by the host after it.
