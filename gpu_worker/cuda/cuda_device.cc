@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cstdio>
 #include <cstring>
+#include <iterator>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -31,10 +32,20 @@ constexpr int64_t kBounceBytes = int64_t{4} << 20;
 constexpr std::chrono::milliseconds kHangGrace{250};
 // Of a device's free memory, left alone when no budget is given.
 constexpr int64_t kReserveBytes = int64_t{512} << 20;
-// A step of more rows than the graph serves is a prefill pass; so are smaller ones from here on, if
-// the neurons' memory is mapped.
+// A step of more rows than the graph serves is a prefill pass; so are smaller ones, if the neurons'
+// memory is mapped: in a large model from where reading each weight once for all rows saves more than
+// the many launches cost.
 constexpr int32_t kGraphRows = 64;
-constexpr int32_t kPrefillRows = 17;
+constexpr int32_t kPrefillRows = 17, kPrefillRowsOfLarge = 8;
+constexpr int64_t kLargeLayer = int64_t{64} << 20;  // bytes of neurons
+// The cpu side's time grows with the rows, that of PCIe hardly: rows up to, and what share of the cold
+// neurons PCIe gets at first.
+struct ProductCut {
+  int32_t rows;
+  double share;
+};
+constexpr ProductCut kProductCuts[] = {{16, 0.35}, {32, 0.4}, {64, 0.5}, {128, 0.65}, {256, 0.8}};
+constexpr double kProductCutGain = 0.7;  // a step is one prompt: it has to be learnt from few
 constexpr int32_t kMaxLogits = 64;
 constexpr int64_t kLogitsOffset = 256;  // in results_, behind the StepState
 static_assert(sizeof(StepState) <= kLogitsOffset);
@@ -117,9 +128,17 @@ CudaDevice::CudaDevice(const ModelFile& model, const CudaDeviceOptions& options)
                            kPageSize)))),
       graph_rows_(std::min(options.max_rows, kGraphRows)),
       max_logits_(std::min(options.max_rows, kMaxLogits)),
+      product_rows_(options.product_rows > 0                    ? options.product_rows
+                    : layout_.layer_bytes() >= kLargeLayer ? kPrefillRowsOfLarge
+                                                           : kPrefillRows),
       cuts_(layout_.num_neurons, options.streamed_share),
       layer_steps_(static_cast<size_t>(config_.num_layers)),
-      asked_traces_(layer_steps_.size()) {}
+      asked_traces_(layer_steps_.size()) {
+  for (const ProductCut& cut : kProductCuts) {
+    product_cuts_.emplace_back(layout_.num_neurons, options.streamed_share, cut.share,
+                               kProductCutGain);
+  }
+}
 
 CudaDevice::~CudaDevice() {
   if (stream_ != nullptr) cudaStreamSynchronize(stream_);
@@ -237,7 +256,7 @@ absl::Status CudaDevice::Allocate() {
                                                         .logits_offset = kLogitsOffset,
                                                         .max_rows = rows});
   ISOTHERM_RETURN_IF_ERROR(graph_->Capture(stream_));
-  if (all_rows < kPrefillRows) return absl::OkStatus();
+  if (all_rows < product_rows_) return absl::OkStatus();
   ISOTHERM_ASSIGN_OR_RETURN(prefill_,
                             PrefillPass::Create({.config = &config_,
                                                  .layout = &layout_,
@@ -250,7 +269,8 @@ absl::Status CudaDevice::Allocate() {
                                                  .host_inputs = inputs_.as<>(),
                                                  .host_results = results_.as<>(),
                                                  .logits_offset = kLogitsOffset,
-                                                 .max_rows = all_rows},
+                                                 .max_rows = all_rows,
+                                                 .graph_rows = rows},
                                                 stream_));
   memory_.workspace += prefill_->bytes();
   return absl::OkStatus();
@@ -452,7 +472,7 @@ void CudaDevice::FillInputs(const DeviceBatch& batch, const MappedCold* cold, co
                               static_cast<uint64_t>(batch.attempt), r)};
     if (row.sampling != nullptr) logit_rows[num_logits_++] = static_cast<int32_t>(r);
   }
-  const int32_t cut = cuts_.cut();
+  const int32_t cut = CutOf(static_cast<int32_t>(batch.rows.size())).cut();
   std::fill(layer_steps_.begin(), layer_steps_.end(), LayerStep{.flags = 0, .cut = cut});
   std::fill(asked_traces_.begin(), asked_traces_.end(), uint8_t{0});
   for (const LayerRange& range : batch.layers) {
@@ -530,12 +550,53 @@ absl::Status CudaDevice::StepStatus() const {
 
 bool CudaDevice::InProducts(int32_t rows, const MappedCold* cold) const {
   const bool arena = cold != nullptr && cold->layers() != nullptr;
-  return rows > graph_rows_ || (prefill_ != nullptr && arena && rows >= kPrefillRows);
+  return rows > graph_rows_ || (prefill_ != nullptr && arena && rows >= product_rows_);
+}
+
+size_t CudaDevice::Bucket(int32_t rows) {
+  size_t bucket = 0;
+  while (bucket + 1 < std::size(kProductCuts) && rows > kProductCuts[bucket].rows) ++bucket;
+  return bucket;
+}
+
+void CudaDevice::Survey(const std::shared_ptr<const EpochTables>& epoch) {
+  if (surveyed_.lock() == epoch) return;
+  surveyed_ = epoch;
+  survey_.clear();
+  for (const EpochTables::Layer& table : epoch->layers) {
+    PrefillPass::Layer layer{.hot = static_cast<int32_t>(table.num_hot),
+                             .cold = static_cast<int32_t>(layout_.num_neurons - table.num_hot)};
+    int32_t next = -1;  // slot
+    for (const int32_t slot : table.slot_of) {
+      if (slot < 0) continue;
+      if (next < 0) layer.first_slot = slot;
+      if (next >= 0 && slot != next) {
+        layer.first_slot = -1;
+        break;
+      }
+      next = slot + 1;
+    }
+    survey_.push_back(layer);
+  }
+}
+
+PrefillPass::Step CudaDevice::ProductStep(const DeviceBatch& batch, const MappedCold& cold,
+                                          ColdLink* link) const {
+  PrefillPass::Step step{.rows = static_cast<int32_t>(batch.rows.size()),
+                         .logits = num_logits_,
+                         .page_tables = page_tables_,
+                         .shared = link != nullptr,
+                         .layers = survey_};
+  if (link != nullptr) step.while_waiting = [link] { link->slots()->RingSleeper(); };
+  for (size_t l = 0; l < step.layers.size(); ++l) {
+    step.layers[l].arena = cold.arena()->Layer(static_cast<int64_t>(l)).data;
+    step.layers[l].trace = (layer_steps_[l].flags & kLayerTrace) != 0;
+  }
+  return step;
 }
 
 absl::Status CudaDevice::RunOnce(const DeviceBatch& batch, const MappedCold* cold, ColdLink* link,
-                                 const EpochTables& epoch, const LayerTable* tables,
-                                 uint64_t nonce) {
+                                 const LayerTable* tables, uint64_t nonce) {
   const auto rows = static_cast<int32_t>(batch.rows.size());
   const bool arena = cold != nullptr && cold->layers() != nullptr;
   in_products_ = InProducts(rows, cold);
@@ -544,17 +605,15 @@ absl::Status CudaDevice::RunOnce(const DeviceBatch& batch, const MappedCold* col
         absl::StrCat("a step of ", rows, " rows reads neurons that are not mapped here; send at most ",
                      graph_rows_, " rows, or attach a cpu_worker on this host"));
   }
-  const SlotRing ring =
-      cold != nullptr && link != nullptr && !in_products_ ? cold->ring() : SlotRing();
+  SlotRing ring;
+  if (cold != nullptr && link != nullptr &&
+      (!in_products_ || rows <= std::min(PrefillPass::kMostSharedRows, cold->max_rows())))
+    ring = cold->ring();
   if (ring.base != nullptr) ISOTHERM_RETURN_IF_ERROR(cold->slots()->AwaitIdle(batch.deadline));
   FillInputs(batch, cold, ring, tables, nonce);
   if (in_products_) {
-    PrefillPass::Step step{.rows = rows, .logits = num_logits_, .page_tables = page_tables_};
-    for (const EpochTables::Layer& layer : epoch.layers) {
-      step.counts.emplace_back(static_cast<int32_t>(layer.num_hot),
-                               static_cast<int32_t>(layout_.num_neurons - layer.num_hot));
-    }
-    ISOTHERM_RETURN_IF_ERROR(prefill_->Launch(step, stream_));
+    ISOTHERM_RETURN_IF_ERROR(prefill_->Launch(
+        ProductStep(batch, *cold, ring.base != nullptr ? link : nullptr), stream_));
   } else {
     ISOTHERM_RETURN_IF_ERROR(graph_->Launch(rows, num_logits_, page_tables_, stream_));
   }
@@ -580,6 +639,7 @@ absl::Status CudaDevice::RunStep(const DeviceBatch& batch, const ColdSide& cold,
   if (mapped == nullptr && (link != nullptr || cold.arena != nullptr))
     return absl::FailedPreconditionError("a cold side that was not mapped for the device");
   const uint64_t nonce = link != nullptr ? link->hash_nonce() : 0;
+  Survey(epoch);
   const bool decode = !batch.rows.empty() &&
                       std::all_of(batch.rows.begin(), batch.rows.end(),
                                   [](const DeviceRow& row) { return row.sampling != nullptr; });
@@ -588,13 +648,13 @@ absl::Status CudaDevice::RunStep(const DeviceBatch& batch, const ColdSide& cold,
     if (link == nullptr) return absl::OkStatus();
     return link->EndOfStep(batch.step_id, batch.epoch, batch.attempt, batch.deadline);
   }
-  absl::Status status = RunOnce(batch, mapped.get(), link, *epoch, tables, nonce);
+  absl::Status status = RunOnce(batch, mapped.get(), link, tables, nonce);
   if (!status.ok() && link != nullptr && !link->alive() && cold.arena != nullptr &&
       (absl::IsUnavailable(status) || absl::IsInternal(status)) && cudaPeekAtLastError() == cudaSuccess) {
     // The cpu_worker was lost: the whole step again, its neurons from the arena.
     output->cpu_recomputed = true;
     link = nullptr;
-    status = RunOnce(batch, mapped.get(), nullptr, *epoch, tables, nonce);
+    status = RunOnce(batch, mapped.get(), nullptr, tables, nonce);
   }
   ISOTHERM_RETURN_IF_ERROR(status);
   output->owed_hash = state().owed_hash;
@@ -602,7 +662,8 @@ absl::Status CudaDevice::RunStep(const DeviceBatch& batch, const ColdSide& cold,
   output->active_neurons = state().active_neurons;
   output->hot_neurons = state().hot_neurons;
   output->open_neurons = state().open_neurons;
-  cuts_.Observe(static_cast<double>(state().cpu_ns), static_cast<double>(state().streamed_ns));
+  CutOf(static_cast<int32_t>(batch.rows.size()))
+      .Observe(static_cast<double>(state().cpu_ns), static_cast<double>(state().streamed_ns));
   if (link != nullptr) {
     status = link->EndOfStep(batch.step_id, batch.epoch, batch.attempt, batch.deadline);
     if (!status.ok() && link->alive()) return status;
@@ -638,7 +699,7 @@ absl::StatusOr<std::span<const LayerTrace>> CudaDevice::ReadTraces() {
   const bool traced = std::any_of(layer_steps_.begin(), layer_steps_.end(), [](const LayerStep& l) {
     return (l.flags & kLayerTrace) != 0;
   });
-  if (!traced || in_products_) return std::span<const LayerTrace>();
+  if (!traced) return std::span<const LayerTrace>();
   ISOTHERM_CUDA_RETURN_IF_ERROR(cudaMemcpyAsync(traces_.as<void>(), buffers_.traces,
                                                 layer_steps_.size() * sizeof(LayerTrace),
                                                 cudaMemcpyDeviceToHost, stream_));

@@ -39,6 +39,8 @@ struct CudaDeviceOptions {
   // Share of each layer's cold neurons that this side reads over PCIe, 0 to 1; below 0: adapted to
   // who finishes last.
   double streamed_share = -1;
+  // Steps of so many rows on go through matrix products; 0: by the size of the model.
+  int32_t product_rows = 0;
 };
 
 // A step of a batch on one CUDA device. Small batches run as one captured graph; see Device for the
@@ -79,12 +81,18 @@ class CudaDevice final : public Device {
   void FillInputs(const DeviceBatch& batch, const MappedCold* cold, const SlotRing& ring,
                   const LayerTable* tables, uint64_t nonce);
   absl::Status RunOnce(const DeviceBatch& batch, const MappedCold* cold, ColdLink* link,
-                       const EpochTables& epoch, const LayerTable* tables, uint64_t nonce);
+                       const LayerTable* tables, uint64_t nonce);
   absl::Status AwaitStep(TimePoint deadline, ColdLink* link);
   absl::Status StepStatus() const;
   absl::Status Sample(const DeviceBatch& batch, DeviceOutput* output);
   // Whether a step of so many rows goes through matrix products.
   bool InProducts(int32_t rows, const MappedCold* cold) const;
+  // The cut of a step of so many rows.
+  CutController& CutOf(int32_t rows) { return in_products_ ? product_cuts_[Bucket(rows)] : cuts_; }
+  static size_t Bucket(int32_t rows);
+  PrefillPass::Step ProductStep(const DeviceBatch& batch, const MappedCold& cold, ColdLink* link) const;
+  // What products need of the epoch's placement, kept while its steps follow each other.
+  void Survey(const std::shared_ptr<const EpochTables>& epoch);
   // Adds the step to the counters, and its traced layers' times, of which `output` gets those asked for.
   absl::Status Count(const DeviceBatch& batch, DeviceOutput* output);
   absl::StatusOr<std::span<const LayerTrace>> ReadTraces();
@@ -98,6 +106,7 @@ class CudaDevice final : public Device {
   const int32_t max_pages_;   // of a sequence
   const int32_t graph_rows_;  // of a step of the graph
   const int32_t max_logits_;  // rows of a step that sample
+  const int32_t product_rows_;
   std::string name_, isa_;
   cudaStream_t stream_ = nullptr;       // of steps
   cudaStream_t copy_stream_ = nullptr;  // of everything else
@@ -113,13 +122,16 @@ class CudaDevice final : public Device {
   std::unique_ptr<CudaTables> tables_;
   std::unique_ptr<CudaCounters> counters_;
   CutController cuts_;
+  std::vector<CutController> product_cuts_;  // by Bucket
   DeviceMemoryUse memory_;
   std::mutex mapped_mu_;
   std::vector<std::weak_ptr<MappedCold>> mapped_;
+  std::weak_ptr<const EpochTables> surveyed_;
+  std::vector<PrefillPass::Layer> survey_;
   // Of the running step.
   std::vector<LayerStep> layer_steps_;
   std::vector<uint8_t> asked_traces_;  // [num_layers]
-  bool in_products_ = false;           // without traces
+  bool in_products_ = false;
   int64_t page_tables_ = 0;
   int32_t num_logits_ = 0;
 };

@@ -11,11 +11,14 @@ namespace isotherm::gpu {
 class CutController {
  public:
   CutController() = default;
-  // fixed_share: of the ids read by the device, 0 to 1; below 0: adaptive.
-  CutController(int64_t num_neurons, double fixed_share)
+  // fixed_share: of the ids read by the device, 0 to 1; below 0: adaptive, from first_share on and by
+  // `gain` of the way to what a step says.
+  CutController(int64_t num_neurons, double fixed_share, double first_share = 0.3,
+                double gain = 0.1)
       : num_neurons_(num_neurons),
         fixed_(fixed_share >= 0),
-        share_(fixed_ ? std::min(fixed_share, 1.0) : kFirstShare) {}
+        gain_(gain),
+        share_(fixed_ ? std::min(fixed_share, 1.0) : first_share) {}
 
   int32_t cut() const {
     return static_cast<int32_t>(static_cast<double>(num_neurons_) * (1.0 - share_));
@@ -29,13 +32,14 @@ class CutController {
     const double cpu_rate = (1.0 - share_) / cpu;
     const double streamed_rate = share_ / streamed;
     const double balanced = streamed_rate / (cpu_rate + streamed_rate);
-    share_ = std::clamp(share_ + kGain * (balanced - share_), kLeast, kMost);
+    share_ = std::clamp(share_ + gain_ * (balanced - share_), kLeast, kMost);
   }
 
  private:
-  static constexpr double kFirstShare = 0.3, kGain = 0.1, kLeast = 0.02, kMost = 0.9;
+  static constexpr double kLeast = 0.02, kMost = 0.95;
   int64_t num_neurons_ = 0;
   bool fixed_ = false;
+  double gain_ = 0;
   double share_ = 0;
 };
 

@@ -42,6 +42,7 @@ absl::StatusOr<std::unique_ptr<DecodeRig>> DecodeRig::Create(const RigOptions& o
                                              .threads = options.cpu_threads,
                                              .kv_pages = pages_each * options.sequences,
                                              .max_rows = options.max_rows,
+                                             .product_rows = options.product_rows,
                                              .context = options.context,
                                              .vram_budget = options.vram_budget,
                                              .stored_predictor = options.stored_predictor,

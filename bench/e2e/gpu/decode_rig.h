@@ -22,6 +22,7 @@ struct RigOptions {
   int64_t context = 512;       // tokens of a sequence
   int32_t sequences = 1;
   int32_t max_rows = 16;
+  int32_t product_rows = 0;    // CudaDeviceOptions
   int cpu_threads = 15;
   double streamed_share = -1;
   bool stored_predictor = false;

@@ -176,6 +176,9 @@ int main(int argc, char** argv) {
   app.add_option("--vram-budget", flags.budget, "bytes, such as 8GiB")->capture_default_str();
   app.add_option("--context", flags.rig.context, "tokens of a sequence")->capture_default_str();
   app.add_option("--max-rows", flags.rig.max_rows, "rows of a step")->capture_default_str();
+  app.add_option("--product-rows", flags.rig.product_rows,
+                 "steps of so many rows on are matrix products; 0: chosen")
+      ->capture_default_str();
   app.add_option("--cpu-threads", flags.rig.cpu_threads, "for cold neurons")->capture_default_str();
   app.add_option("--streamed-share", flags.rig.streamed_share,
                  "of cold neurons, read over PCIe; -1: adapted")

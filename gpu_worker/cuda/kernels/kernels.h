@@ -197,7 +197,7 @@ struct MergeArgs {
   int32_t layer = 0;
   int32_t model_dim = 0;
   int32_t num_neurons = 0;
-  // As written by LaunchNeurons for the same max_rows.
+  // As written by LaunchNeurons for the same max_rows; null: x has this side's share, which ends here.
   const float *hot = nullptr, *streamed = nullptr;
   const int32_t *hot_computed = nullptr, *streamed_computed = nullptr;
   const float* bias = nullptr;      // [model_dim], added to every row; null: none

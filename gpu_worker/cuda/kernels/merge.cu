@@ -55,6 +55,7 @@ __device__ void AwaitCold(const MergeArgs& args) {
   const StepHeader& header = *args.step.header;
   StepState& state = *args.step.state;
   const SlotRing& ring = header.ring;
+  if (args.hot == nullptr) state.hot_end_ns = state.streamed_end_ns = GlobalTimer();
   int32_t accepted = 0;
   if (state.posted != 0 && state.failure == kStepOk) {
     const uint64_t sequence = state.next_sequence;
@@ -126,7 +127,7 @@ __global__ void __launch_bounds__(kThreads) MergeKernel(MergeArgs args, int tile
 #pragma unroll 4
     for (int b = group; b < used; b += kGroups) sum += __ldcg(from + b * stride);
   };
-  if (column < dim) {
+  if (column < dim && args.hot != nullptr) {
     add(args.hot, args.hot_computed[tile], hot_blocks);
     add(args.streamed, args.streamed_computed[tile], streamed_blocks);
   }

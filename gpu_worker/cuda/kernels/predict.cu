@@ -1,5 +1,6 @@
 #include <type_traits>
 
+#include "gpu_worker/cuda/kernels/post.cuh"
 #include "gpu_worker/cuda/kernels/product.cuh"
 
 namespace isotherm::gpu {
@@ -7,13 +8,9 @@ namespace {
 
 // Where the layer's z goes in the slot that it will be posted with; null when nothing is posted.
 __device__ uint16_t* SlotZ(const PredictArgs& args) {
-  const SlotRing& ring = args.step.header->ring;
-  if (ring.base == nullptr || (args.step.layers[args.layer].flags & kLayerGpuOnly) != 0)
-    return nullptr;
-  const uint64_t sequence = args.step.state->next_sequence;
-  return reinterpret_cast<uint16_t*>(
-      ring.base + ring.slots_offset +
-      static_cast<int64_t>(sequence & ring.slot_mask) * ring.slot_stride + ring.z_offset);
+  unsigned char* const slot = SlotOf(args.step, args.layer);
+  if (slot == nullptr) return nullptr;
+  return reinterpret_cast<uint16_t*>(slot + args.step.header->ring.z_offset);
 }
 
 // Each block makes a slice of its rows' z, for this side and into the slot, and its share of fc1.
@@ -28,11 +25,11 @@ __global__ void __launch_bounds__(kProductThreads) PredictKernel(PredictArgs arg
     trace.predict = GlobalTimer();
     if (args.begins_layer) trace.begin = trace.predict;
   }
+  uint16_t* const slot = SlotZ(args);
   extern __shared__ float xs[];
   __shared__ float scratch[32];
   const DeviceMatrix& w = args.fc1;
   const int padded = static_cast<int>(w.padded_columns);
-  uint16_t* const slot = SlotZ(args);
   // In steps of 8 columns, so that what crosses PCIe is whole pieces of 16 bytes.
   const int steps = (args.model_dim + 7) / 8;
   const int each = (steps + static_cast<int>(gridDim.x) - 1) / static_cast<int>(gridDim.x);
