@@ -47,7 +47,8 @@ absl::StatusOr<std::unique_ptr<Device>> MakeDevice(const ModelFile& model,
                                                 .vram_budget = choice.vram_budget,
                                                 .stored_predictor = choice.stored_predictor,
                                                 .streamed_share = choice.streamed_share,
-                                                .product_rows = choice.product_rows},
+                                                .product_rows = choice.product_rows,
+                                                .early_launch = choice.early_launch},
                                                progress));
   return std::unique_ptr<Device>(std::move(device));
 }

@@ -23,6 +23,7 @@ struct DeviceChoice {
   int64_t vram_budget = -1;
   bool stored_predictor = false;
   double streamed_share = -1;
+  bool early_launch = true;  // CUDA
 };
 
 // The backend that was asked for; auto: a GPU where this build and the machine have one.

@@ -34,10 +34,12 @@ constexpr std::chrono::milliseconds kHangGrace{250};
 constexpr int64_t kReserveBytes = int64_t{512} << 20;
 // A step of more rows than the graph serves is a prefill pass; so are smaller ones, if the neurons'
 // memory is mapped: in a large model from where reading each weight once for all rows saves more than
-// the many launches cost.
+// the many launches cost. A device made for few rows does without: products take memory of their own.
 constexpr int32_t kGraphRows = 64;
 constexpr int32_t kPrefillRows = 17, kPrefillRowsOfLarge = 8;
 constexpr int64_t kLargeLayer = int64_t{64} << 20;  // bytes of neurons
+// Of decoding: a layer that stumbled once moves its cut little.
+constexpr double kFirstShare = 0.3, kCutGain = 0.1, kMostCutChange = 0.02;
 // The cpu side's time grows with the rows, that of PCIe hardly: rows up to, and what share of the cold
 // neurons PCIe gets at first.
 struct ProductCut {
@@ -45,10 +47,8 @@ struct ProductCut {
   double share;
 };
 constexpr ProductCut kProductCuts[] = {{16, 0.35}, {32, 0.4}, {64, 0.5}, {128, 0.65}, {256, 0.8}};
-constexpr double kProductCutGain = 0.7;  // a step is one prompt: it has to be learnt from few
+constexpr double kProductCutGain = 0.7, kMostProductCutChange = 1;  // a step is one prompt: it has to be learnt from few
 constexpr int32_t kMaxLogits = 64;
-constexpr int64_t kLogitsOffset = 256;  // in results_, behind the StepState
-static_assert(sizeof(StepState) <= kLogitsOffset);
 
 // Lays buffers one behind the other: first to count, then to hand out.
 class Carver {
@@ -128,15 +128,19 @@ CudaDevice::CudaDevice(const ModelFile& model, const CudaDeviceOptions& options)
                            kPageSize)))),
       graph_rows_(std::min(options.max_rows, kGraphRows)),
       max_logits_(std::min(options.max_rows, kMaxLogits)),
-      product_rows_(options.product_rows > 0                    ? options.product_rows
-                    : layout_.layer_bytes() >= kLargeLayer ? kPrefillRowsOfLarge
-                                                           : kPrefillRows),
-      cuts_(layout_.num_neurons, options.streamed_share),
+      product_rows_(options.product_rows > 0 ? options.product_rows
+                    : options.max_rows >= kPrefillRows && layout_.layer_bytes() >= kLargeLayer
+                        ? kPrefillRowsOfLarge
+                        : kPrefillRows),
+      logits_offset_(RoundUp<int64_t>(StateBytes(config_.num_layers), 256)),
+      cuts_(static_cast<size_t>(config_.num_layers),
+            CutController(layout_.num_neurons, options.streamed_share, kFirstShare, kCutGain,
+                          kMostCutChange)),
       layer_steps_(static_cast<size_t>(config_.num_layers)),
       asked_traces_(layer_steps_.size()) {
   for (const ProductCut& cut : kProductCuts) {
     product_cuts_.emplace_back(layout_.num_neurons, options.streamed_share, cut.share,
-                               kProductCutGain);
+                               kProductCutGain, kMostProductCutChange);
   }
 }
 
@@ -150,6 +154,7 @@ CudaDevice::~CudaDevice() {
 
 // The context, as small as it can be made: no device heap, no printf buffer, small stacks.
 absl::Status CudaDevice::Open() {
+  AllowEarlyLaunch(options_.early_launch);
   ISOTHERM_CUDA_RETURN_IF_ERROR(cudaSetDevice(options_.device));
   ISOTHERM_CUDA_RETURN_IF_ERROR(cudaSetDeviceFlags(cudaDeviceScheduleSpin | cudaDeviceMapHost));
   ISOTHERM_CUDA_RETURN_IF_ERROR(cudaDeviceSetLimit(cudaLimitMallocHeapSize, 0));
@@ -215,7 +220,9 @@ absl::Status CudaDevice::Allocate() {
     b.attention_scratch = carver.Take<unsigned char>(AttentionScratchBytes(shape, rows));
     b.rope_frequencies = carver.Take<double>(half);
     b.inputs = carver.Take<unsigned char>(input_layout_.bytes);
-    b.state = carver.Take<StepState>(1);
+    b.state = reinterpret_cast<StepState*>(
+        carver.Take<unsigned char>(StateBytes(config_.num_layers)));
+    b.times = reinterpret_cast<LayerTimes*>(b.state + 1);
     b.traces = carver.Take<LayerTrace>(config_.num_layers);
     return b;
   };
@@ -230,7 +237,7 @@ absl::Status CudaDevice::Allocate() {
                  weights_.rope_frequencies.size() * sizeof(double), cudaMemcpyHostToDevice));
   ISOTHERM_ASSIGN_OR_RETURN(inputs_, PinnedBytes::Make(input_layout_.bytes));
   ISOTHERM_ASSIGN_OR_RETURN(
-      results_, PinnedBytes::Make(kLogitsOffset + max_logits_ * config_.vocab_size * int64_t{4}));
+      results_, PinnedBytes::Make(logits_offset_ + max_logits_ * config_.vocab_size * int64_t{4}));
   ISOTHERM_ASSIGN_OR_RETURN(
       traces_, PinnedBytes::Make(config_.num_layers * static_cast<int64_t>(sizeof(LayerTrace))));
   ISOTHERM_ASSIGN_OR_RETURN(bounce_, PinnedBytes::Make(kBounceBytes));
@@ -253,7 +260,7 @@ absl::Status CudaDevice::Allocate() {
                                                         .pool = pool_memory_->data(),
                                                         .host_inputs = inputs_.as<>(),
                                                         .host_results = results_.as<>(),
-                                                        .logits_offset = kLogitsOffset,
+                                                        .logits_offset = logits_offset_,
                                                         .max_rows = rows});
   ISOTHERM_RETURN_IF_ERROR(graph_->Capture(stream_));
   if (all_rows < product_rows_) return absl::OkStatus();
@@ -268,7 +275,7 @@ absl::Status CudaDevice::Allocate() {
                                                  .pool = pool_memory_->data(),
                                                  .host_inputs = inputs_.as<>(),
                                                  .host_results = results_.as<>(),
-                                                 .logits_offset = kLogitsOffset,
+                                                 .logits_offset = logits_offset_,
                                                  .max_rows = all_rows,
                                                  .graph_rows = rows},
                                                 stream_));
@@ -472,8 +479,11 @@ void CudaDevice::FillInputs(const DeviceBatch& batch, const MappedCold* cold, co
                               static_cast<uint64_t>(batch.attempt), r)};
     if (row.sampling != nullptr) logit_rows[num_logits_++] = static_cast<int32_t>(r);
   }
-  const int32_t cut = CutOf(static_cast<int32_t>(batch.rows.size())).cut();
-  std::fill(layer_steps_.begin(), layer_steps_.end(), LayerStep{.flags = 0, .cut = cut});
+  const size_t bucket = Bucket(static_cast<int32_t>(batch.rows.size()));
+  for (size_t l = 0; l < layer_steps_.size(); ++l) {
+    layer_steps_[l] = {.flags = 0,
+                       .cut = in_products_ ? product_cuts_[bucket].cut() : cuts_[l].cut()};
+  }
   std::fill(asked_traces_.begin(), asked_traces_.end(), uint8_t{0});
   for (const LayerRange& range : batch.layers) {
     const int32_t flags = (range.mode == LayerMode::kExact ? kLayerExact : 0) |
@@ -559,6 +569,20 @@ size_t CudaDevice::Bucket(int32_t rows) {
   return bucket;
 }
 
+void CudaDevice::ObserveCuts(int32_t rows) {
+  const auto* const times = reinterpret_cast<const LayerTimes*>(&state() + 1);
+  double cpu = 0, streamed = 0;
+  for (size_t l = 0; l < cuts_.size(); ++l) {
+    if (!in_products_) {
+      cuts_[l].Observe(static_cast<double>(times[l].cpu_ns),
+                       static_cast<double>(times[l].streamed_ns));
+    }
+    cpu += static_cast<double>(times[l].cpu_ns);
+    streamed += static_cast<double>(times[l].streamed_ns);
+  }
+  if (in_products_) product_cuts_[Bucket(rows)].Observe(cpu, streamed);
+}
+
 void CudaDevice::Survey(const std::shared_ptr<const EpochTables>& epoch) {
   if (surveyed_.lock() == epoch) return;
   surveyed_ = epoch;
@@ -609,7 +633,8 @@ absl::Status CudaDevice::RunOnce(const DeviceBatch& batch, const MappedCold* col
   if (cold != nullptr && link != nullptr &&
       (!in_products_ || rows <= std::min(PrefillPass::kMostSharedRows, cold->max_rows())))
     ring = cold->ring();
-  if (ring.base != nullptr) ISOTHERM_RETURN_IF_ERROR(cold->slots()->AwaitIdle(batch.deadline));
+  shared_ = ring.base != nullptr;
+  if (shared_) ISOTHERM_RETURN_IF_ERROR(cold->slots()->AwaitIdle(batch.deadline));
   FillInputs(batch, cold, ring, tables, nonce);
   if (in_products_) {
     ISOTHERM_RETURN_IF_ERROR(prefill_->Launch(
@@ -662,8 +687,7 @@ absl::Status CudaDevice::RunStep(const DeviceBatch& batch, const ColdSide& cold,
   output->active_neurons = state().active_neurons;
   output->hot_neurons = state().hot_neurons;
   output->open_neurons = state().open_neurons;
-  CutOf(static_cast<int32_t>(batch.rows.size()))
-      .Observe(static_cast<double>(state().cpu_ns), static_cast<double>(state().streamed_ns));
+  if (shared_) ObserveCuts(static_cast<int32_t>(batch.rows.size()));
   if (link != nullptr) {
     status = link->EndOfStep(batch.step_id, batch.epoch, batch.attempt, batch.deadline);
     if (!status.ok() && link->alive()) return status;
@@ -677,7 +701,7 @@ absl::Status CudaDevice::RunStep(const DeviceBatch& batch, const ColdSide& cold,
 }
 
 absl::Status CudaDevice::Sample(const DeviceBatch& batch, DeviceOutput* output) {
-  auto* const logits = reinterpret_cast<float*>(results_.as<>() + kLogitsOffset);
+  auto* const logits = reinterpret_cast<float*>(results_.as<>() + logits_offset_);
   int64_t at = 0;
   for (size_t r = 0; r < batch.rows.size(); ++r) {
     if (batch.rows[r].sampling == nullptr) continue;

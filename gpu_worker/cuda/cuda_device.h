@@ -39,8 +39,9 @@ struct CudaDeviceOptions {
   // Share of each layer's cold neurons that this side reads over PCIe, 0 to 1; below 0: adapted to
   // who finishes last.
   double streamed_share = -1;
-  // Steps of so many rows on go through matrix products; 0: by the size of the model.
+  // Steps of so many rows on go through matrix products; 0: by the size of the model and max_rows.
   int32_t product_rows = 0;
+  bool early_launch = true;  // AllowEarlyLaunch, for the whole process
 };
 
 // A step of a batch on one CUDA device. Small batches run as one captured graph; see Device for the
@@ -87,9 +88,9 @@ class CudaDevice final : public Device {
   absl::Status Sample(const DeviceBatch& batch, DeviceOutput* output);
   // Whether a step of so many rows goes through matrix products.
   bool InProducts(int32_t rows, const MappedCold* cold) const;
-  // The cut of a step of so many rows.
-  CutController& CutOf(int32_t rows) { return in_products_ ? product_cuts_[Bucket(rows)] : cuts_; }
-  static size_t Bucket(int32_t rows);
+  static size_t Bucket(int32_t rows);  // of product_cuts_
+  // Learns from a step that the cpu side shared.
+  void ObserveCuts(int32_t rows);
   PrefillPass::Step ProductStep(const DeviceBatch& batch, const MappedCold& cold, ColdLink* link) const;
   // What products need of the epoch's placement, kept while its steps follow each other.
   void Survey(const std::shared_ptr<const EpochTables>& epoch);
@@ -107,6 +108,7 @@ class CudaDevice final : public Device {
   const int32_t graph_rows_;  // of a step of the graph
   const int32_t max_logits_;  // rows of a step that sample
   const int32_t product_rows_;
+  const int64_t logits_offset_;  // in results_, behind the state
   std::string name_, isa_;
   cudaStream_t stream_ = nullptr;       // of steps
   cudaStream_t copy_stream_ = nullptr;  // of everything else
@@ -121,8 +123,8 @@ class CudaDevice final : public Device {
   std::unique_ptr<HotPool> hot_pool_;
   std::unique_ptr<CudaTables> tables_;
   std::unique_ptr<CudaCounters> counters_;
-  CutController cuts_;
-  std::vector<CutController> product_cuts_;  // by Bucket
+  std::vector<CutController> cuts_;          // by layer
+  std::vector<CutController> product_cuts_;  // of all layers, by Bucket
   DeviceMemoryUse memory_;
   std::mutex mapped_mu_;
   std::vector<std::weak_ptr<MappedCold>> mapped_;
@@ -131,7 +133,7 @@ class CudaDevice final : public Device {
   // Of the running step.
   std::vector<LayerStep> layer_steps_;
   std::vector<uint8_t> asked_traces_;  // [num_layers]
-  bool in_products_ = false;
+  bool in_products_ = false, shared_ = false;
   int64_t page_tables_ = 0;
   int32_t num_logits_ = 0;
 };

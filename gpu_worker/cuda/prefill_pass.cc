@@ -156,6 +156,7 @@ StepPointers PrefillPass::Pointers() const {
           .logit_rows = reinterpret_cast<const int32_t*>(inputs + in.logit_rows),
           .page_tables = reinterpret_cast<const int32_t*>(inputs + in.pages),
           .state = parts_.buffers.state,
+          .times = parts_.buffers.times,
           .traces = parts_.buffers.traces};
 }
 
@@ -637,7 +638,10 @@ absl::Status PrefillPass::Launch(const Step& step, cudaStream_t stream) {
     }
     Mark(step, l, &LayerTrace::predict, stream);
     ISOTHERM_RETURN_IF_ERROR(Predict(step, l, stream));
-    if (!step.shared && !step.layers[static_cast<size_t>(l)].trace) return absl::OkStatus();
+    if (!step.shared) {
+      Mark(step, l, &LayerTrace::activated, stream);
+      return absl::OkStatus();
+    }
     LaunchPostRows({.step = Pointers(),
                     .layer = l,
                     .num_rows = step.rows,
@@ -696,7 +700,8 @@ absl::Status PrefillPass::Launch(const Step& step, cudaStream_t stream) {
                     static_cast<size_t>(step.logits * weights.head.rows) * sizeof(float),
                     cudaMemcpyDeviceToHost, stream);
   }
-  cudaMemcpyAsync(parts_.host_results, b.state, sizeof(StepState), cudaMemcpyDeviceToHost, stream);
+  cudaMemcpyAsync(parts_.host_results, b.state,
+                  static_cast<size_t>(StateBytes(config.num_layers)), cudaMemcpyDeviceToHost, stream);
   return CudaStatus(cudaGetLastError(), "launching a prefill step");
 }
 

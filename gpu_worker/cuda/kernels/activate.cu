@@ -14,9 +14,10 @@ constexpr int kNeuronsOfBlock = kWarp;  // half a word of the bitmap
 template <class Format, int R, bool kPredict>
 __global__ void __launch_bounds__(kActivateThreads) ActivateKernel(ActivateArgs args) {
   const StepHeader& header = *args.step.header;
+  LetNextBegin();
   const int row0 = blockIdx.y * R;
   const int rows = min(R, header.num_rows - row0);
-  if (rows <= 0) return;
+  if (rows <= 0) return AwaitPrevious();
   const LayerStep& layer = args.step.layers[args.layer];
   const int words = (args.num_neurons + 63) / 64;
   const int half = blockIdx.x;  // of the row's bitmap
@@ -45,6 +46,7 @@ __global__ void __launch_bounds__(kActivateThreads) ActivateKernel(ActivateArgs 
         rows_of((round * kActivateWarps + warp) * kOutputs, which);
         batches[round].Load(w, which, lane);
       }
+      AwaitPrevious();
       StageRows<Format::kElems, R>(in, row0, rows, static_cast<int>(w.columns), padded, xs);
 #pragma unroll
       for (int round = 0; round < 2; ++round) {
@@ -65,6 +67,7 @@ __global__ void __launch_bounds__(kActivateThreads) ActivateKernel(ActivateArgs 
       __syncthreads();
     }
   }
+  if (all) AwaitPrevious();
   unsigned char* const slot = SlotOf(args.step, args.layer);
   const int cut = slot != nullptr ? layer.cut : 0;
   const LayerTable& table = header.tables[args.layer];
@@ -134,14 +137,14 @@ void LaunchActivate(const ActivateArgs& args, int max_rows, cudaStream_t stream)
     constexpr int R = decltype(tile)::value;
     const dim3 grid(static_cast<unsigned>(halves), (max_rows + R - 1) / R);
     if (args.fc2.rows == 0) {
-      ActivateKernel<F16Format, R, false><<<grid, kActivateThreads, 0, stream>>>(args);
+      LaunchEarly(ActivateKernel<F16Format, R, false>, args, grid, kActivateThreads, 0, stream);
       return;
     }
     ForFormat(args.fc2.dtype, [&](auto format) {
       const auto kernel = ActivateKernel<decltype(format), R, true>;
       const int shared = static_cast<int>(R * args.fc2.padded_columns * sizeof(float));
       AllowShared(kernel, shared);
-      kernel<<<grid, kActivateThreads, shared, stream>>>(args);
+      LaunchEarly(kernel, args, grid, kActivateThreads, shared, stream);
     });
   });
 }

@@ -13,6 +13,11 @@
 // header->num_rows on are left alone. Launches report errors through cudaGetLastError().
 namespace isotherm::gpu {
 
+// Whether a kernel may begin before the one ahead of it has ended, where the device can (sm_90 on); on
+// from the start. To be set before any launch.
+void AllowEarlyLaunch(bool allowed);
+bool EarlyLaunchAllowed();
+
 // Device addresses of a step's inputs; they never change.
 struct StepPointers {
   const StepHeader* header = nullptr;
@@ -21,6 +26,7 @@ struct StepPointers {
   const int32_t* logit_rows = nullptr;    // [num_logits], rows whose logits are wanted
   const int32_t* page_tables = nullptr;   // [tables, header->max_pages]
   StepState* state = nullptr;
+  LayerTimes* times = nullptr;   // [num_layers]
   LayerTrace* traces = nullptr;  // [num_layers]
 };
 

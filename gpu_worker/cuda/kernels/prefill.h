@@ -142,7 +142,7 @@ struct ListNeuronsArgs {
 void LaunchListNeurons(const ListNeuronsArgs& args, cudaStream_t stream);
 
 // Posts the layer to the cpu side, if a neuron below the cut is active: z and the active sets of all
-// rows to the slot, then the doorbell. Without a cpu side it only ends the layer's trace of active sets.
+// rows to the slot, then the doorbell.
 struct PostRowsArgs {
   StepPointers step;
   int32_t layer = 0;
