@@ -693,12 +693,14 @@ absl::Status PrefillPass::Launch(const Step& step, cudaStream_t stream) {
     if (config.parallel_attention) {
       // z and the active sets are of the layer's input, which attention then adds to.
       ISOTHERM_RETURN_IF_ERROR(predict(l));
+      if (!ahead) ISOTHERM_RETURN_IF_ERROR(List(step, l, stream));
+      ISOTHERM_RETURN_IF_ERROR(FetchAhead(step, used_ + kBuffers));
       ISOTHERM_RETURN_IF_ERROR(Attend(step, l, stream));
     } else {
       ISOTHERM_RETURN_IF_ERROR(Attend(step, l, stream));
       ISOTHERM_RETURN_IF_ERROR(predict(l));
+      if (!ahead) ISOTHERM_RETURN_IF_ERROR(List(step, l, stream));
     }
-    if (!ahead) ISOTHERM_RETURN_IF_ERROR(List(step, l, stream));
     ISOTHERM_RETURN_IF_ERROR(list_ahead(l + 1));
     ISOTHERM_RETURN_IF_ERROR(Neurons(step, l, stream));
     if (step.shared) {
