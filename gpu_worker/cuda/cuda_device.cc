@@ -647,8 +647,11 @@ absl::Status CudaDevice::RunOnce(const DeviceBatch& batch, const MappedCold* col
         absl::StrCat("a step of ", rows, " rows reads neurons that are not mapped here; send at most ",
                      graph_rows_, " rows, or attach a cpu_worker on this host"));
   }
+  // Without cold neurons there is nothing to post, and nobody needs to be woken.
+  const bool any_cold = std::any_of(survey_.begin(), survey_.end(),
+                                    [](const PrefillPass::Layer& layer) { return layer.cold > 0; });
   SlotRing ring;
-  if (cold != nullptr && link != nullptr &&
+  if (cold != nullptr && link != nullptr && any_cold &&
       (!in_products_ || rows <= std::min(PrefillPass::kMostSharedRows, cold->max_rows())))
     ring = cold->ring();
   shared_ = ring.base != nullptr;
