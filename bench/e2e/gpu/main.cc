@@ -65,7 +65,7 @@ ordered_json Describe(const DecodeRig& rig, const Flags& flags) {
                             static_cast<double>(rig.layout().num_neurons * rig.layout().num_layers)}};
 }
 
-// Mean of the traced layers, microseconds.
+// Means of the traced layers, microseconds, and how the cold path spreads.
 ordered_json Breakdown(const std::vector<LayerTiming>& timings) {
   LayerTiming sum;
   for (const LayerTiming& t : timings) {
@@ -85,12 +85,24 @@ ordered_json Breakdown(const std::vector<LayerTiming>& timings) {
                                         static_cast<double>(timings.size())) /
                                  10;
   };
+  const auto spread = [&](float LayerTiming::*what) {
+    std::vector<double> values;
+    for (const LayerTiming& t : timings) values.push_back(static_cast<double>(t.*what));
+    ordered_json out = ordered_json::array();
+    for (const double share : {0.1, 0.5, 0.9})
+      out.push_back(std::round(10 * Percentile(values, share)) / 10);
+    return out;
+  };
   return {{"attention", mean(sum.attention_us)}, {"predict", mean(sum.predict_us)},
           {"hot", mean(sum.gpu_us)},             {"cold_cpu", mean(sum.cpu_us)},
           {"cold_pcie", mean(sum.streamed_us)},  {"wait", mean(sum.wait_us)},
           {"merge", mean(sum.merge_us)},
           {"active", mean(static_cast<float>(sum.active_neurons))},
-          {"active_hot", mean(static_cast<float>(sum.hot_neurons))}};
+          {"active_hot", mean(static_cast<float>(sum.hot_neurons))},
+          {"p10_p50_p90",
+           {{"cold_cpu", spread(&LayerTiming::cpu_us)},
+            {"cold_pcie", spread(&LayerTiming::streamed_us)},
+            {"wait", spread(&LayerTiming::wait_us)}}}};
 }
 
 absl::Status MeasureDecode(DecodeRig& rig, const Flags& flags, int32_t sequences) {
