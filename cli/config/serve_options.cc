@@ -86,7 +86,9 @@ const std::vector<OptionSpec>& ServeOptionSpecs() {
       {"max-queue", "256", "requests that may wait; further ones are refused"},
       {"device", "auto", "where hot neurons are computed: auto or cpu"},
       {"vram-budget", "auto", "size of the hot neurons: 512MiB, 8 (GiB); auto: a quarter of them"},
-      {"threads", "auto", "threads of each worker; auto: all cores for the gpu_worker without a GPU, one less for the cpu_worker"},
+      {"threads", "auto",
+       "threads of each worker; auto: all cores for the gpu_worker without a GPU, one less for the "
+       "cpu_worker"},
       {"transport", "auto", "between the workers: shm (shared memory) or grpc; auto: shm"},
       {"activation", "", "relu or silu instead of what the model file says"},
       {"sparse-threshold", "", "predictor threshold instead of the model's"},
