@@ -82,6 +82,7 @@ struct LayerTiming {
   float attention_us = 0, predict_us = 0, gpu_us = 0, cpu_us = 0, wait_us = 0, merge_us = 0;
   int32_t active_neurons = 0;  // of all rows' union
   int32_t hot_neurons = 0;     // of those, computed on the gpu side
+  float post_us = 0;           // handing the layer's inputs to the cpu_worker
 };
 
 struct StepResult {

@@ -134,6 +134,7 @@ class Scheduler : public WorkerEvents, public PlacementEvents {
   void AddRow(SequenceRef ref, int32_t num_tokens, StepRequest& step, SentStep& sent);
   void AddGrant(StepRequest& step, SentStep& sent);
   void AddTables(StepRequest& step, const SentStep& sent);
+  void AddLayers(StepRequest& step, const SentStep& sent) const;
 
   // scheduler_results.cc: what came back
   void OnGpuResult(StepResult result);

@@ -33,6 +33,19 @@ absl::Status Internal(absl::string_view message) {
 
 }  // namespace
 
+void LayerTimes::Add(const LayerTiming& timing) {
+  const auto us = [](float value) { return static_cast<double>(value); };
+  ++layers;
+  attention_us += us(timing.attention_us) + us(timing.predict_us);
+  hot_us += us(timing.gpu_us);
+  cold_us += us(timing.cpu_us);
+  wait_us += us(timing.wait_us);
+  merge_us += us(timing.merge_us);
+  if (timing.wait_us <= 0) return;  // nothing was handed over
+  handoff_us += std::max(0.0, us(timing.post_us) + us(timing.gpu_us) + us(timing.wait_us) -
+                                  std::max(us(timing.gpu_us), us(timing.cpu_us)));
+}
+
 void Scheduler::OnHello(WorkerKind kind, WorkerHello hello) {
   if (kind == WorkerKind::kCpu) {
     cpu_stream_up_ = true;
@@ -223,6 +236,10 @@ void Scheduler::Apply(ArrivedStep step) {
   }
   std::vector<SentRow> faulty;
   for (const SentRow& sent : step.rows) {
+      // Of the first token on: a prompt's steps have their own proportions.
+      if (ref->request->params.layer_timings && ref->request->first_token.has_value()) {
+        for (const LayerTiming& timing : step.result.timings) ref->request->layer_times.Add(timing);
+      }
     const auto ref = FindWire(sent.wire_id);
     if (!sent.sample || !ref.has_value()) continue;
     const auto row = std::find_if(step.result.rows.begin(), step.result.rows.end(),

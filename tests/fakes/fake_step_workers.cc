@@ -221,6 +221,17 @@ bool FakeStepWorkers::RunStep() {
   for (const RowResult& row : result.rows) stopped |= row.status == RowStatus::kStopped;
   if (stopped || running_done_ == running_->grant || (!queue_.empty() && random_() % 2 == 0)) {
     result.grant_ended = stopped || random_() % 2 == 0 || running_done_ < running_->grant;
+  for (const LayerRange& range : running_->layers) {
+    for (int32_t layer = range.first; range.trace && layer < range.last; ++layer) {
+      result.timings.push_back({.layer = layer,
+                                .attention_us = 10,
+                                .gpu_us = 4,
+                                .cpu_us = 6,
+                                .wait_us = 5,
+                                .merge_us = 1,
+                                .post_us = 2});
+    }
+  }
     running_.reset();
   }
   Finish(std::move(result), has_rows);

@@ -62,6 +62,24 @@ TEST_F(SchedulerTest, OneRequestRunsUnderGrantsToItsGoldenEnd) {
   EXPECT_DOUBLE_EQ(sink.stats.gpu_hit_share, 0.4);
 }
 
+TEST_F(SchedulerTest, LayerTimingsAreThoseOfTheRequestsOwnDecodeSteps) {
+  Make({.max_grant = 4, .num_layers = 3});
+  RecordingSink traced, plain;
+  GenerationRequest request = Request(40, 21);
+  request.layer_timings = true;
+  scheduler_->Submit(request, &traced);
+  scheduler_->Submit(Request(4, 30), &plain);
+  workers_->RunUntilIdle();
+  EXPECT_EQ(traced.stats.layers.layers, 3 * 20);
+  EXPECT_DOUBLE_EQ(traced.stats.layers.attention_us, 10 * 60);
+  // Posting, hot neurons and waiting took 11 us, the cold neurons 6 of them.
+  EXPECT_DOUBLE_EQ(traced.stats.layers.handoff_us, 5 * 60);
+  EXPECT_EQ(plain.stats.layers.layers, 0);
+  for (const StepRequest& step : workers_->sent()) {
+    EXPECT_EQ(step.layers.empty(), step.rows.empty() || step.rows.size() == 1) << step.step_id;
+  }
+}
+
 TEST_F(SchedulerTest, NextRequestGoesOutBeforeTheGrantRunsOut) {
   Make({.max_grant = 8, .grant_lead = 2});
   RecordingSink sink;
