@@ -446,18 +446,20 @@ absl::Status SparseFfn(const SparseFfnParams& params, ThreadPool& pool) {
   }
   // Up to here one thread adds the sums (64 KB, some 2 us) sooner than the others are called.
   constexpr int64_t kReduceAloneFloats = 16 * 1024;
-  pool.RunElastic([&](int thread_idx) { SparseFfnWork(params, thread_idx); });
-  const int64_t floats = params.num_rows * params.bundles.model_dim * pool.num_threads();
+  const int threads = params.max_threads > 0 ? std::min(params.max_threads, pool.num_threads())
+                                             : pool.num_threads();
+  pool.RunElastic([&](int thread_idx) { SparseFfnWork(params, thread_idx); }, threads);
+  const int64_t floats = params.num_rows * params.bundles.model_dim * threads;
   if (floats <= kReduceAloneFloats) {
     SparseFfnReduce(params, 0, 1);
   } else {
-    const int64_t slices = pool.num_threads();
     std::atomic<int64_t> cursor{0};
-    pool.RunElastic([&](int) {
-      for (int64_t s; (s = cursor.fetch_add(1, std::memory_order_relaxed)) < slices;) {
-        SparseFfnReduce(params, s, slices);
+    const auto reduce = [&](int) {
+      for (int64_t s; (s = cursor.fetch_add(1, std::memory_order_relaxed)) < threads;) {
+        SparseFfnReduce(params, s, threads);
       }
-    });
+    };
+    pool.RunElastic(reduce, threads);
   }
   if (params.hash != nullptr) *params.work_hash = SparseFfnWorkHash(params);
   return absl::OkStatus();

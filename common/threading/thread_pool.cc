@@ -64,16 +64,21 @@ ThreadPool::~ThreadPool() {
   for (std::thread& worker : workers_) worker.join();
 }
 
-void ThreadPool::Run(absl::FunctionRef<void(int thread_idx)> fn) { Dispatch(fn, false); }
+void ThreadPool::Run(absl::FunctionRef<void(int thread_idx)> fn) {
+  Dispatch(fn, num_threads_, false);
+}
 
-void ThreadPool::RunElastic(absl::FunctionRef<void(int thread_idx)> fn) { Dispatch(fn, true); }
+void ThreadPool::RunElastic(absl::FunctionRef<void(int thread_idx)> fn, int max_threads) {
+  Dispatch(fn, std::min(num_threads_, max_threads), true);
+}
 
-void ThreadPool::Dispatch(absl::FunctionRef<void(int)> fn, bool elastic) {
-  if (num_threads_ == 1) {
+void ThreadPool::Dispatch(absl::FunctionRef<void(int)> fn, int max_threads, bool elastic) {
+  if (max_threads <= 1) {
     fn(0);
     return;
   }
   fn_ = &fn;
+  max_threads_.store(max_threads, std::memory_order_relaxed);
   done_.store(0, std::memory_order_relaxed);
   const uint32_t generation = Generation(state_.load(std::memory_order_relaxed)) + 1;
   state_.store(generation << kGenerationShift | kOpen, std::memory_order_seq_cst);
@@ -107,6 +112,7 @@ void ThreadPool::WorkerLoop(int thread_idx) {
     uint32_t state = state_.load(std::memory_order_acquire);
     seen = Generation(state);
     if (stop_.load(std::memory_order_acquire)) return;
+    if (thread_idx >= max_threads_.load(std::memory_order_relaxed)) continue;
     bool joined = false;
     while (!joined && (state & kOpen) != 0 && Generation(state) == seen) {
       joined = state_.compare_exchange_weak(state, state + 1, std::memory_order_acq_rel,

@@ -11,6 +11,7 @@
 #include "common/kernels/sparse_ffn.h"
 #include "common/threading/thread_pool.h"
 #include "gpu_worker/device.h"
+#include "gpu_worker/host/cold_balance.h"
 #include "gpu_worker/host/dense_section.h"
 #include "gpu_worker/host/host_weights.h"
 #include "gpu_worker/host/hot_pool.h"
@@ -73,8 +74,15 @@ class HostDevice final : public Device {
   absl::Status RunLayer(int64_t layer, const ColdSide& cold, StepState& step);
   absl::Status RunNeurons(int64_t layer, const DenseSection::Output& active, const ColdSide& cold,
                           StepState& step, LayerTiming& timing);
-  absl::Status ComputeOwned(const BundleView& bundles, const uint64_t* owned, float* partial,
-                            StepState& step);
+  // What of the active neurons to compute here, and where to.
+  struct OwnWork {
+    BundleView bundles;
+    const uint64_t* owned = nullptr;
+    int64_t first = 0, last = 0;  // ids
+    bool shared = false;          // the cpu_worker computes on the same cores meanwhile
+    float* partial = nullptr;
+  };
+  absl::Status ComputeOwned(const OwnWork& work, StepState& step);
   KvLayerView KvLayer(int64_t layer);
 
   const ModelFile& model_;
@@ -93,6 +101,7 @@ class HostDevice final : public Device {
   LogitsSection logits_;
   std::vector<int32_t> row_keys_;  // 0, 1, ..: a row's number in its step
   std::vector<LayerPolicy> policies_;
+  ColdBalance balance_;
 };
 
 }  // namespace isotherm::gpu
