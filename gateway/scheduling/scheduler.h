@@ -98,7 +98,7 @@ class Scheduler : public WorkerEvents, public PlacementEvents {
   SchedulerState state() const;
 
  private:
-  enum class FaultKind { kStep, kWrongHash, kEpoch, kHashLost };
+  enum class FaultKind { kStep, kWrongHash, kEpoch, kHashLost, kDamagedWeights };
   using WaitingKey = std::tuple<int32_t, uint64_t, RequestHandle>;  // priority, arrival
   struct SequenceRef {
     ScheduledRequest* request = nullptr;
@@ -139,6 +139,7 @@ class Scheduler : public WorkerEvents, public PlacementEvents {
   // scheduler_results.cc: what came back
   void OnGpuResult(StepResult result);
   void OnCpuResult(const StepResult& result);
+  void OnDamagedWeights();
   void ReleaseVerified();
   void Apply(ArrivedStep step);
   void ApplyRow(SequenceRef ref, const RowResult& row);

@@ -80,6 +80,27 @@ TEST_F(SchedulerTest, LayerTimingsAreThoseOfTheRequestsOwnDecodeSteps) {
   }
 }
 
+TEST_F(SchedulerTest, DamagedWeightsEndWhatHasSpokenAndRunTheRestAgain) {
+  Make({.max_grant = 4});
+  RecordingSink begun, silent;
+  scheduler_->Submit(Request(4, 100), &begun);
+  workers_->RunStep();
+  workers_->DeliverCpu();
+  workers_->DeliverGpu();
+  ASSERT_FALSE(begun.tokens[0].empty());
+  const GenerationRequest request = Request(100, 10);
+  scheduler_->Submit(request, &silent);
+  workers_->RunStep();
+  workers_->ReportDamage();
+  workers_->RunUntilIdle();
+  EXPECT_EQ(begun.status.code(), absl::StatusCode::kDataLoss);
+  EXPECT_EQ(Reason(begun), "INTERNAL");
+  EXPECT_EQ(silent.status, absl::OkStatus());
+  EXPECT_EQ(silent.tokens[0], Golden(request));
+  EXPECT_EQ(workers_->known_sequences(), 0u);
+  EXPECT_EQ(scheduler_->state().pages_held, 0);
+}
+
 TEST_F(SchedulerTest, NextRequestGoesOutBeforeTheGrantRunsOut) {
   Make({.max_grant = 8, .grant_lead = 2});
   RecordingSink sink;
