@@ -60,6 +60,7 @@ struct SparseFfnParams {
   const NeuronHash* hash = nullptr;
   uint64_t* work_hash = nullptr;
   SparseFfnWorkspace* workspace = nullptr;
+  int max_threads = 0;  // of the pool; 0: all
 };
 
 // Largest shapes that a workspace serves; memory is about

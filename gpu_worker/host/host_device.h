@@ -12,6 +12,7 @@
 #include "common/threading/thread_pool.h"
 #include "gpu_worker/device.h"
 #include "gpu_worker/engine/hot_pool.h"
+#include "gpu_worker/host/cold_balance.h"
 #include "gpu_worker/host/dense_section.h"
 #include "gpu_worker/host/host_weights.h"
 #include "gpu_worker/host/logits_section.h"
@@ -74,8 +75,16 @@ class HostDevice final : public Device {
   absl::Status RunLayer(int64_t layer, const ColdSide& cold, StepState& step);
   absl::Status RunNeurons(int64_t layer, const DenseSection::Output& active, const ColdSide& cold,
                           StepState& step, LayerTiming& timing);
-  absl::Status ComputeOwned(int64_t layer, const BundleView& bundles, const uint64_t* owned,
-                            float* partial, StepState& step);
+  // What of the active neurons to compute here, and where to.
+  struct OwnWork {
+    int64_t layer = 0;
+    BundleView bundles;
+    const uint64_t* owned = nullptr;
+    int64_t first = 0, last = 0;  // ids
+    bool shared = false;          // the cpu_worker computes on the same cores meanwhile
+    float* partial = nullptr;
+  };
+  absl::Status ComputeOwned(const OwnWork& work, StepState& step);
   KvLayerView KvLayer(int64_t layer);
 
   const ModelFile& model_;
@@ -96,6 +105,7 @@ class HostDevice final : public Device {
   std::vector<int32_t> row_keys_;  // 0, 1, ..: a row's number in its step
   std::vector<LayerPolicy> policies_;
   std::vector<float> position_row_;  // scratch
+  ColdBalance balance_;
 };
 
 }  // namespace isotherm::gpu
