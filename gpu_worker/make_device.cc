@@ -51,7 +51,9 @@ absl::StatusOr<std::unique_ptr<Device>> MakeDevice(const ModelFile& model,
                                                 .context = choice.context,
                                                 .vram_budget = choice.vram_budget,
                                                 .stored_predictor = choice.stored_predictor,
-                                                .streamed_share = choice.streamed_share},
+                                                .streamed_share = choice.streamed_share,
+                                                .product_rows = choice.product_rows,
+                                                .early_launch = choice.early_launch},
                                                progress));
   return std::unique_ptr<Device>(std::move(device));
 }
