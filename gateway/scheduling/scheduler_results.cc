@@ -42,8 +42,9 @@ void LayerTimes::Add(const LayerTiming& timing) {
   wait_us += us(timing.wait_us);
   merge_us += us(timing.merge_us);
   if (timing.wait_us <= 0) return;  // nothing was handed over
-  handoff_us += std::max(0.0, us(timing.post_us) + us(timing.gpu_us) + us(timing.wait_us) -
-                                  std::max(us(timing.gpu_us), us(timing.cpu_us)));
+  const double own_us = std::max(us(timing.gpu_us), us(timing.streamed_us));
+  handoff_us += std::max(0.0, us(timing.post_us) + own_us + us(timing.wait_us) -
+                                  std::max(own_us, us(timing.cpu_us)));
 }
 
 void Scheduler::OnHello(WorkerKind kind, WorkerHello hello) {
