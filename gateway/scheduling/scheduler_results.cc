@@ -36,9 +36,11 @@ absl::Status Internal(absl::string_view message) {
 void LayerTimes::Add(const LayerTiming& timing) {
   const auto us = [](float value) { return static_cast<double>(value); };
   ++layers;
-  attention_us += us(timing.attention_us) + us(timing.predict_us);
+  attention_us += us(timing.attention_us);
+  predict_us += us(timing.predict_us);
   hot_us += us(timing.gpu_us);
   cold_us += us(timing.cpu_us);
+  streamed_us += us(timing.streamed_us);
   wait_us += us(timing.wait_us);
   merge_us += us(timing.merge_us);
   if (timing.wait_us <= 0) return;  // nothing was handed over
