@@ -27,11 +27,12 @@ add_link_options(-Wl,--gc-sections -Wl,--as-needed)
 
 add_library(isotherm_warnings INTERFACE)
 target_compile_options(isotherm_warnings INTERFACE
-  -Wall -Wextra -Wshadow -Wnon-virtual-dtor -Wcast-align -Wno-unused-parameter
-  -Wno-missing-field-initializers)
+  $<$<COMPILE_LANGUAGE:CXX>:-Wall -Wextra -Wshadow -Wnon-virtual-dtor -Wcast-align
+  -Wno-unused-parameter -Wno-missing-field-initializers>)
 
 if(ISOTHERM_SANITIZE)
-  add_compile_options(-fsanitize=${ISOTHERM_SANITIZE} -fno-omit-frame-pointer -fno-sanitize-recover=all)
+  add_compile_options($<$<COMPILE_LANGUAGE:CXX>:-fsanitize=${ISOTHERM_SANITIZE}>
+    $<$<COMPILE_LANGUAGE:CXX>:-fno-omit-frame-pointer> $<$<COMPILE_LANGUAGE:CXX>:-fno-sanitize-recover=all>)
   add_link_options(-fsanitize=${ISOTHERM_SANITIZE})
 endif()
 if(ISOTHERM_FUZZ)

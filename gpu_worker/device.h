@@ -2,12 +2,14 @@
 
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <optional>
 #include <span>
 #include <string>
 #include <vector>
 
 #include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "common/step/placement_plan.h"
 #include "common/step/step.h"
 #include "gpu_worker/engine/cold_side.h"
@@ -55,6 +57,13 @@ struct DeviceOutput {
   std::vector<LayerTiming> timings;  // of traced layers
 };
 
+// Where the bytes of a device's memory are; zero where a backend has no such thing.
+struct DeviceMemoryUse {
+  int64_t context = 0;  // the driver's, modules and graphs among them
+  int64_t dense = 0, head = 0, predictor = 0, kv = 0, workspace = 0, tables = 0, hot_pool = 0;
+  int64_t process = 0;  // in all, as the driver counts this process
+};
+
 struct DeviceInfo {
   std::string name;  // "cpu", or the GPU's name
   std::string isa;
@@ -63,6 +72,8 @@ struct DeviceInfo {
   int64_t hot_free_bytes = 0;
   int32_t kv_pages = 0;
   int32_t max_rows = 0;
+  bool rings_by_itself = false;  // it cannot make a system call to wake the cpu side
+  DeviceMemoryUse memory;
 };
 
 // What computes a step. The host backend implements it on CPU threads; a CUDA backend implements it
@@ -79,6 +90,9 @@ class Device {
 
   virtual DeviceInfo Describe() const = 0;
 
+  // After an error that no later call recovers from: the process has to end.
+  virtual bool Lost() const { return false; }
+
   // Copies the plan's hot bundles that are not resident into free slots, from `source` or, if that
   // is null, from the model file, and builds the epoch's tables. Steps may name the epoch as soon
   // as this returns. `progress`: bytes done, bytes in all; may be empty. Blocks for the copy.
@@ -92,6 +106,13 @@ class Device {
   // Never blocks for a step. NotFound for an epoch that is not prepared.
   virtual absl::Status Retire(int64_t epoch) = 0;
   virtual bool Has(int64_t epoch) const = 0;
+
+  // Makes the neurons and slots of a cold side reachable by the device where they lie. Called before
+  // any step uses them; the handle is destroyed after the last such step and before they go. Null
+  // where nothing is to be done. May block for as long as a step runs.
+  virtual absl::StatusOr<std::shared_ptr<void>> Map(const ColdSide& cold) {
+    return std::shared_ptr<void>();
+  }
 
   // Runs the batch under its epoch, which stays valid until the return whatever Retire does.
   // Rows of one sequence come in ascending positions; their KV is written before any of them

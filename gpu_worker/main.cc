@@ -10,7 +10,8 @@
 int main(int argc, char** argv) {
   isotherm::ShutdownSignal shutdown;
   isotherm::gpu::GpuWorkerOptions options;
-  std::string log_level = "info", activation, budget = "auto", kv_bytes = "1GiB";
+  std::string log_level = "info", activation, budget = "auto", kv_bytes = "1GiB",
+                             predictor_type = "8bit";
   float threshold = 0;
   bool supervised = false;
   CLI::App app(
@@ -22,7 +23,8 @@ int main(int argc, char** argv) {
       ->required();
   app.add_option("--cpu-worker", options.cpu_worker,
                  "address of the cpu_worker; empty: this process holds all neurons");
-  app.add_option("--device", options.device, "auto or cpu")->capture_default_str();
+  app.add_option("--device", options.device, "auto (a GPU if there is one), cuda or cpu")
+      ->capture_default_str();
   app.add_option("--transport", options.transport, "to the cpu_worker: shm (same host) or grpc")
       ->capture_default_str();
   app.add_option("--threads", options.threads, "compute threads; 0: every core allowed")
@@ -35,7 +37,17 @@ int main(int argc, char** argv) {
   app.add_option("--max-rows", options.max_rows, "rows of a step, at most 256")
       ->capture_default_str();
   app.add_option("--vram-budget", budget,
-                 "bytes of hot neurons, such as 40MiB; auto: a quarter of all")
+                 "with a GPU: all its memory that this process may take, such as 8GiB; with cpu: "
+                 "bytes of hot neurons; auto: what is free less 512 MiB, or a quarter of the neurons")
+      ->capture_default_str();
+  app.add_option("--predictor-type", predictor_type,
+                 "8bit (smaller: more room for hot neurons) or stored (as in the file); GPU only")
+      ->check(CLI::IsMember({"8bit", "stored"}))
+      ->capture_default_str();
+  app.add_option("--streamed-share", options.streamed_share,
+                 "share of the cold neurons that the GPU reads over PCIe, 0 to 1; -1: adapted to "
+                 "who finishes last")
+      ->check(CLI::Range(-1.0, 1.0))
       ->capture_default_str();
   app.add_option("--activation", activation, "relu or silu, instead of the file's");
   CLI::Option* threshold_option =
@@ -64,6 +76,7 @@ int main(int argc, char** argv) {
   const auto kv = isotherm::ParseBytes(kv_bytes);
   if (!kv.ok()) return usage(kv.status());
   options.kv_bytes = *kv;
+  options.stored_predictor = predictor_type == "stored";
   if (activation == "relu") options.model_options.activation = isotherm::Activation::kRelu;
   if (activation == "silu") options.model_options.activation = isotherm::Activation::kSilu;
   if (threshold_option->count() > 0) options.model_options.sparse_threshold = threshold;

@@ -1,6 +1,8 @@
 #include "gpu_worker/server.h"
 
 #include <algorithm>
+#include <atomic>
+#include <cstdlib>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -12,8 +14,8 @@
 #include "common/rpc/server.h"
 #include "common/threading/cores.h"
 #include "gpu_worker/engine/step_engine.h"
-#include "gpu_worker/host/host_device.h"
 #include "gpu_worker/host/owned_neurons.h"
+#include "gpu_worker/make_device.h"
 #include "gpu_worker/service/cpu_worker_connector.h"
 #include "gpu_worker/service/worker_service.h"
 #include "models/model_file.h"
@@ -76,6 +78,16 @@ absl::StatusOr<KvShape> ChooseKv(const GpuWorkerOptions& options, const ModelCon
   return shape;
 }
 
+void LogMemory(const DeviceMemoryUse& use) {
+  if (use.process == 0) return;
+  SPDLOG_INFO(
+      "device memory {}: context {}, dense {}, head {}, predictor {}, KV {}, workspace {}, tables "
+      "{}, hot pool {}",
+      FormatBytes(use.process), FormatBytes(use.context), FormatBytes(use.dense),
+      FormatBytes(use.head), FormatBytes(use.predictor), FormatBytes(use.kv),
+      FormatBytes(use.workspace), FormatBytes(use.tables), FormatBytes(use.hot_pool));
+}
+
 }  // namespace
 
 absl::Status Validate(const GpuWorkerOptions& options) {
@@ -85,8 +97,8 @@ absl::Status Validate(const GpuWorkerOptions& options) {
   if (options.model.empty()) return bad("--model is missing; give a GGUF file");
   if (options.listen.empty())
     return bad("--listen is missing; give unix:/path.sock or 127.0.0.1:8101");
-  if (options.device != "auto" && options.device != "cpu") {
-    return bad(absl::StrCat("--device ", options.device, "; this build has: auto, cpu"));
+  if (options.device != "auto" && options.device != "cuda" && options.device != "cpu") {
+    return bad(absl::StrCat("--device ", options.device, "; choose auto, cuda or cpu"));
   }
   if (options.transport != "shm" && options.transport != "grpc") {
     return bad(absl::StrCat("--transport ", options.transport, "; choose shm or grpc"));
@@ -110,29 +122,36 @@ absl::Status RunGpuWorker(const GpuWorkerOptions& options, ShutdownSignal& shutd
   ISOTHERM_ASSIGN_OR_RETURN(const std::unique_ptr<ModelFile> model,
                             ModelFile::Open(options.model, options.model_options));
   const ModelConfig& config = model->config();
-  const BundleLayout& layout = model->bundle_layout();
   if (!model->repacked().empty()) SPDLOG_INFO("{}", model->repacked());
   ISOTHERM_ASSIGN_OR_RETURN(const KvShape kv, ChooseKv(options, config));
-  const int64_t all_bytes = layout.layer_bytes() * layout.num_layers;
   ISOTHERM_ASSIGN_OR_RETURN(
-      const std::unique_ptr<HostDevice> device,
-      HostDevice::Create(
-          *model,
-          {.num_threads = options.threads > 0 ? options.threads : AllowedCores(),
-           .kv_pages = kv.pages,
-           .max_rows = options.max_rows,
-           .hot_capacity_bytes = options.vram_budget >= 0 ? options.vram_budget : all_bytes / 4},
-          [&](double share) {
-            service.SetProgress(share);
-            AnnounceProgress(share);
-          }));
-  StepEngine engine(
-      *device,
-      {.instance_id = instance_id, .model_digest = config.digest, .context_length = kv.context});
+      const std::unique_ptr<Device> device,
+      MakeDevice(*model,
+                 {.device = options.device,
+                  .threads = options.threads > 0 ? options.threads : AllowedCores(),
+                  .kv_pages = kv.pages,
+                  .max_rows = options.max_rows,
+                  .context = kv.context,
+                  .vram_budget = options.vram_budget,
+                  .stored_predictor = options.stored_predictor,
+                  .streamed_share = options.streamed_share},
+                 [&](double share) {
+                   service.SetProgress(share);
+                   AnnounceProgress(share);
+                 }));
+  std::atomic<bool> device_lost = false;
+  StepEngine engine(*device, {.instance_id = instance_id,
+                              .model_digest = config.digest,
+                              .context_length = kv.context,
+                              .on_device_lost = [&] {
+                                device_lost = true;
+                                shutdown.Trigger();
+                              }});
   std::unique_ptr<CpuWorkerConnector> connector;
   if (options.cpu_worker.empty()) {
     ISOTHERM_ASSIGN_OR_RETURN(std::unique_ptr<OwnedNeurons> neurons, OwnedNeurons::Load(*model));
-    engine.SetCold(std::make_shared<LocalAttachment>(std::move(neurons)));
+    ISOTHERM_RETURN_IF_ERROR(
+        engine.SetCold(std::make_shared<LocalAttachment>(std::move(neurons))));
   } else {
     connector = std::make_unique<CpuWorkerConnector>(
         CpuWorkerConnector::Options{
@@ -148,11 +167,18 @@ absl::Status RunGpuWorker(const GpuWorkerOptions& options, ShutdownSignal& shutd
                       .instance_id = instance_id});
   server->SetServing(true);
   AnnounceReady();
-  SPDLOG_INFO("serving {} on {} threads: context {}, {} KV pages, hot pool {}", config.name,
-              device->Describe().threads, kv.context, kv.pages,
-              FormatBytes(device->Describe().hot_capacity_bytes));
+  const DeviceInfo info = device->Describe();
+  SPDLOG_INFO("serving {} on {} ({}): context {}, {} KV pages, hot pool {}", config.name, info.name,
+              info.isa, kv.context, kv.pages, FormatBytes(info.hot_capacity_bytes));
+  LogMemory(info.memory);
 
   shutdown.Wait();
+  if (device_lost) {
+    // Nothing works in this process any more, not even an orderly end: a new one has to start.
+    SPDLOG_CRITICAL("the GPU reported an error that ends this process");
+    server->SetServing(false);
+    std::_Exit(static_cast<int>(ExitCode::kInternal));
+  }
   server->Shutdown(kShutdownGrace);
   return absl::OkStatus();
 }

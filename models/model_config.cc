@@ -113,7 +113,7 @@ absl::StatusOr<ModelConfig> ReadModelConfig(const GgufFile& file, const ModelOpt
     return reader.Bad(absl::StrCat("rope.dimension_count ", config.rope_dims,
                                    " is odd or above the head's ", config.head_dim));
   }
-  ISOTHERM_ASSIGN_OR_RETURN(config.rms_eps,
+  ISOTHERM_ASSIGN_OR_RETURN(config.norm_eps,
                             reader.PositiveFloat("attention.layer_norm_rms_epsilon"));
   ISOTHERM_ASSIGN_OR_RETURN(config.rope_freq_base,
                             reader.PositiveFloat("rope.freq_base", 10000.0f));
@@ -171,7 +171,7 @@ absl::StatusOr<ModelConfig> ReadModelConfig(const GgufFile& file, const ModelOpt
   }
   // Nine digits tell any two floats apart.
   config.digest = absl::StrFormat("%s-%s-%.9g", file.header_digest(),
-                                  config.activation == Activation::kRelu ? "relu" : "silu",
+                                  Name(config.activation),
                                   config.sparse_threshold);
   return config;
 }

@@ -53,6 +53,10 @@ std::string ModelFile::LayerTensor(int64_t layer, absl::string_view stem) {
   return absl::StrCat("blk.", layer, ".", stem, ".weight");
 }
 
+std::string ModelFile::LayerBias(int64_t layer, absl::string_view stem) {
+  return absl::StrCat("blk.", layer, ".", stem, ".bias");
+}
+
 absl::StatusOr<std::unique_ptr<ModelFile>> ModelFile::Open(const std::string& path,
                                                            const ModelOptions& options) {
   std::unique_ptr<ModelFile> model(new ModelFile());
@@ -169,10 +173,10 @@ absl::Status ModelFile::ChooseLayout() {
   const absl::StatusOr<int64_t> row_bytes = RowBytes(dtype, config_.model_dim);
   if (!row_bytes.ok()) return Bad(*file_, row_bytes.status().message());
   layout_ = {.dtype = dtype,
-             .rows = 3,
+             .rows = config_.bundle_rows(),
              .model_dim = config_.model_dim,
              .row_bytes = *row_bytes,
-             .bundle_bytes = RoundUp<int64_t>(3 * *row_bytes, 64),
+             .bundle_bytes = RoundUp<int64_t>(config_.bundle_rows() * *row_bytes, 64),
              .num_neurons = config_.ffn_dim,
              .num_layers = config_.num_layers};
   return absl::OkStatus();

@@ -35,6 +35,10 @@ class ModelFile {
 
   // "blk.3.attn_q.weight"
   static std::string LayerTensor(int64_t layer, absl::string_view stem);
+  // "blk.3.attn_q.bias"
+  static std::string LayerBias(int64_t layer, absl::string_view stem);
+  // "ffn_down_t" of a PowerInfer file, whose row n is neuron n's, else "ffn_down".
+  absl::string_view down_tensor() const { return transposed_down_ ? "ffn_down_t" : "ffn_down"; }
 
   bool Has(absl::string_view tensor) const { return file_->FindTensor(tensor) != nullptr; }
   // DataLoss for a missing tensor, an infinite or NaN weight, and a file that became shorter.

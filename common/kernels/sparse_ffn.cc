@@ -52,6 +52,9 @@ const uint8_t* Bundle(const BundleView& b, int32_t id) {
 // NaN goes through, so that a broken input shows.
 float Activate(Activation activation, float value) {
   if (activation == Activation::kSilu) return value / (1.0f + std::exp(-value));
+  if (activation == Activation::kGelu) {
+    return 0.5f * value * std::erfc(value * -0.70710678f);  // 1 + erf(x) loses the left tail
+  }
   return value <= 0.0f ? 0.0f : value;
 }
 
@@ -136,6 +139,7 @@ void PieceOfOneRow(const SparseFfnParams& p, const float* z, const int32_t* ids,
     float dots[kPassRows];
     DotsOfOneRow<kType>(pass.rows, ahead.rows, pass.count, z, b.model_dim, dots);
     for (int r = 0; r < pass.count; ++r) {
+      if (p.up_bias != nullptr) dots[r] += p.up_bias[ids[i + r]];
       if (p.activation == Activation::kRelu && dots[r] <= 0.0f) continue;
       scale[num_open] = Activate(p.activation, dots[r]);
       open[num_open++] = pass.rows[r];
@@ -157,7 +161,9 @@ void PieceOfOneRow(const SparseFfnParams& p, const float* z, const int32_t* ids,
                              : MakePass(open, num_open, 0, down_offset);
       float dots[kPassRows];
       DotsOfOneRow<kType>(pass.rows, ahead.rows, pass.count, z, b.model_dim, dots);
-      for (int r = 0; r < pass.count; ++r) scale[i + r] *= dots[r];
+      for (int r = 0; r < pass.count; ++r) {
+        scale[i + r] *= p.activate_up ? Activate(p.activation, dots[r]) : dots[r];
+      }
     }
   }
   for (int i = 0; i < num_open; i += kPassRows) {
@@ -256,6 +262,7 @@ void PassOfManyRows(const SparseFfnParams& p, const SparseFfnWorkspace::Shared& 
     uint8_t neurons = thread.row_neurons[i];
     for (int r = 0; r < kPassRows; ++r) {
       float& gate = gates[i * kPassRows + r];
+      if (p.up_bias != nullptr) gate += p.up_bias[ids[std::min(r, pass - 1)]];
       const bool shut = p.activation == Activation::kRelu && gate <= 0.0f;
       if (shut) neurons &= static_cast<uint8_t>(~(1u << r));
       gate = (neurons >> r & 1) != 0 ? Activate(p.activation, gate) : 0.0f;
@@ -271,7 +278,8 @@ void PassOfManyRows(const SparseFfnParams& p, const SparseFfnWorkspace::Shared& 
                       thread.decoded.get(), thread.ups.data());
     for (int64_t i = 0; i < count * kPassRows; ++i) {
       const bool on = (thread.row_neurons[i / kPassRows] >> (i % kPassRows) & 1) != 0;
-      gates[i] = on ? gates[i] * thread.ups[i] : 0.0f;
+      const float up = p.activate_up ? Activate(p.activation, thread.ups[i]) : thread.ups[i];
+      gates[i] = on ? gates[i] * up : 0.0f;
     }
   }
   const int64_t stride = shared.padded_dim;

@@ -30,10 +30,12 @@ struct BundleView {
 class SparseFfnWorkspace;
 
 // partial[r, :] = sum over n computed for r of a(r, n) * down[n, :], where
-//   a(r, n) = act(gate[n] . z[r]) * (up[n] . z[r])   with 3 rows in a bundle,
-//   a(r, n) = act(up[n] . z[r])                      with 2,
+//   a(r, n) = act(gate[n] . z[r]) * (up[n] . z[r])   with 3 rows in a bundle; with activate_up
+//             act(up[n] . z[r]) is the second factor,
+//   a(r, n) = act(up[n] . z[r] + up_bias[n])         with 2; no up_bias: 0,
 // over the ids n in [first_neuron, last_neuron) whose bit is set in active[r] and in owned, and
-// whose slot is not -1. All products and sums in f32; weights are finite.
+// whose slot is not -1: a neuron that is skipped gives 0, whatever its bias. All products and sums
+// in f32; weights are finite.
 // Source: ReGLU, Shazeer 2020, arXiv:2002.05202; split by neuron as in PowerInfer, SOSP 2024.
 struct SparseFfnParams {
   BundleView bundles;
@@ -48,6 +50,8 @@ struct SparseFfnParams {
   int64_t first_neuron = 0;
   int64_t last_neuron = 0;  // exclusive
   Activation activation = Activation::kRelu;
+  bool activate_up = false;        // 3 rows only
+  const float* up_bias = nullptr;  // [num_neurons], by id; 2 rows only
   float* partial = nullptr;  // [num_rows, model_dim], overwritten
   // Both or neither. *work_hash becomes the sum over the pairs accumulated; one skipped because its
   // gate is shut counts as done.

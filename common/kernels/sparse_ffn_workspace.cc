@@ -77,6 +77,8 @@ absl::Status ValidateSparseFfn(const SparseFfnParams& p) {
                   b.model_dim, " ", Name(b.dtype), " take ", row_bytes, " a row, ", b.rows,
                   " rows");
   }
+  if (p.up_bias != nullptr && b.rows != 2) return refuse("up_bias with a gate, built without");
+  if (p.activate_up && b.rows != 3) return refuse("activate_up without a gate");
   if (p.workspace == nullptr) return refuse("no workspace");
   const SparseFfnLimits& limits = p.workspace->limits();
   if (p.num_rows < 0 || p.num_rows > limits.max_rows || b.model_dim > limits.model_dim ||

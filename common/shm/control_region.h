@@ -53,6 +53,7 @@ class ControlRegion {
   const ControlGeometry& geometry() const { return geometry_; }
   int fd() const { return fd_.get(); }
   int64_t bytes() const { return geometry_.region_bytes; }
+  std::byte* data() const { return data_; }
 
   SideWords& own_words() const { return Words(side_); }
   SideWords& peer_words() const { return Words(side_ == Side::kGpu ? Side::kCpu : Side::kGpu); }

@@ -105,6 +105,17 @@ absl::Status SlotClient::PostEndOfStep(int64_t step_id, int64_t epoch, int32_t a
   return absl::OkStatus();
 }
 
+void SlotClient::RingSleeper() {
+  if (region_.peer_words().sleeps.load(std::memory_order_seq_cst) != 0) bell_.Ring();
+}
+
+absl::Status SlotClient::AwaitIdle(TimePoint deadline) {
+  const uint64_t last = next_sequence_ - 1;
+  SlotResult& result = region_.result(last);
+  return bell_.Await([&] { return result.sequence.load(std::memory_order_acquire) == last; },
+                     deadline);
+}
+
 void SlotClient::CancelPosted() {
   region_.own_words().cancelled_through.store(next_sequence_ - 1, std::memory_order_release);
 }

@@ -1,11 +1,17 @@
 #pragma once
 
 #include <chrono>
+#include <cstddef>
 #include <cstdint>
+#include <span>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "common/kernels/sparse_ffn.h"
+
+namespace isotherm::shm {
+class SlotClient;
+}
 
 namespace isotherm::gpu {
 
@@ -46,6 +52,9 @@ class ColdLink {
   // No layer of the step follows; no answer comes.
   virtual absl::Status EndOfStep(int64_t step_id, int64_t epoch, int32_t attempt,
                                  TimePoint deadline) = 0;
+  // The layer slots in shared memory, for a device that posts and waits by itself; null when the
+  // link has none.
+  virtual shm::SlotClient* slots() { return nullptr; }
 };
 
 // Every neuron of the model, mapped or owned; read-only.
@@ -53,6 +62,9 @@ class NeuronStore {
  public:
   virtual ~NeuronStore() = default;
   virtual BundleView Layer(int64_t layer) const = 0;
+  // The memory that holds all layers, whole pages, for a device to map; empty when it is not in one
+  // piece.
+  virtual std::span<const std::byte> mapping() const { return {}; }
 };
 
 // What a step may use beside the device. Both may be null.

@@ -44,7 +44,11 @@ class ShmColdAttachment final : public ColdAttachment, private ColdLink, private
   absl::StatusOr<ColdResult> Wait(TimePoint deadline) override;
   absl::Status EndOfStep(int64_t step_id, int64_t epoch, int32_t attempt,
                          TimePoint deadline) override;
+  shm::SlotClient* slots() override { return client_.get(); }
   BundleView Layer(int64_t layer) const override;
+  std::span<const std::byte> mapping() const override {
+    return {arena_.data(), static_cast<size_t>(geometry_.arena_bytes)};
+  }
   absl::Status Checked(absl::Status status);
 
   const BundleLayout layout_;

@@ -37,7 +37,7 @@ WorkerHello StepEngine::HelloLocked() const {
           .page_size = kPageSize,
           .max_rows = info.max_rows,
           .context_length = options_.context_length,
-          .peer_attached = cold_ != nullptr && cold_->link().alive(),
+          .peer_attached = PeerAliveLocked(),
           .model_digest = options_.model_digest};
 }
 
@@ -46,8 +46,12 @@ WorkerHello StepEngine::Hello() const {
   return HelloLocked();
 }
 
+bool StepEngine::PeerAliveLocked() const {
+  return cold_.attachment != nullptr && cold_.attachment->link().alive();
+}
+
 bool StepEngine::UsableLocked() const {
-  return cold_ != nullptr && (cold_->link().alive() || cold_->arena() != nullptr);
+  return PeerAliveLocked() || (cold_.attachment != nullptr && cold_.attachment->arena() != nullptr);
 }
 
 void StepEngine::AnnounceLocked() {
@@ -112,20 +116,29 @@ void StepEngine::Abort(int64_t connection) {
   changed_.notify_all();
 }
 
-void StepEngine::SetCold(std::shared_ptr<ColdAttachment> cold) {
-  std::lock_guard lock(mu_);
-  cold_ = std::move(cold);
+absl::Status StepEngine::SetCold(std::shared_ptr<ColdAttachment> cold) {
+  Cold fresh{.attachment = std::move(cold)};
+  if (fresh.attachment != nullptr) {
+    ISOTHERM_ASSIGN_OR_RETURN(fresh.mapping,
+                              device_.Map({.link = &fresh.attachment->link(),
+                                           .arena = fresh.attachment->arena()}));
+  }
+  std::unique_lock lock(mu_);
+  std::swap(cold_, fresh);
   AnnounceLocked();
+  lock.unlock();
+  return absl::OkStatus();  // the old one goes here, unlocked, unless a step still has it
 }
 
 absl::Status StepEngine::Prepare(const PlacementPlan& plan,
                                  const std::function<void(int64_t, int64_t)>& progress) {
   // The arena stays mapped while this holds the attachment.
-  const std::shared_ptr<ColdAttachment> cold = [this] {
+  const Cold cold = [this] {
     std::lock_guard lock(mu_);
     return cold_;
   }();
-  return device_.Prepare(plan, cold != nullptr ? cold->arena() : nullptr, progress);
+  return device_.Prepare(plan, cold.attachment != nullptr ? cold.attachment->arena() : nullptr,
+                         progress);
 }
 
 absl::Status StepEngine::Commit(int64_t epoch) {
@@ -171,8 +184,7 @@ void StepEngine::Loop() {
     changed_.wait_for(lock, std::chrono::milliseconds(100),
                       [this] { return stop_ || !queue_.empty(); });
     if (stop_) return;
-    if (sink_ != nullptr && peer_announced_ != (cold_ != nullptr && cold_->link().alive()))
-      AnnounceLocked();
+    if (sink_ != nullptr && peer_announced_ != PeerAliveLocked()) AnnounceLocked();
     if (queue_.empty()) continue;
     Pending pending = std::move(queue_.front());
     queue_.pop_front();
@@ -198,7 +210,7 @@ void StepEngine::Run(Pending pending, std::unique_lock<std::mutex>& lock) {
   }
   std::vector<StepRow> rows = request.rows;
   for (int64_t i = 0; i <= request.grant; ++i) {
-    const std::shared_ptr<ColdAttachment> cold = cold_;
+    const Cold cold = cold_;
     std::vector<StepRow> next;
     StepResult result;
     if (applied.ok()) {
@@ -218,11 +230,12 @@ void StepEngine::Run(Pending pending, std::unique_lock<std::mutex>& lock) {
                        queue_.empty() && !abort_ && pending.connection == connection_ &&
                        committed_.contains(request.epoch);
     result.grant_ended = !go_on;
-    if (pending.connection == connection_ && greeted_ &&
-        peer_announced_ != (cold_ != nullptr && cold_->link().alive())) {
+    if (pending.connection == connection_ && greeted_ && peer_announced_ != PeerAliveLocked()) {
       AnnounceLocked();
     }
     if (sink_ != nullptr && pending.connection == connection_) sink_->OnResult(result);
+    if (result.error_code != 0 && device_.Lost() && options_.on_device_lost)
+      options_.on_device_lost();
     if (!go_on) return;
     rows = std::move(next);
   }
@@ -252,8 +265,7 @@ absl::StatusOr<Sequence*> StepEngine::CheckRow(const StepRow& row, StepRowOrder*
 
 StepResult StepEngine::RunOne(const StepRequest& request, int64_t step_id,
                               const std::vector<StepRow>& rows,
-                              const std::shared_ptr<ColdAttachment>& cold,
-                              std::vector<StepRow>* next) {
+                              const Cold& cold, std::vector<StepRow>* next) {
   const TimePoint start = std::chrono::steady_clock::now();
   StepResult result{.step_id = step_id, .epoch = request.epoch};
   const auto fail = [&](const absl::Status& status) {
@@ -294,8 +306,9 @@ StepResult StepEngine::RunOne(const StepRequest& request, int64_t step_id,
                                                    : options_.default_deadline),
       .layers = request.layers,
       .rows = device_rows};
-  const ColdSide side{.link = cold != nullptr ? &cold->link() : nullptr,
-                      .arena = cold != nullptr ? cold->arena() : nullptr};
+  const ColdSide side{
+      .link = cold.attachment != nullptr ? &cold.attachment->link() : nullptr,
+      .arena = cold.attachment != nullptr ? cold.attachment->arena() : nullptr};
   DeviceOutput output;
   if (const absl::Status status = device_.RunStep(batch, side, &output); !status.ok())
     return fail(status);

@@ -36,6 +36,9 @@ struct StepEngineOptions {
   std::string model_digest;
   int64_t context_length = 0;
   std::chrono::microseconds default_deadline{30'000'000};
+  // The device reported an error that it does not recover from; called on the engine thread, after
+  // the step's failure was reported.
+  std::function<void()> on_device_lost;
 };
 
 // Runs StepRequests one after the other on its own thread ("step-engine"), and grants on its own
@@ -59,8 +62,8 @@ class StepEngine {
   void Abort(int64_t connection);
 
   // Takes effect at the next step boundary. Null: no cpu_worker; a dead attachment may stay for its
-  // arena.
-  void SetCold(std::shared_ptr<ColdAttachment> cold);
+  // arena. Fails, and the old one stays, when the device cannot reach the attachment's memory.
+  absl::Status SetCold(std::shared_ptr<ColdAttachment> cold);
 
   absl::Status Prepare(const PlacementPlan& plan,
                        const std::function<void(int64_t, int64_t)>& progress);
@@ -75,6 +78,11 @@ class StepEngine {
   bool idle() const;
 
  private:
+  // An attachment and what makes it reachable for the device, which goes first.
+  struct Cold {
+    std::shared_ptr<ColdAttachment> attachment;
+    std::shared_ptr<void> mapping;
+  };
   struct Pending {
     int64_t connection;
     StepRequest request;
@@ -88,8 +96,9 @@ class StepEngine {
   absl::StatusOr<Sequence*> CheckRow(const StepRow& row, StepRowOrder* order);
   void Run(Pending pending, std::unique_lock<std::mutex>& lock);
   StepResult RunOne(const StepRequest& request, int64_t step_id, const std::vector<StepRow>& rows,
-                    const std::shared_ptr<ColdAttachment>& cold, std::vector<StepRow>* next);
+                    const Cold& cold, std::vector<StepRow>* next);
   WorkerHello HelloLocked() const;
+  bool PeerAliveLocked() const;
   // Some way to compute cold neurons is there.
   bool UsableLocked() const;
   void AnnounceLocked();
@@ -107,7 +116,7 @@ class StepEngine {
   int64_t connection_ = 0;
   int64_t cleared_connection_ = 0;  // whose sequences the table holds
   std::shared_ptr<StepSink> sink_;
-  std::shared_ptr<ColdAttachment> cold_;
+  Cold cold_;
   std::set<int64_t> committed_ = {kBuiltInEpoch};
   bool greeted_ = false;         // the sink had a hello
   bool peer_announced_ = false;  // what it said of the cpu_worker

@@ -47,7 +47,7 @@ DenseSection::DenseSection(const ModelConfig& config, bool bf16, int64_t max_kv_
 
 void DenseSection::NormRow(const std::vector<float>& weight, int64_t row, float* out) const {
   const int64_t dim = config_.model_dim;
-  RmsNorm(buffers_.x.data() + row * dim, weight.data(), dim, config_.rms_eps, out);
+  RmsNorm(buffers_.x.data() + row * dim, weight.data(), dim, config_.norm_eps, out);
   const std::span<float> values(out, static_cast<size_t>(dim));
   bf16_ ? RoundToBf16(values) : RoundToF16(values);
 }

@@ -83,7 +83,14 @@ absl::StatusOr<std::unique_ptr<HostDevice>> HostDevice::Create(
                                                         .num_neurons = config.ffn_dim}));
   std::unique_ptr<HostDevice> device(
       new HostDevice(model, std::move(weights), options, std::move(kv), std::move(workspace)));
-  ISOTHERM_RETURN_IF_ERROR(device->hot_pool_.CheckStorage());
+  if (device->hot_storage_.data() == nullptr) {
+    return WithExitCode(
+        absl::ResourceExhaustedError(absl::StrCat(
+            "the hot pool needs ",
+            FormatBytes(static_cast<int64_t>(device->hot_storage_.size())),
+            " of memory; lower --vram-budget")),
+        ExitCode::kShortage);
+  }
   return device;
 }
 
@@ -96,7 +103,11 @@ HostDevice::HostDevice(const ModelFile& model, HostWeights weights,
       options_(options),
       bf16_(layout_.dtype == DType::kBF16),
       weights_(std::move(weights)),
-      hot_pool_(layout_, options.hot_capacity_bytes),
+      // Host memory is taken by the page when a slot is first written, so the room for a second
+      // epoch costs nothing idle.
+      hot_pool_(layout_, options.hot_capacity_bytes / layout_.bundle_bytes,
+                2 * (options.hot_capacity_bytes / layout_.bundle_bytes)),
+      hot_storage_(static_cast<size_t>(hot_pool_.physical_slots() * layout_.bundle_bytes)),
       kv_(std::move(kv)),
       pool_({.num_threads = workspace->limits().num_threads, .name = "gpu-host"}),
       workspace_(std::move(workspace)),
@@ -122,12 +133,15 @@ DeviceInfo HostDevice::Describe() const {
 absl::Status HostDevice::Prepare(const PlacementPlan& plan, const NeuronStore* source,
                                  const std::function<void(int64_t, int64_t)>& progress) {
   const auto bytes = static_cast<size_t>(layout_.bundle_bytes);
+  const auto storage = [this](int32_t slot) {
+    return hot_storage_.data() + slot * layout_.bundle_bytes;
+  };
   if (source != nullptr) {
     return hot_pool_.Prepare(
         plan,
-        [&](int64_t layer, int64_t neuron, std::byte* out) {
+        [&](int64_t layer, int64_t neuron, int32_t slot) {
           const BundleView bundles = source->Layer(layer);
-          std::memcpy(out, bundles.data + neuron * bundles.bundle_bytes, bytes);
+          std::memcpy(storage(slot), bundles.data + neuron * bundles.bundle_bytes, bytes);
           return absl::OkStatus();
         },
         progress);
@@ -137,7 +151,7 @@ absl::Status HostDevice::Prepare(const PlacementPlan& plan, const NeuronStore* s
   int64_t packed_layer = -1;
   return hot_pool_.Prepare(
       plan,
-      [&](int64_t layer, int64_t neuron, std::byte* out) -> absl::Status {
+      [&](int64_t layer, int64_t neuron, int32_t slot) -> absl::Status {
         if (packed_layer != layer) {
           packed_layer = -1;
           if (packed.data() == nullptr)
@@ -150,7 +164,7 @@ absl::Status HostDevice::Prepare(const PlacementPlan& plan, const NeuronStore* s
               model_.PackBundles(layer, 0, layout_.num_neurons, packed.span()));
           packed_layer = layer;
         }
-        std::memcpy(out, packed.data() + neuron * layout_.bundle_bytes, bytes);
+        std::memcpy(storage(slot), packed.data() + neuron * layout_.bundle_bytes, bytes);
         return absl::OkStatus();
       },
       progress);
@@ -266,7 +280,7 @@ absl::Status HostDevice::RunNeurons(int64_t layer, const DenseSection::Output& a
                              .model_dim = layout_.model_dim,
                              .row_bytes = layout_.row_bytes,
                              .bundle_bytes = layout_.bundle_bytes,
-                             .data = hot_pool_.data(),
+                             .data = hot_storage_.data(),
                              .slot_of = table.slot_of.data(),
                              .num_neurons = layout_.num_neurons};
     ISOTHERM_RETURN_IF_ERROR(

@@ -13,7 +13,7 @@
 #include "gpu_worker/device.h"
 #include "gpu_worker/host/dense_section.h"
 #include "gpu_worker/host/host_weights.h"
-#include "gpu_worker/host/hot_pool.h"
+#include "gpu_worker/engine/hot_pool.h"
 #include "gpu_worker/host/logits_section.h"
 #include "gpu_worker/host/ops/kv_layout.h"
 #include "gpu_worker/host/ops/rope.h"
@@ -84,6 +84,7 @@ class HostDevice final : public Device {
   const bool bf16_;  // z and KV are BF16
   const HostWeights weights_;
   HotPool hot_pool_;
+  AlignedBytes hot_storage_;
   AlignedBytes kv_;
   ThreadPool pool_;
   const std::unique_ptr<SparseFfnWorkspace> workspace_;

@@ -29,7 +29,7 @@ absl::Status LogitsSection::Run(std::span<const DeviceRow> rows, const float* x,
   for (size_t i = 0; i < out.size(); ++i) {
     const std::span<float> row(gathered_.data() + i * dim, dim);
     RmsNorm(x + out[i].row * config_.model_dim, weights_.output_norm.data(), config_.model_dim,
-            config_.rms_eps, row.data());
+            config_.norm_eps, row.data());
     bf16_ ? RoundToBf16(row) : RoundToF16(row);
   }
   ISOTHERM_RETURN_IF_ERROR(MatMul({.x = gathered_.data(),

@@ -1,7 +1,8 @@
 #pragma once
 
+#include <cstddef>
 #include <memory>
-#include <vector>
+#include <span>
 
 #include "absl/status/statusor.h"
 #include "gpu_worker/engine/cold_side.h"
@@ -14,12 +15,15 @@ namespace isotherm::gpu {
 class OwnedNeurons final : public NeuronStore {
  public:
   static absl::StatusOr<std::unique_ptr<OwnedNeurons>> Load(const ModelFile& model);
+  ~OwnedNeurons() override;
   BundleView Layer(int64_t layer) const override;
+  std::span<const std::byte> mapping() const override { return {data_, bytes_}; }
 
  private:
   explicit OwnedNeurons(const BundleLayout& layout) : layout_(layout) {}
   BundleLayout layout_;
-  std::vector<AlignedBytes> layers_;
+  std::byte* data_ = nullptr;  // an anonymous mapping
+  size_t bytes_ = 0;
 };
 
 }  // namespace isotherm::gpu

@@ -86,8 +86,13 @@ void CpuWorkerConnector::Loop() {
       absl::StatusOr<std::shared_ptr<ColdAttachment>> fresh = TryAttach();
       lock.lock();
       if (fresh.ok()) {
+        // Pinning a large arena takes seconds; steps go on meanwhile.
+        lock.unlock();
+        if (absl::Status set = engine_.SetCold(*fresh); !set.ok()) fresh = std::move(set);
+        lock.lock();
+      }
+      if (fresh.ok()) {
         attached = *std::move(fresh);
-        engine_.SetCold(attached);
         SPDLOG_INFO("attached to the cpu_worker by {}",
                     options_.transport == ColdTransport::kShm ? "shared memory" : "gRPC");
         told = false;

@@ -179,7 +179,7 @@ std::string ToJson(const ModelSummary& summary) {
   json["powerinfer"] = summary.powerinfer;
   json["sparse"] = config.sparse;
   json["sparse_threshold"] = config.sparse_threshold;
-  json["activation"] = config.activation == Activation::kRelu ? "relu" : "silu";
+  json["activation"] = std::string(Name(config.activation));
   json["parameters"] = summary.parameters;
   json["weight_types"] = summary.weight_types;
   json["num_layers"] = config.num_layers;

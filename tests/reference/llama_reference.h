@@ -122,7 +122,7 @@ class LlamaReference {
   }
   std::vector<double> Norm(std::vector<double> x, const std::vector<float>& weight) const {
     const double scale =
-        1 / std::sqrt(Dot(x, x) / static_cast<double>(x.size()) + static_cast<double>(c_.rms_eps));
+        1 / std::sqrt(Dot(x, x) / static_cast<double>(x.size()) + static_cast<double>(c_.norm_eps));
     for (size_t i = 0; i < x.size(); ++i) x[i] *= scale * static_cast<double>(weight[i]);
     return x;
   }

@@ -1,6 +1,8 @@
 #pragma once
 
+#include <algorithm>
 #include <cmath>
+#include <cstdlib>
 #include <vector>
 
 #include "common/kernels/sparse_ffn.h"
@@ -13,6 +15,18 @@ struct SparseFfnResult {
   std::vector<double> magnitudes;  // the same with every product's magnitude: bounds the error
   uint64_t work_hash = 0;
 };
+
+inline double Activate(Activation activation, double x) {
+  switch (activation) {
+    case Activation::kRelu:
+      return std::max(0.0, x);
+    case Activation::kSilu:
+      return x / (1 + std::exp(-x));
+    case Activation::kGelu:
+      return 0.5 * x * std::erfc(-x / std::sqrt(2.0));
+  }
+  std::abort();
+}
 
 inline double InputAt(const SparseFfnParams& p, int64_t i) {
   if (p.z_f16 != nullptr) return HalfToDouble(p.z_f16[i]);
@@ -48,11 +62,14 @@ inline SparseFfnResult SparseFfn(const SparseFfnParams& p) {
           sizes[i] += std::abs(product);
         }
       }
-      double scale = p.activation == Activation::kSilu ? dots[0] / (1 + std::exp(-dots[0]))
-                                                       : std::max(0.0, dots[0]);
+      if (p.up_bias != nullptr) {
+        dots[0] += static_cast<double>(p.up_bias[id]);
+        sizes[0] += std::abs(static_cast<double>(p.up_bias[id]));
+      }
+      double scale = Activate(p.activation, dots[0]);
       double size = sizes[0];
       if (b.rows == 3) {
-        scale *= dots[1];
+        scale *= p.activate_up ? Activate(p.activation, dots[1]) : dots[1];
         size *= sizes[1];
       }
       for (int64_t k = 0; k < b.model_dim; ++k) {

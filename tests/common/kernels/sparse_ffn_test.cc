@@ -1,7 +1,10 @@
 #include "common/kernels/sparse_ffn.h"
 
+#include <algorithm>
 #include <cmath>
+#include <initializer_list>
 #include <limits>
+#include <utility>
 
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
@@ -19,6 +22,8 @@ struct Shape {
   int rows = 3;
   int integer_limit = 0;
   Activation activation = Activation::kRelu;
+  bool activate_up = false;
+  bool bias = false;
   int shift = 0;       // bytes off alignment
   bool slots = false;  // a slot table with some neurons elsewhere
   bool owned = false;
@@ -73,6 +78,11 @@ struct Case {
     params.owned = s.owned ? owned.data() : nullptr;
     params.last_neuron = s.num_neurons;
     params.activation = s.activation;
+    params.activate_up = s.activate_up;
+    if (s.bias) {
+      for (int64_t id = 0; id < s.num_neurons; ++id) bias.push_back(random.Value(s.integer_limit));
+      params.up_bias = bias.data();
+    }
     params.partial = partial.data();
     params.hash = &hash;
     params.work_hash = &work_hash;
@@ -108,7 +118,7 @@ struct Case {
   std::vector<int32_t> slot_of;
   std::vector<uint16_t> z;
   std::vector<uint64_t> active, owned, keys;
-  std::vector<float> partial;
+  std::vector<float> bias, partial;
   NeuronHash hash;
   uint64_t work_hash = 0;
   std::unique_ptr<SparseFfnWorkspace> workspace;
@@ -151,19 +161,57 @@ TEST_P(SparseFfnTest, AgreesWithTheFormulaOverShapesAndRemainders) {
   }
 }
 
-TEST_P(SparseFfnTest, ComputesSilu) {
-  for (const int64_t rows : {1, 5}) {
-    Case c(dtype(),
-           {.model_dim = 96, .num_rows = rows, .density = 1.0, .activation = Activation::kSilu});
+TEST_P(SparseFfnTest, ComputesEveryActivationWithAndWithoutAGate) {
+  for (const Activation activation : {Activation::kRelu, Activation::kSilu, Activation::kGelu}) {
+    for (const int64_t rows : {1, 2, 5}) {
+      for (const bool variant : {false, true}) {
+        Case gated(dtype(), {.model_dim = 96,
+                             .num_rows = rows,
+                             .density = 0.8,
+                             .activation = activation,
+                             .activate_up = variant});
+        ASSERT_TRUE(SparseFfn(gated.params, pool_).ok());
+        gated.ExpectNearReference();
+        Case plain(dtype(), {.model_dim = 96,
+                             .num_neurons = 75,
+                             .num_rows = rows,
+                             .density = 0.8,
+                             .rows = 2,
+                             .activation = activation,
+                             .bias = variant,
+                             .slots = variant});
+        ASSERT_TRUE(SparseFfn(plain.params, pool_).ok());
+        plain.ExpectNearReference();
+        if (HasFatalFailure()) FAIL() << Name(activation) << " " << rows << " " << variant;
+      }
+    }
+  }
+}
+
+TEST_P(SparseFfnTest, ASkippedNeuronGivesNothingThoughItsBiasIsPositive) {
+  for (const int64_t rows : {1, 4}) {
+    Case c(dtype(), {.model_dim = 64, .num_rows = rows, .density = 0, .rows = 2, .bias = true});
+    std::fill(c.bias.begin(), c.bias.end(), 5.0f);
+    ASSERT_TRUE(SparseFfn(c.params, pool_).ok());
+    for (int64_t i = 0; i < 64 * rows; ++i) EXPECT_EQ(c.partial[static_cast<size_t>(i)], 0.0f);
+    // One active neuron of the first row: its own bias, nobody else's.
+    c.active[1] |= uint64_t{1} << 7;
     ASSERT_TRUE(SparseFfn(c.params, pool_).ok());
     c.ExpectNearReference();
+    EXPECT_EQ(SparseFfnOpenPairs(*c.workspace), 1);
   }
 }
 
 TEST_P(SparseFfnTest, EverySplitByIdSlotAndOwnerSumsToTheSameIntegers) {
-  for (const int64_t rows : {1, 2, 21}) {
-    const Shape shape{
-        .model_dim = Dim(40), .num_neurons = 150, .num_rows = rows, .integer_limit = 2};
+  for (const auto& [rows, variant] : std::initializer_list<std::pair<int64_t, int>>{
+           {1, 0}, {2, 0}, {21, 0}, {1, 1}, {5, 1}, {1, 2}, {5, 2}}) {
+    const Shape shape{.model_dim = Dim(40),
+                      .num_neurons = 150,
+                      .num_rows = rows,
+                      .rows = variant == 2 ? 2 : 3,
+                      .integer_limit = 2,
+                      .activate_up = variant == 1,
+                      .bias = variant == 2};
     Case whole(dtype(), shape);
     ASSERT_TRUE(SparseFfn(whole.params, pool_).ok());
     whole.ExpectEqualsReference();
@@ -284,6 +332,11 @@ TEST(SparseFfnValidationTest, RefusesShapesThatDisagree) {
   };
   EXPECT_FALSE(refused([](SparseFfnParams&) {}));
   EXPECT_TRUE(refused([](SparseFfnParams& p) { p.bundles.rows = 4; }));
+  EXPECT_TRUE(refused([](SparseFfnParams& p) { p.up_bias = p.partial; }));
+  EXPECT_TRUE(refused([](SparseFfnParams& p) {
+    p.bundles.rows = 2;
+    p.activate_up = true;
+  }));
   EXPECT_TRUE(refused([](SparseFfnParams& p) { p.bundles.row_bytes = 60; }));
   EXPECT_TRUE(refused([](SparseFfnParams& p) { p.bundles.bundle_bytes = 150; }));
   EXPECT_TRUE(refused([](SparseFfnParams& p) { p.bundles.model_dim = 33; }));

@@ -79,7 +79,7 @@ class FakeAttachment final : public ColdAttachment, private ColdLink, private Ne
 class StepEngineTest : public testing::Test {
  protected:
   void SetUp() override {
-    engine_.SetCold(cold_);
+    EXPECT_TRUE(engine_.SetCold(cold_).ok());
     connection_ = engine_.Connect(sink_);
   }
   ~StepEngineTest() override { device_.Release(); }
@@ -152,7 +152,7 @@ TEST_F(StepEngineTest, HelloWaitsUntilColdNeuronsCanBeComputed) {
   const auto sink = std::make_shared<RecordingSink>();
   engine.Connect(sink);
   EXPECT_EQ(sink->num_hellos(), 0u);
-  engine.SetCold(std::make_shared<FakeAttachment>(true, false));
+  ASSERT_TRUE(engine.SetCold(std::make_shared<FakeAttachment>(true, false)).ok());
   EXPECT_EQ(sink->AwaitHellos(1).size(), 1u);
 }
 
@@ -160,7 +160,7 @@ TEST_F(StepEngineTest, LosingThePeerIsAnnouncedAndWithoutAnArenaEndsTheStream) {
   cold_->Die();
   EXPECT_FALSE(sink_->AwaitHellos(2)[1].peer_attached);
   const auto remote = std::make_shared<FakeAttachment>(true, false);
-  engine_.SetCold(remote);
+  ASSERT_TRUE(engine_.SetCold(remote).ok());
   EXPECT_TRUE(sink_->AwaitHellos(3)[2].peer_attached);
   remote->Die();
   EXPECT_EQ(sink_->AwaitUnavailable().code(), absl::StatusCode::kUnavailable);

@@ -8,11 +8,9 @@
 #include <vector>
 
 #include "absl/status/status.h"
-#include "common/kernels/sparse_ffn.h"
 #include "common/step/placement_plan.h"
 #include "common/step/step.h"
 #include "models/bundle_layout.h"
-#include "models/matrix.h"
 
 namespace isotherm::gpu {
 
@@ -28,31 +26,34 @@ struct EpochTables {
   std::vector<Layer> layers;
 };
 
-// Copies of hot neurons. A neuron that is hot in several epochs has one slot; a slot is freed with
-// the last epoch that uses it. Thread-safe; tables that a step holds stay valid and their slots
-// unwritten until it lets them go.
+// Which slot of a backend's memory holds which hot neuron's copy. A neuron that is hot in several
+// epochs has one slot; a slot is freed with the last epoch that uses it. Thread-safe; tables that a
+// step holds stay valid and their slots unwritten until it lets them go.
 class HotPool {
  public:
-  // Writes the bundle of (layer, neuron), bundle_bytes long.
-  using CopyBundle = std::function<absl::Status(int64_t layer, int64_t neuron, std::byte* out)>;
+  // Copies the bundle of (layer, neuron) to the slot; may still be under way on return.
+  using CopyBundle = std::function<absl::Status(int64_t layer, int64_t neuron, int32_t slot)>;
+  // Called once, after the copies and before a step can name the epoch: waits for the former and
+  // makes what a backend needs of the tables.
+  using Publish = std::function<absl::Status(const std::shared_ptr<const EpochTables>&)>;
 
-  // `capacity_bytes` bounds one epoch; there is room for a second one beside it while neurons move.
-  HotPool(const BundleLayout& layout, int64_t capacity_bytes);
-
-  // ResourceExhausted when the pool's memory could not be had; checked once, after construction.
-  absl::Status CheckStorage() const;
+  // `capacity_slots` bounds one epoch, `physical_slots` all that are prepared at one time: what is
+  // above the capacity is room for moving. Both are cut to the number of neurons.
+  HotPool(const BundleLayout& layout, int64_t capacity_slots, int64_t physical_slots);
 
   // ResourceExhausted when the plan needs more than the capacity or the free slots,
   // FailedPrecondition when it is not for this model; nothing is kept then. `copy` is called layer
   // by layer, neurons ascending.
+  // Nothing is kept when `copy` or `publish` fails, either.
   absl::Status Prepare(const PlacementPlan& plan, const CopyBundle& copy,
-                       const std::function<void(int64_t, int64_t)>& progress);
+                       const std::function<void(int64_t, int64_t)>& progress,
+                       const Publish& publish = {});
   absl::Status Retire(int64_t epoch);
   std::shared_ptr<const EpochTables> Find(int64_t epoch) const;
 
   int64_t capacity_bytes() const { return capacity_slots_ * layout_.bundle_bytes; }
   int64_t used_bytes() const;
-  const std::byte* data() const { return storage_.data(); }
+  int64_t physical_slots() const { return physical_slots_; }
 
  private:
   struct Slot {
@@ -65,8 +66,8 @@ class HotPool {
   void FreeUnpinned();
 
   const BundleLayout layout_;
-  int64_t capacity_slots_ = 0;
-  AlignedBytes storage_;
+  const int64_t capacity_slots_;
+  const int64_t physical_slots_;
   std::mutex prepare_mu_;  // one Prepare or Retire at a time
   mutable std::mutex mu_;
   std::map<int64_t, std::shared_ptr<const EpochTables>> epochs_;

@@ -1,4 +1,4 @@
-#include "gpu_worker/host/hot_pool.h"
+#include "gpu_worker/engine/hot_pool.h"
 
 #include <algorithm>
 #include <bit>
@@ -6,22 +6,21 @@
 
 #include "absl/strings/str_cat.h"
 #include "common/base/checked_math.h"
-#include "common/base/exit_code.h"
 #include "common/base/status_macros.h"
 #include "common/base/units.h"
 
 namespace isotherm::gpu {
 
-HotPool::HotPool(const BundleLayout& layout, int64_t capacity_bytes) : layout_(layout) {
-  const int64_t all = layout.num_neurons * layout.num_layers;
-  capacity_slots_ = std::min(all, std::max<int64_t>(0, capacity_bytes) / layout.bundle_bytes);
-  // Host memory is taken by the page when a slot is first written, so the room for moving costs
-  // nothing idle.
-  const int64_t physical = std::min(all, 2 * capacity_slots_);
-  storage_ = AlignedBytes(static_cast<size_t>(physical * layout.bundle_bytes));
-  slots_.resize(static_cast<size_t>(all));
-  free_.reserve(static_cast<size_t>(physical));
-  for (int64_t slot = physical; slot > 0; --slot) free_.push_back(static_cast<int32_t>(slot - 1));
+HotPool::HotPool(const BundleLayout& layout, int64_t capacity_slots, int64_t physical_slots)
+    : layout_(layout),
+      capacity_slots_(
+          std::clamp<int64_t>(capacity_slots, 0, layout.num_neurons * layout.num_layers)),
+      physical_slots_(std::clamp<int64_t>(physical_slots, capacity_slots_,
+                                          layout.num_neurons * layout.num_layers)) {
+  slots_.resize(static_cast<size_t>(layout.num_neurons * layout.num_layers));
+  free_.reserve(static_cast<size_t>(physical_slots_));
+  for (int64_t slot = physical_slots_; slot > 0; --slot)
+    free_.push_back(static_cast<int32_t>(slot - 1));
   epochs_[kBuiltInEpoch] = EmptyTables(layout, kBuiltInEpoch);
 }
 
@@ -47,9 +46,7 @@ std::shared_ptr<const EpochTables> HotPool::Find(int64_t epoch) const {
 
 int64_t HotPool::used_bytes() const {
   std::lock_guard lock(mu_);
-  return (std::min<int64_t>(static_cast<int64_t>(slots_.size()), 2 * capacity_slots_) -
-          static_cast<int64_t>(free_.size())) *
-         layout_.bundle_bytes;
+  return (physical_slots_ - static_cast<int64_t>(free_.size())) * layout_.bundle_bytes;
 }
 
 void HotPool::Release(const EpochTables& tables) {
@@ -74,16 +71,9 @@ void HotPool::FreeUnpinned() {
   });
 }
 
-absl::Status HotPool::CheckStorage() const {
-  if (storage_.data() != nullptr) return absl::OkStatus();
-  return WithExitCode(absl::ResourceExhaustedError(absl::StrCat(
-                          "the hot pool needs ", FormatBytes(static_cast<int64_t>(storage_.size())),
-                          " of memory; lower --vram-budget")),
-                      ExitCode::kShortage);
-}
-
 absl::Status HotPool::Prepare(const PlacementPlan& plan, const CopyBundle& copy,
-                              const std::function<void(int64_t, int64_t)>& progress) {
+                              const std::function<void(int64_t, int64_t)>& progress,
+                              const Publish& publish) {
   std::lock_guard preparing(prepare_mu_);
   if (Find(plan.epoch) != nullptr) return absl::OkStatus();
   if (static_cast<int64_t>(plan.layers.size()) != layout_.num_layers) {
@@ -159,17 +149,20 @@ absl::Status HotPool::Prepare(const PlacementPlan& plan, const CopyBundle& copy,
   }
   const int64_t total = static_cast<int64_t>(copies.size()) * layout_.bundle_bytes;
   int64_t done = 0;
+  const auto undo = [&](absl::Status status) {
+    std::lock_guard lock(mu_);
+    Release(*tables);
+    return status;
+  };
   for (const Copy& item : copies) {
-    const absl::Status status =
-        copy(item.layer, item.neuron, storage_.data() + int64_t{item.slot} * layout_.bundle_bytes);
-    if (!status.ok()) {
-      std::lock_guard lock(mu_);
-      Release(*tables);
-      return status;
-    }
+    if (absl::Status status = copy(item.layer, item.neuron, item.slot); !status.ok())
+      return undo(std::move(status));
     done += layout_.bundle_bytes;
     if (progress && (done % (layout_.bundle_bytes * 64) == 0 || done == total))
       progress(done, total);
+  }
+  if (publish) {
+    if (absl::Status status = publish(tables); !status.ok()) return undo(std::move(status));
   }
   std::lock_guard lock(mu_);
   epochs_[plan.epoch] = std::move(tables);

@@ -6,14 +6,57 @@
 #include <string>
 #include <vector>
 
-#include "gpu_worker/host/host_device.h"
 #include "gpu_worker/host/owned_neurons.h"
 #include "gtest/gtest.h"
 #include "models/model_file.h"
+#ifdef ISOTHERM_TEST_CUDA
+#include "gpu_worker/cuda/cuda_device.h"
+#else
+#include "gpu_worker/host/host_device.h"
+#endif
+
+// Without a GPU the tests of the CUDA backend are skipped, and say so.
+#ifdef ISOTHERM_TEST_CUDA
+#define ISOTHERM_SKIP_WITHOUT_DEVICE() \
+  if (!::isotherm::gpu::HasCudaDevice()) GTEST_SKIP() << "no CUDA GPU on this machine"
+#else
+#define ISOTHERM_SKIP_WITHOUT_DEVICE() static_assert(true)
+#endif
 
 namespace isotherm::gpu {
 
-// A HostDevice over a model file with all neurons at hand, driven row by row.
+// The backend that the tests of this folder are compiled for; each is compiled once for each.
+struct TestedDevice {
+#ifdef ISOTHERM_TEST_CUDA
+  using Type = CudaDevice;
+  static constexpr bool kCuda = true;
+  static absl::StatusOr<std::unique_ptr<Type>> Make(const ModelFile& model, int num_threads) {
+    return CudaDevice::Create(
+        model, {.kv_pages = 256, .max_rows = 64, .stored_predictor = true});
+  }
+  static std::vector<float> Residual(const Type& device, int64_t rows) {
+    return device.Residual(rows);
+  }
+  static std::vector<float> Logits(const Type& device, int64_t rows) { return device.Logits(rows); }
+#else
+  using Type = HostDevice;
+  static constexpr bool kCuda = false;
+  static absl::StatusOr<std::unique_ptr<Type>> Make(const ModelFile& model, int num_threads) {
+    const BundleLayout& layout = model.bundle_layout();
+    return HostDevice::Create(model,
+                              {.num_threads = num_threads,
+                               .kv_pages = 256,
+                               .max_rows = 64,
+                               .hot_capacity_bytes = layout.layer_bytes() * layout.num_layers});
+  }
+  static std::vector<float> Residual(const Type& device, int64_t rows) {
+    return {device.residual().begin(), device.residual().end()};
+  }
+  static std::vector<float> Logits(const Type& device, int64_t rows) { return device.logits(); }
+#endif
+};
+
+// A device over a model file with all neurons at hand, driven row by row.
 class DeviceHarness {
  public:
   explicit DeviceHarness(const std::string& path, int num_threads = 2, double hot_share = 0,
@@ -24,14 +67,12 @@ class DeviceHarness {
     auto store = OwnedNeurons::Load(*model_);
     EXPECT_TRUE(store.ok()) << store.status();
     neurons_ = *std::move(store);
-    const BundleLayout& layout = model_->bundle_layout();
-    auto device = HostDevice::Create(
-        *model_, {.num_threads = num_threads,
-                  .kv_pages = 256,
-                  .max_rows = 64,
-                  .hot_capacity_bytes = layout.layer_bytes() * layout.num_layers});
+    auto device = TestedDevice::Make(*model_, num_threads);
     EXPECT_TRUE(device.ok()) << device.status();
     device_ = *std::move(device);
+    auto mapping = device_->Map({.arena = neurons_.get()});
+    EXPECT_TRUE(mapping.ok()) << mapping.status();
+    mapping_ = *std::move(mapping);
     if (hot_share > 0) SetHot(1, hot_share, seed);
   }
 
@@ -50,7 +91,8 @@ class DeviceHarness {
       }
       plan.layers.push_back(std::move(layer));
     }
-    const absl::Status status = device_->Prepare(plan, nullptr, {});
+    const absl::Status status =
+        device_->Prepare(plan, seed % 2 == 0 ? nullptr : neurons_.get(), {});
     EXPECT_TRUE(status.ok()) << status;
     epoch_ = epoch;
   }
@@ -70,7 +112,10 @@ class DeviceHarness {
   }
   TokenId Run(const std::vector<DeviceRow>& rows) {
     const absl::Status status =
-        device_->RunStep({.step_id = step_id_++, .epoch = epoch_, .rows = rows},
+        device_->RunStep({.step_id = step_id_++,
+                          .epoch = epoch_,
+                          .deadline = std::chrono::steady_clock::now() + std::chrono::minutes(1),
+                          .rows = rows},
                          {.arena = neurons_.get()}, &output_);
     EXPECT_TRUE(status.ok()) << status;
     EXPECT_EQ(output_.owed_hash, output_.work_hash);
@@ -100,7 +145,12 @@ class DeviceHarness {
     return out;
   }
 
-  HostDevice& device() { return *device_; }
+  TestedDevice::Type& device() { return *device_; }
+  // Of the last step's rows, and of those that sampled.
+  std::vector<float> Residual(int64_t rows) const { return TestedDevice::Residual(*device_, rows); }
+  std::vector<float> Logits() const {
+    return TestedDevice::Logits(*device_, static_cast<int64_t>(output_.samples.size()));
+  }
   const ModelFile& model() const { return *model_; }
   const DeviceOutput& output() const { return output_; }
   const OwnedNeurons& neurons() const { return *neurons_; }
@@ -108,7 +158,8 @@ class DeviceHarness {
  private:
   std::unique_ptr<ModelFile> model_;
   std::unique_ptr<OwnedNeurons> neurons_;
-  std::unique_ptr<HostDevice> device_;
+  std::unique_ptr<TestedDevice::Type> device_;
+  std::shared_ptr<void> mapping_;
   DeviceOutput output_;
   int64_t epoch_ = kBuiltInEpoch;
   int64_t step_id_ = 1;

@@ -1,0 +1,605 @@
+#include "gpu_worker/cuda/cuda_device.h"
+
+#include <immintrin.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <cstring>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "common/base/checked_math.h"
+#include "common/base/exit_code.h"
+#include "common/base/status_macros.h"
+#include "common/base/units.h"
+#include "common/kernels/work_hash.h"
+#include "common/shm/slot_client.h"
+#include "gpu_worker/cuda/driver_memory.h"
+#include "gpu_worker/kv_page.h"
+
+namespace isotherm::gpu {
+namespace {
+
+// Epochs whose tables the device holds: the live one, the next, and two that are being retired.
+constexpr int kEpochPlaces = 4;
+// Of the pool, kept free so that neurons can move while the live epoch keeps all of its own.
+constexpr double kSpareShare = 0.015;
+// Room for copies from memory that is not pinned.
+constexpr int64_t kBounceBytes = int64_t{4} << 20;
+// Kernels end by themselves at a step's deadline; a device that is still busy so much later hangs.
+constexpr std::chrono::milliseconds kHangGrace{250};
+// Of a device's free memory, left alone when no budget is given.
+constexpr int64_t kReserveBytes = int64_t{512} << 20;
+constexpr int64_t kLogitsOffset = 256;  // in results_, behind the StepState
+static_assert(sizeof(StepState) <= kLogitsOffset);
+
+// Lays buffers one behind the other: first to count, then to hand out.
+class Carver {
+ public:
+  explicit Carver(std::byte* base) : base_(base) {}
+  template <typename T>
+  T* Take(int64_t count) {
+    std::byte* const at = base_ == nullptr ? nullptr : base_ + bytes_;
+    bytes_ += RoundUp<int64_t>(count * static_cast<int64_t>(sizeof(T)), 256);
+    return reinterpret_cast<T*>(at);
+  }
+  int64_t bytes() const { return bytes_; }
+
+ private:
+  std::byte* const base_;
+  int64_t bytes_ = 0;
+};
+
+// What the driver says this process holds; else all that is taken on the device, which is no less.
+absl::StatusOr<int64_t> UsedMemory(int device) {
+  if (const std::optional<int64_t> bytes = ProcessDeviceMemory(device); bytes.has_value())
+    return *bytes;
+  size_t free = 0, total = 0;
+  ISOTHERM_CUDA_RETURN_IF_ERROR(cudaMemGetInfo(&free, &total));
+  return static_cast<int64_t>(total - free);
+}
+
+}  // namespace
+
+bool HasCudaDevice() {
+  int count = 0;
+  const bool found = cudaGetDeviceCount(&count) == cudaSuccess && count > 0;
+  cudaGetLastError();
+  return found;
+}
+
+absl::StatusOr<std::unique_ptr<CudaDevice>> CudaDevice::Create(
+    const ModelFile& model, const CudaDeviceOptions& options,
+    const std::function<void(double)>& progress) {
+  const ModelConfig& config = model.config();
+  const BundleLayout& layout = model.bundle_layout();
+  if (options.max_rows < 1 || options.kv_pages < 1) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "max_rows=", options.max_rows, " and kv_pages=", options.kv_pages, " must be at least 1"));
+  }
+  if (config.head_dim % 8 != 0 || config.head_dim > 256) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "head_dim=", config.head_dim, "; the CUDA backend has multiples of 8 up to 256"));
+  }
+  if (config.model_dim % 8 != 0 || config.model_dim > kMaxModelDim) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("model_dim=", config.model_dim, "; the CUDA backend has multiples of 8 up to ",
+                     kMaxModelDim));
+  }
+  if (layout.row_bytes % 16 != 0 && (layout.dtype == DType::kF16 || layout.dtype == DType::kBF16)) {
+    return absl::InvalidArgumentError(absl::StrCat("rows of ", layout.row_bytes,
+                                                   " bytes; the CUDA backend needs 16-byte steps"));
+  }
+  std::unique_ptr<CudaDevice> device(new CudaDevice(model, options));
+  ISOTHERM_RETURN_IF_ERROR(device->Open());
+  ISOTHERM_ASSIGN_OR_RETURN(
+      device->weights_,
+      CudaWeights::Load(model, {.stored_predictor = options.stored_predictor}, progress));
+  ISOTHERM_RETURN_IF_ERROR(device->Allocate());
+  ISOTHERM_RETURN_IF_ERROR(device->AllocateHotPool());
+  return device;
+}
+
+CudaDevice::CudaDevice(const ModelFile& model, const CudaDeviceOptions& options)
+    : model_(model),
+      config_(model.config()),
+      layout_(model.bundle_layout()),
+      options_(options),
+      max_pages_(static_cast<int32_t>(std::min<int64_t>(
+          options.kv_pages,
+          CeilDiv<int64_t>(options.context > 0 ? options.context : config_.context_length,
+                           kPageSize)))),
+      cuts_(layout_.num_neurons, options.streamed_share),
+      layer_steps_(static_cast<size_t>(config_.num_layers)) {}
+
+CudaDevice::~CudaDevice() {
+  if (stream_ != nullptr) cudaStreamSynchronize(stream_);
+  if (copy_stream_ != nullptr) cudaStreamSynchronize(copy_stream_);
+  graph_.reset();
+  if (stream_ != nullptr) cudaStreamDestroy(stream_);
+  if (copy_stream_ != nullptr) cudaStreamDestroy(copy_stream_);
+}
+
+// The context, as small as it can be made: no device heap, no printf buffer, small stacks.
+absl::Status CudaDevice::Open() {
+  ISOTHERM_CUDA_RETURN_IF_ERROR(cudaSetDevice(options_.device));
+  ISOTHERM_CUDA_RETURN_IF_ERROR(cudaSetDeviceFlags(cudaDeviceScheduleSpin | cudaDeviceMapHost));
+  ISOTHERM_CUDA_RETURN_IF_ERROR(cudaDeviceSetLimit(cudaLimitMallocHeapSize, 0));
+  ISOTHERM_CUDA_RETURN_IF_ERROR(cudaDeviceSetLimit(cudaLimitPrintfFifoSize, 0));
+  cudaGetLastError();
+  cudaDeviceProp properties;
+  ISOTHERM_CUDA_RETURN_IF_ERROR(cudaGetDeviceProperties(&properties, options_.device));
+  name_ = properties.name;
+  isa_ = absl::StrCat("sm_", properties.major, properties.minor);
+  if (properties.major < 8) {
+    return WithExitCode(
+        absl::FailedPreconditionError(absl::StrCat(
+            name_, " is ", isa_, "; the CUDA backend needs sm_80 or newer: try --device cpu")),
+        ExitCode::kCannotFit);
+  }
+  ISOTHERM_CUDA_RETURN_IF_ERROR(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking));
+  ISOTHERM_CUDA_RETURN_IF_ERROR(cudaStreamCreateWithFlags(&copy_stream_, cudaStreamNonBlocking));
+  ISOTHERM_ASSIGN_OR_RETURN(memory_.context, UsedMemory(options_.device));
+  return absl::OkStatus();
+}
+
+absl::Status CudaDevice::Allocate() {
+  memory_.dense = weights_.dense_bytes;
+  memory_.head = weights_.head_bytes;
+  memory_.predictor = weights_.predictor_bytes;
+  ISOTHERM_ASSIGN_OR_RETURN(int64_t kv_bytes,
+                            CheckedMul(int64_t{2} * sizeof(uint16_t) * kPageSize,
+                                       int64_t{options_.kv_pages}));
+  for (const int64_t factor : {config_.num_layers, config_.num_kv_heads, config_.head_dim}) {
+    ISOTHERM_ASSIGN_OR_RETURN(kv_bytes, CheckedMul(kv_bytes, factor));
+  }
+  ISOTHERM_ASSIGN_OR_RETURN(kv_, DeviceBytes::Make(kv_bytes));
+  memory_.kv = kv_bytes;
+
+  const int32_t rows = options_.max_rows;
+  const int64_t q_dim = config_.num_q_heads * config_.head_dim;
+  int64_t max_rank = 0;
+  for (const CudaWeights::Layer& layer : weights_.layers)
+    max_rank = std::max(max_rank, layer.fc1.rows);
+  const int64_t words = CeilDiv<int64_t>(config_.ffn_dim, 64);
+  const int64_t half = config_.rope_dims / 2;
+  const AttentionShape shape = AttentionShapeOf(config_, layout_.dtype == DType::kBF16);
+  input_layout_ = StepInputs::Make(config_.num_layers, rows, max_pages_);
+  const auto carve = [&](Carver& carver) {
+    StepBuffersCuda b;
+    b.hidden_stride = static_cast<int32_t>(max_rank);
+    b.x = carver.Take<float>(rows * config_.model_dim);
+    b.q = carver.Take<float>(rows * q_dim);
+    b.attention = carver.Take<float>(rows * q_dim);
+    b.hidden = carver.Take<float>(rows * max_rank);
+    b.hot_partial = carver.Take<float>(PartialFloats(kHotBlocks, rows, config_.model_dim));
+    b.streamed_partial = carver.Take<float>(PartialFloats(kStreamBlocks, rows, config_.model_dim));
+    b.streamed_sum = carver.Take<float>(rows * config_.model_dim);
+    b.rope_cos = carver.Take<float>(rows * half);
+    b.rope_sin = carver.Take<float>(rows * half);
+    b.logits = carver.Take<float>(rows * config_.vocab_size);
+    b.z = carver.Take<uint16_t>(rows * config_.model_dim);
+    b.active = carver.Take<uint64_t>(rows * words);
+    b.predicted = carver.Take<uint32_t>(config_.num_layers * config_.ffn_dim);
+    b.fired = carver.Take<uint32_t>(config_.num_layers * config_.ffn_dim);
+    b.attention_scratch = carver.Take<unsigned char>(AttentionScratchBytes(shape, rows));
+    b.rope_frequencies = carver.Take<double>(half);
+    b.inputs = carver.Take<unsigned char>(input_layout_.bytes);
+    b.state = carver.Take<StepState>(1);
+    b.traces = carver.Take<LayerTrace>(config_.num_layers);
+    return b;
+  };
+  Carver counting(nullptr);
+  carve(counting);
+  ISOTHERM_ASSIGN_OR_RETURN(work_memory_, DeviceBytes::Make(counting.bytes()));
+  memory_.workspace = counting.bytes();
+  Carver carver(work_memory_.as<>());
+  buffers_ = carve(carver);
+  ISOTHERM_CUDA_RETURN_IF_ERROR(
+      cudaMemcpy(buffers_.rope_frequencies, weights_.rope_frequencies.data(),
+                 weights_.rope_frequencies.size() * sizeof(double), cudaMemcpyHostToDevice));
+  ISOTHERM_ASSIGN_OR_RETURN(inputs_, PinnedBytes::Make(input_layout_.bytes));
+  ISOTHERM_ASSIGN_OR_RETURN(
+      results_, PinnedBytes::Make(kLogitsOffset + rows * config_.vocab_size * int64_t{4}));
+  ISOTHERM_ASSIGN_OR_RETURN(bounce_, PinnedBytes::Make(kBounceBytes));
+
+  ISOTHERM_ASSIGN_OR_RETURN(
+      pool_memory_, HotMemory::Reserve(options_.device, layout_.layer_bytes() * layout_.num_layers));
+  graph_ = std::make_unique<StepGraph>(StepGraph::Parts{.config = &config_,
+                                                        .layout = &layout_,
+                                                        .weights = &weights_,
+                                                        .buffers = buffers_,
+                                                        .inputs = input_layout_,
+                                                        .kv = kv_.as<uint16_t>(),
+                                                        .kv_pages = options_.kv_pages,
+                                                        .pool = pool_memory_->data(),
+                                                        .host_inputs = inputs_.as<>(),
+                                                        .host_results = results_.as<>(),
+                                                        .logits_offset = kLogitsOffset,
+                                                        .max_rows = rows});
+  ISOTHERM_RETURN_IF_ERROR(graph_->Capture(stream_));
+  return absl::OkStatus();
+}
+
+// Last, so that it gets what the budget leaves.
+absl::Status CudaDevice::AllocateHotPool() {
+  const int64_t all = layout_.num_neurons * layout_.num_layers;
+  // Tables grow with the pool: ids and slots of each hot neuron, in every place.
+  constexpr int64_t kTableBytes = int64_t{8} * kEpochPlaces;
+  const int64_t fixed_tables =
+      kEpochPlaces * layout_.num_layers *
+      (static_cast<int64_t>(sizeof(LayerTable)) + 16 * CeilDiv<int64_t>(layout_.num_neurons, 64));
+  ISOTHERM_ASSIGN_OR_RETURN(const int64_t used, UsedMemory(options_.device));
+  int64_t budget = options_.vram_budget;
+  if (budget < 0) {
+    size_t free = 0, total = 0;
+    ISOTHERM_CUDA_RETURN_IF_ERROR(cudaMemGetInfo(&free, &total));
+    budget = used + static_cast<int64_t>(free) - kReserveBytes;
+  }
+  // Each place's tables and the pool itself end on a step of the driver's.
+  const int64_t rounding = (kEpochPlaces + 1) * pool_memory_->granularity();
+  const int64_t left = budget - used - fixed_tables - rounding;
+  if (left < 0) {
+    return WithExitCode(
+        absl::ResourceExhaustedError(absl::StrCat(
+            "--vram-budget ", FormatBytes(budget), " is below the ",
+            FormatBytes(used + fixed_tables + rounding),
+            " that context, dense weights, predictors, KV and workspace take; raise it, or lower "
+            "--context or --max-rows")),
+        ExitCode::kCannotFit);
+  }
+  int64_t slots = std::min(all, left / (layout_.bundle_bytes + kTableBytes));
+  ISOTHERM_RETURN_IF_ERROR(
+      pool_memory_->Resize(RoundUp(slots * layout_.bundle_bytes, pool_memory_->granularity())));
+  slots = std::min(all, pool_memory_->bytes() / layout_.bundle_bytes);
+  const int64_t capacity =
+      slots == all ? all : slots - static_cast<int64_t>(kSpareShare * static_cast<double>(slots));
+  hot_pool_ = std::make_unique<HotPool>(layout_, capacity, slots);
+  memory_.hot_pool = pool_memory_->bytes();
+  ISOTHERM_ASSIGN_OR_RETURN(tables_, CudaTables::Create(layout_, slots, kEpochPlaces));
+  memory_.tables = tables_->bytes();
+  ISOTHERM_RETURN_IF_ERROR(tables_->Add(hot_pool_->Find(kBuiltInEpoch), copy_stream_));
+  ISOTHERM_ASSIGN_OR_RETURN(memory_.process, UsedMemory(options_.device));
+  return absl::OkStatus();
+}
+
+DeviceInfo CudaDevice::Describe() const {
+  return {
+      .name = name_,
+      .isa = isa_,
+      .threads = 0,
+      .hot_capacity_bytes = hot_pool_->capacity_bytes(),
+      .hot_free_bytes = std::max<int64_t>(0, hot_pool_->capacity_bytes() - hot_pool_->used_bytes()),
+      .kv_pages = options_.kv_pages,
+      .max_rows = options_.max_rows,
+      .rings_by_itself = true,
+      .memory = memory_};
+}
+
+absl::StatusOr<std::shared_ptr<void>> CudaDevice::Map(const ColdSide& cold) {
+  ISOTHERM_CUDA_RETURN_IF_ERROR(cudaSetDevice(options_.device));
+  ISOTHERM_ASSIGN_OR_RETURN(std::shared_ptr<MappedCold> mapped, MappedCold::Make(cold, layout_));
+  std::lock_guard lock(mapped_mu_);
+  std::erase_if(mapped_, [](const std::weak_ptr<MappedCold>& old) { return old.expired(); });
+  mapped_.push_back(mapped);
+  return std::shared_ptr<void>(std::move(mapped));
+}
+
+std::shared_ptr<MappedCold> CudaDevice::FindMapped(const ColdSide& cold) {
+  shm::SlotClient* const slots = cold.link != nullptr ? cold.link->slots() : nullptr;
+  std::lock_guard lock(mapped_mu_);
+  for (const std::weak_ptr<MappedCold>& weak : mapped_) {
+    std::shared_ptr<MappedCold> mapped = weak.lock();
+    if (mapped != nullptr && mapped->arena() == cold.arena && mapped->slots() == slots)
+      return mapped;
+  }
+  return nullptr;
+}
+
+absl::Status CudaDevice::Prepare(const PlacementPlan& plan, const NeuronStore* source,
+                                 const std::function<void(int64_t, int64_t)>& progress) {
+  ISOTHERM_CUDA_RETURN_IF_ERROR(cudaSetDevice(options_.device));
+  const auto bytes = static_cast<size_t>(layout_.bundle_bytes);
+  const auto bundles_of_bounce =
+      std::max<int64_t>(1, kBounceBytes / std::max<int64_t>(1, layout_.bundle_bytes));
+  std::shared_ptr<MappedCold> mapped;  // whose arena is read without a detour
+  {
+    std::lock_guard lock(mapped_mu_);
+    for (const std::weak_ptr<MappedCold>& weak : mapped_) {
+      std::shared_ptr<MappedCold> candidate = weak.lock();
+      if (candidate != nullptr && source != nullptr && candidate->arena() == source)
+        mapped = std::move(candidate);
+    }
+  }
+  AlignedBytes packed;  // of one layer, when there is no store
+  int64_t packed_layer = -1;
+  int64_t in_bounce = 0;
+  const auto copy = [&](int64_t layer, int64_t neuron, int32_t slot) -> absl::Status {
+    const std::byte* from = nullptr;
+    if (source != nullptr) {
+      from = source->Layer(layer).data + neuron * layout_.bundle_bytes;
+    } else {
+      if (packed_layer != layer) {
+        packed_layer = -1;
+        if (packed.data() == nullptr) packed = AlignedBytes(static_cast<size_t>(layout_.layer_bytes()));
+        if (packed.data() == nullptr) {
+          return absl::ResourceExhaustedError(absl::StrCat(
+              "moving neurons needs ", FormatBytes(layout_.layer_bytes()), " of memory"));
+        }
+        ISOTHERM_RETURN_IF_ERROR(model_.PackBundles(layer, 0, layout_.num_neurons, packed.span()));
+        packed_layer = layer;
+      }
+      from = packed.data() + neuron * layout_.bundle_bytes;
+    }
+    unsigned char* const to = pool_memory_->data() + slot * layout_.bundle_bytes;
+    if (mapped == nullptr || !mapped->Holds(from)) {
+      // Pageable copies would stop the device; bundles go through pinned memory.
+      if (layout_.bundle_bytes > kBounceBytes)
+        return absl::InternalError(absl::StrCat("a neuron of ", bytes, " bytes"));
+      if (in_bounce == bundles_of_bounce) {
+        ISOTHERM_CUDA_RETURN_IF_ERROR(cudaStreamSynchronize(copy_stream_));
+        in_bounce = 0;
+      }
+      std::byte* const pinned = bounce_.as<>() + in_bounce++ * layout_.bundle_bytes;
+      std::memcpy(pinned, from, bytes);
+      from = pinned;
+    }
+    return CudaStatus(cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, copy_stream_),
+                      "copying a hot neuron");
+  };
+  return hot_pool_->Prepare(
+      plan, copy, progress, [&](const std::shared_ptr<const EpochTables>& tables) -> absl::Status {
+        ISOTHERM_CUDA_RETURN_IF_ERROR(cudaStreamSynchronize(copy_stream_));
+        return tables_->Add(tables, copy_stream_);
+      });
+}
+
+// Everything that indexes memory later.
+absl::Status CudaDevice::Check(const DeviceBatch& batch) const {
+  if (batch.rows.size() > static_cast<size_t>(options_.max_rows)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("a step of ", batch.rows.size(), " rows; at most ", options_.max_rows));
+  }
+  for (const DeviceRow& row : batch.rows) {
+    if (row.token < 0 || row.token >= config_.vocab_size || row.position < 0 ||
+        row.position >= int64_t{max_pages_} * kPageSize ||
+        static_cast<size_t>(row.position / kPageSize) >= row.pages.size()) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("row with token ", row.token, " at position ", row.position, " and ",
+                       row.pages.size(), " pages; the vocabulary has ", config_.vocab_size,
+                       ", a sequence ", int64_t{max_pages_} * kPageSize, " tokens"));
+    }
+    for (int32_t p = 0; p <= row.position / kPageSize; ++p) {
+      const int32_t page = row.pages[static_cast<size_t>(p)];
+      if (page < 0 || page >= options_.kv_pages) {
+        return absl::InvalidArgumentError(
+            absl::StrCat("row with page ", page, "; the pool has ", options_.kv_pages));
+      }
+    }
+  }
+  for (const LayerRange& range : batch.layers) {
+    if (range.first < 0 || range.last < range.first || range.last > config_.num_layers) {
+      return absl::InvalidArgumentError(absl::StrCat("layers ", range.first, " to ", range.last,
+                                                     "; the model has ", config_.num_layers));
+    }
+  }
+  return absl::OkStatus();
+}
+
+void CudaDevice::FillInputs(const DeviceBatch& batch, const MappedCold* cold, const SlotRing& ring,
+                            const LayerTable* tables, uint64_t nonce) {
+  std::byte* const base = inputs_.as<>();
+  auto* const rows = reinterpret_cast<gpu::StepRow*>(base + input_layout_.rows);
+  auto* const logit_rows = reinterpret_cast<int32_t*>(base + input_layout_.logit_rows);
+  auto* const pages = reinterpret_cast<int32_t*>(base + input_layout_.pages);
+  num_logits_ = 0;
+  page_tables_ = 0;
+  const int32_t* last_pages = nullptr;
+  for (size_t r = 0; r < batch.rows.size(); ++r) {
+    const DeviceRow& row = batch.rows[r];
+    // Rows of one sequence stand together and share one table, that of the last of them.
+    if (row.pages.data() != last_pages) ++page_tables_;
+    last_pages = row.pages.data();
+    const auto used = static_cast<size_t>(row.position / kPageSize + 1);
+    std::memcpy(pages + (page_tables_ - 1) * max_pages_, row.pages.data(), used * sizeof(int32_t));
+    rows[r] = {.token = row.token,
+               .position = row.position,
+               .table = static_cast<int32_t>(page_tables_ - 1),
+               .exact = row.exact ? 1 : 0,
+               .key = StepKey(nonce, static_cast<uint64_t>(batch.step_id),
+                              static_cast<uint64_t>(batch.attempt), r)};
+    if (row.sampling != nullptr) logit_rows[num_logits_++] = static_cast<int32_t>(r);
+  }
+  const int32_t cut = cuts_.cut();
+  std::fill(layer_steps_.begin(), layer_steps_.end(), LayerStep{.flags = 0, .cut = cut});
+  for (const LayerRange& range : batch.layers) {
+    const int32_t flags = (range.mode == LayerMode::kExact ? kLayerExact : 0) |
+                          (range.mode == LayerMode::kGpuOnly ? kLayerGpuOnly : 0) |
+                          (range.trace ? kLayerTrace : 0);
+    for (int32_t l = range.first; l < range.last; ++l)
+      layer_steps_[static_cast<size_t>(l)].flags = flags;
+  }
+  // Without an arena here every cold neuron is the cpu side's.
+  if (cold == nullptr || cold->layers() == nullptr) {
+    for (LayerStep& layer : layer_steps_) layer.cut = static_cast<int32_t>(layout_.num_neurons);
+  }
+  std::memcpy(base + input_layout_.layers, layer_steps_.data(),
+              layer_steps_.size() * sizeof(LayerStep));
+  const auto left = std::chrono::duration_cast<std::chrono::nanoseconds>(
+      batch.deadline - std::chrono::steady_clock::now());
+  StepHeader header{.num_rows = static_cast<int32_t>(batch.rows.size()),
+                    .num_logits = num_logits_,
+                    .max_pages = max_pages_,
+                    .attempt = batch.attempt,
+                    .step_id = batch.step_id,
+                    .epoch = batch.epoch,
+                    .time_left_ns = std::max<int64_t>(0, left.count()),
+                    .tables = tables,
+                    .arena = cold != nullptr ? cold->layers() : nullptr,
+                    .ring = ring};
+  if (ring.base != nullptr) header.next_sequence = cold->slots()->next_sequence();
+  std::memcpy(base + input_layout_.header, &header, sizeof(header));
+}
+
+// Waits for the queued step, and meanwhile wakes a cpu side that sleeps: the device cannot.
+absl::Status CudaDevice::AwaitStep(TimePoint deadline, ColdLink* link) {
+  shm::SlotClient* const slots = link != nullptr ? link->slots() : nullptr;
+  while (true) {
+    const cudaError_t state = cudaStreamQuery(stream_);
+    if (state == cudaSuccess) return absl::OkStatus();
+    if (state != cudaErrorNotReady) return CudaStatus(state, "a step");
+    if (slots != nullptr) slots->RingSleeper();
+    if (std::chrono::steady_clock::now() > deadline + kHangGrace) {
+      // Nothing can be freed or awaited any more: whoever supervises this process starts a new one.
+      std::fprintf(stderr, "isotherm-gpu-worker: the GPU did not finish a step by its deadline\n");
+      ::_exit(static_cast<int>(ExitCode::kInternal));
+    }
+    for (int i = 0; i < 32; ++i) _mm_pause();
+  }
+}
+
+absl::Status CudaDevice::StepStatus() const {
+  const StepState& state = *results_.as<const StepState>();
+  const auto in_layer = [&] { return absl::StrCat(" in layer ", state.failed_layer); };
+  switch (state.failure) {
+    case kStepOk:
+      return absl::OkStatus();
+    case kStepDeadline:
+      return absl::DeadlineExceededError(
+          absl::StrCat("the cpu_worker did not answer in time", in_layer()));
+    case kStepAborted:
+      return absl::UnavailableError(absl::StrCat("the cpu_worker was lost", in_layer()));
+    case kStepStaleEpoch:
+      return absl::AbortedError("the cpu_worker does not know the step's epoch");
+    case kStepNoColdSide:
+      return absl::UnavailableError(
+          "cold neurons are active and the cpu_worker is not attached; try again soon");
+    default:
+      return absl::InternalError(
+          absl::StrCat("the cpu_worker failed or sent what no sound peer sends", in_layer()));
+  }
+}
+
+absl::Status CudaDevice::RunOnce(const DeviceBatch& batch, const MappedCold* cold, ColdLink* link,
+                                 const LayerTable* tables, uint64_t nonce) {
+  const SlotRing ring = cold != nullptr && link != nullptr ? cold->ring() : SlotRing();
+  if (ring.base != nullptr) ISOTHERM_RETURN_IF_ERROR(cold->slots()->AwaitIdle(batch.deadline));
+  FillInputs(batch, cold, ring, tables, nonce);
+  ISOTHERM_RETURN_IF_ERROR(graph_->Launch(static_cast<int32_t>(batch.rows.size()), num_logits_,
+                                          page_tables_, stream_));
+  ISOTHERM_RETURN_IF_ERROR(AwaitStep(batch.deadline, link));
+  if (ring.base != nullptr) {
+    cold->slots()->Resume(state().next_sequence);
+    if (state().failure != kStepOk) cold->slots()->CancelPosted();
+  }
+  return StepStatus();
+}
+
+absl::Status CudaDevice::RunStep(const DeviceBatch& batch, const ColdSide& cold,
+                                 DeviceOutput* output) {
+  *output = DeviceOutput();
+  ISOTHERM_CUDA_RETURN_IF_ERROR(cudaSetDevice(options_.device));
+  const std::shared_ptr<const EpochTables> epoch = hot_pool_->Find(batch.epoch);
+  const LayerTable* const tables = epoch != nullptr ? tables_->Find(epoch.get()) : nullptr;
+  if (tables == nullptr)
+    return absl::AbortedError(absl::StrCat("epoch ", batch.epoch, " is not prepared here"));
+  ISOTHERM_RETURN_IF_ERROR(Check(batch));
+  const std::shared_ptr<MappedCold> mapped = FindMapped(cold);
+  ColdLink* link = cold.link != nullptr && cold.link->alive() ? cold.link : nullptr;
+  if (mapped == nullptr && (link != nullptr || cold.arena != nullptr))
+    return absl::FailedPreconditionError("a cold side that was not mapped for the device");
+  const uint64_t nonce = link != nullptr ? link->hash_nonce() : 0;
+  if (batch.rows.empty()) {
+    if (link == nullptr) return absl::OkStatus();
+    return link->EndOfStep(batch.step_id, batch.epoch, batch.attempt, batch.deadline);
+  }
+  absl::Status status = RunOnce(batch, mapped.get(), link, tables, nonce);
+  if (!status.ok() && link != nullptr && !link->alive() && cold.arena != nullptr &&
+      (absl::IsUnavailable(status) || absl::IsInternal(status)) && cudaPeekAtLastError() == cudaSuccess) {
+    // The cpu_worker was lost: the whole step again, its neurons from the arena.
+    output->cpu_recomputed = true;
+    link = nullptr;
+    status = RunOnce(batch, mapped.get(), nullptr, tables, nonce);
+  }
+  ISOTHERM_RETURN_IF_ERROR(status);
+  output->owed_hash = state().owed_hash;
+  output->work_hash = state().work_hash;
+  output->active_neurons = state().active_neurons;
+  output->hot_neurons = state().hot_neurons;
+  output->open_neurons = state().open_neurons;
+  cuts_.Observe(static_cast<double>(state().cpu_ns), static_cast<double>(state().streamed_ns));
+  if (link != nullptr) {
+    status = link->EndOfStep(batch.step_id, batch.epoch, batch.attempt, batch.deadline);
+    if (!status.ok() && link->alive()) return status;
+    if (!status.ok()) {  // it will not report this step; its results were accepted layer by layer
+      output->cpu_recomputed = true;
+      output->work_hash += state().cold_hash;
+    }
+  }
+  ISOTHERM_RETURN_IF_ERROR(ReadTraces(batch, output));
+  return Sample(batch, output);
+}
+
+absl::Status CudaDevice::Sample(const DeviceBatch& batch, DeviceOutput* output) {
+  auto* const logits = reinterpret_cast<float*>(results_.as<>() + kLogitsOffset);
+  int64_t at = 0;
+  for (size_t r = 0; r < batch.rows.size(); ++r) {
+    if (batch.rows[r].sampling == nullptr) continue;
+    DeviceSample sample{.row = static_cast<int64_t>(r)};
+    const std::span<float> row(logits + at++ * config_.vocab_size,
+                               static_cast<size_t>(config_.vocab_size));
+    sample.token = batch.rows[r].sampling->Sample(row, &sample.logprobs);
+    if (sample.token < 0) {
+      return absl::DataLossError(
+          absl::StrCat("the logits of row ", r, " are not numbers; the model may be damaged"));
+    }
+    output->samples.push_back(std::move(sample));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CudaDevice::ReadTraces(const DeviceBatch& batch, DeviceOutput* output) {
+  const bool traced = std::any_of(layer_steps_.begin(), layer_steps_.end(), [](const LayerStep& l) {
+    return (l.flags & kLayerTrace) != 0;
+  });
+  if (!traced) return absl::OkStatus();
+  std::vector<LayerTrace> traces(layer_steps_.size());
+  ISOTHERM_CUDA_RETURN_IF_ERROR(cudaMemcpyAsync(traces.data(), buffers_.traces,
+                                                traces.size() * sizeof(LayerTrace),
+                                                cudaMemcpyDeviceToHost, stream_));
+  ISOTHERM_CUDA_RETURN_IF_ERROR(cudaStreamSynchronize(stream_));
+  const auto us = [](uint64_t from, uint64_t to) {
+    return to > from ? static_cast<float>(to - from) * 1e-3f : 0.0f;
+  };
+  for (size_t l = 0; l < traces.size(); ++l) {
+    if ((layer_steps_[l].flags & kLayerTrace) == 0) continue;
+    const LayerTrace& t = traces[l];
+    const bool posted = t.posted > t.begin;
+    output->timings.push_back({.layer = static_cast<int32_t>(l),
+                               .attention_us = us(t.begin, t.predict),
+                               .predict_us = us(t.predict, t.activated),
+                               .gpu_us = us(t.activated, t.gpu_done),
+                               .cpu_us = t.cpu_us,
+                               .wait_us = posted ? us(std::max(t.gpu_done, t.streamed), t.resumed) : 0,
+                               .merge_us = us(t.resumed, t.merged),
+                               .streamed_us = us(t.activated, t.streamed),
+                               .active_neurons = t.active,
+                               .hot_neurons = t.hot});
+  }
+  return absl::OkStatus();
+}
+
+std::vector<float> CudaDevice::Residual(int64_t rows) const {
+  std::vector<float> out(static_cast<size_t>(rows * config_.model_dim));
+  cudaMemcpy(out.data(), buffers_.x, out.size() * sizeof(float), cudaMemcpyDeviceToHost);
+  return out;
+}
+
+std::vector<float> CudaDevice::Logits(int64_t rows) const {
+  std::vector<float> out(static_cast<size_t>(rows * config_.vocab_size));
+  cudaMemcpy(out.data(), buffers_.logits, out.size() * sizeof(float), cudaMemcpyDeviceToHost);
+  return out;
+}
+
+}  // namespace isotherm::gpu

@@ -1,0 +1,113 @@
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "gpu_worker/cuda/cuda_tables.h"
+#include "gpu_worker/cuda/cuda_weights.h"
+#include "gpu_worker/cuda/cut_controller.h"
+#include "gpu_worker/cuda/device_memory.h"
+#include "gpu_worker/cuda/hot_memory.h"
+#include "gpu_worker/cuda/mapped_cold.h"
+#include "gpu_worker/cuda/step_graph.h"
+#include "gpu_worker/device.h"
+#include "gpu_worker/engine/hot_pool.h"
+#include "models/model_file.h"
+
+namespace isotherm::gpu {
+
+// This machine has a GPU and its driver.
+bool HasCudaDevice();
+
+struct CudaDeviceOptions {
+  int device = 0;
+  int32_t kv_pages = 0;
+  int32_t max_rows = 256;
+  int64_t context = 0;  // tokens of a sequence; 0: the model's
+  // Of all that the driver counts for this process; what the rest leaves becomes the hot pool. Below
+  // 0: what is free when the device is made, less a reserve of 512 MiB.
+  int64_t vram_budget = -1;
+  bool stored_predictor = false;  // keep the file's type instead of 8 bits
+  // Share of each layer's cold neurons that this side reads over PCIe, 0 to 1; below 0: adapted to
+  // who finishes last.
+  double streamed_share = -1;
+};
+
+// A step of a batch on one CUDA device. Small batches run as one captured graph; see Device for the
+// contract.
+class CudaDevice final : public Device {
+ public:
+  // `model` outlives the device. FailedPrecondition without a usable device, ResourceExhausted when
+  // the budget or the device is too small, InvalidArgument for a model that it does not compute.
+  static absl::StatusOr<std::unique_ptr<CudaDevice>> Create(
+      const ModelFile& model, const CudaDeviceOptions& options,
+      const std::function<void(double)>& progress = {});
+  ~CudaDevice() override;
+
+  DeviceInfo Describe() const override;
+  bool Lost() const override { return IsSticky(cudaPeekAtLastError()); }
+  absl::Status Prepare(const PlacementPlan& plan, const NeuronStore* source,
+                       const std::function<void(int64_t, int64_t)>& progress) override;
+  absl::Status Retire(int64_t epoch) override { return hot_pool_->Retire(epoch); }
+  bool Has(int64_t epoch) const override { return hot_pool_->Find(epoch) != nullptr; }
+  absl::StatusOr<std::shared_ptr<void>> Map(const ColdSide& cold) override;
+  absl::Status RunStep(const DeviceBatch& batch, const ColdSide& cold,
+                       DeviceOutput* output) override;
+
+  const DeviceMemoryUse& memory_use() const { return memory_; }
+
+  // Of the last step, copied from the device, for tests: residual rows [rows, model_dim], and the
+  // logits of its sampling rows.
+  std::vector<float> Residual(int64_t rows) const;
+  std::vector<float> Logits(int64_t rows) const;
+
+ private:
+  CudaDevice(const ModelFile& model, const CudaDeviceOptions& options);
+  absl::Status Open();
+  absl::Status Allocate();
+  absl::Status AllocateHotPool();
+  absl::Status Check(const DeviceBatch& batch) const;
+  void FillInputs(const DeviceBatch& batch, const MappedCold* cold, const SlotRing& ring,
+                  const LayerTable* tables, uint64_t nonce);
+  absl::Status RunOnce(const DeviceBatch& batch, const MappedCold* cold, ColdLink* link,
+                       const LayerTable* tables, uint64_t nonce);
+  absl::Status AwaitStep(TimePoint deadline, ColdLink* link);
+  absl::Status StepStatus() const;
+  absl::Status Sample(const DeviceBatch& batch, DeviceOutput* output);
+  absl::Status ReadTraces(const DeviceBatch& batch, DeviceOutput* output);
+  std::shared_ptr<MappedCold> FindMapped(const ColdSide& cold);
+  const StepState& state() const { return *results_.as<const StepState>(); }
+
+  const ModelFile& model_;
+  const ModelConfig config_;
+  const BundleLayout layout_;
+  const CudaDeviceOptions options_;
+  const int32_t max_pages_;  // of a sequence
+  std::string name_, isa_;
+  cudaStream_t stream_ = nullptr;       // of steps
+  cudaStream_t copy_stream_ = nullptr;  // of everything else
+  CudaWeights weights_;
+  DeviceBytes kv_, work_memory_;
+  PinnedBytes inputs_, results_, bounce_;
+  StepBuffersCuda buffers_;
+  StepInputs input_layout_;
+  std::unique_ptr<StepGraph> graph_;
+  std::unique_ptr<HotMemory> pool_memory_;
+  std::unique_ptr<HotPool> hot_pool_;
+  std::unique_ptr<CudaTables> tables_;
+  CutController cuts_;
+  DeviceMemoryUse memory_;
+  std::mutex mapped_mu_;
+  std::vector<std::weak_ptr<MappedCold>> mapped_;
+  // Of the running step.
+  std::vector<LayerStep> layer_steps_;
+  int64_t page_tables_ = 0;
+  int32_t num_logits_ = 0;
+};
+
+}  // namespace isotherm::gpu

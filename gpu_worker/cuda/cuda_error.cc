@@ -1,0 +1,44 @@
+#include "gpu_worker/cuda/cuda_error.h"
+
+#include "absl/strings/str_cat.h"
+#include "common/base/exit_code.h"
+
+namespace isotherm::gpu {
+
+bool IsSticky(cudaError_t error) {
+  switch (error) {
+    case cudaErrorIllegalAddress:
+    case cudaErrorLaunchTimeout:
+    case cudaErrorHardwareStackError:
+    case cudaErrorIllegalInstruction:
+    case cudaErrorMisalignedAddress:
+    case cudaErrorInvalidAddressSpace:
+    case cudaErrorInvalidPc:
+    case cudaErrorLaunchFailure:
+    case cudaErrorECCUncorrectable:
+    case cudaErrorNvlinkUncorrectable:
+    case cudaErrorAssert:
+      return true;
+    default:
+      return false;
+  }
+}
+
+absl::Status CudaStatus(cudaError_t error, absl::string_view what) {
+  if (error == cudaSuccess) return absl::OkStatus();
+  const std::string text = absl::StrCat(what, ": ", cudaGetErrorName(error), ", ",
+                                        cudaGetErrorString(error));
+  if (error == cudaErrorMemoryAllocation) {
+    return WithExitCode(
+        absl::ResourceExhaustedError(absl::StrCat("the GPU's memory is short: ", text)),
+        ExitCode::kShortage);
+  }
+  if (error == cudaErrorNoDevice || error == cudaErrorInsufficientDriver) {
+    return WithExitCode(absl::FailedPreconditionError(absl::StrCat(
+                            "no usable CUDA device: ", text, "; use --device cpu on this machine")),
+                        ExitCode::kShortage);
+  }
+  return absl::InternalError(text);
+}
+
+}  // namespace isotherm::gpu

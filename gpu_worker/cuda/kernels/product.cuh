@@ -1,0 +1,190 @@
+#pragma once
+
+#include "gpu_worker/cuda/kernels/formats.cuh"
+#include "gpu_worker/cuda/kernels/kernels.h"
+
+// The product of a weight matrix and a few rows: a warp takes kOutputs matrix rows at a time, x lies
+// in shared memory as F32. Bound by reading the weights.
+namespace isotherm::gpu {
+
+inline constexpr int kProductThreads = 256;
+inline constexpr int kProductWarps = kProductThreads / kWarp;
+
+// Shared memory holds x so that the lanes of a warp, each with kElems columns, read 16 bytes side by
+// side: the columns' groups of 4 lie in kElems / 4 planes.
+template <int kElems>
+__device__ inline int StagedIndex(int column, int padded) {
+  constexpr int kPlanes = kElems / 4;
+  return (column / 4 % kPlanes) * (padded / kPlanes) + column / kElems * 4 + column % 4;
+}
+
+// Normed value of a column. `scale` and `shift`: of the row.
+__device__ inline float Normed(const NormWeights& norm, float x, int column, float scale,
+                               float shift) {
+  if (norm.kind == NormOp::kNone) return x;
+  float y = (x - shift) * scale * norm.weight[column];
+  if (norm.kind == NormOp::kLayer && norm.bias != nullptr) y += norm.bias[column];
+  return Round16(y, norm.bf16);
+}
+
+struct RowNorm {
+  float scale = 1, shift = 0;
+};
+
+// By the whole block. scratch: 32 floats.
+__device__ inline RowNorm MeasureRow(const NormWeights& norm, const float* x, int columns,
+                                     float* scratch) {
+  RowNorm out;
+  if (norm.kind == NormOp::kNone) return out;
+  if (norm.kind == NormOp::kLayer) {
+    float sum = 0;
+    for (int c = threadIdx.x; c < columns; c += blockDim.x) sum += x[c];
+    out.shift = BlockSum(sum, scratch) / static_cast<float>(columns);
+  }
+  float squares = 0;
+  for (int c = threadIdx.x; c < columns; c += blockDim.x) {
+    const float d = x[c] - out.shift;
+    squares += d * d;
+  }
+  squares = BlockSum(squares, scratch);
+  out.scale = 1.0f / sqrtf(squares / static_cast<float>(columns) + norm.eps);
+  return out;
+}
+
+// Rows row0 .. row0 + rows of the input to shared memory, zero in the padding and in rows that are
+// not there. Ends with a barrier.
+template <int kElems, int R>
+__device__ inline void StageRows(const ProductInput& in, int row0, int rows, int columns, int padded,
+                                 float* xs) {
+  __shared__ float scratch[32];
+  for (int r = 0; r < R; ++r) {
+    float* const to = xs + r * padded;
+    if (r >= rows) {
+      for (int c = threadIdx.x; c < padded; c += blockDim.x) to[c] = 0;
+      continue;
+    }
+    const int from = in.gather != nullptr ? in.gather[row0 + r] : row0 + r;
+    const float* const x = in.x + from * in.stride;
+    const RowNorm norm = MeasureRow(in.norm, x, columns, scratch);
+    for (int c = threadIdx.x; c < padded; c += blockDim.x) {
+      to[StagedIndex<kElems>(c, padded)] =
+          c < columns ? Normed(in.norm, x[c], c, norm.scale, norm.shift) : 0.0f;
+    }
+  }
+  __syncthreads();
+}
+
+// acc[i][r] = weights row i . x row r, in every lane. rows: the matrix rows, each inside the matrix.
+template <class Format, int kOutputs, int R>
+__device__ inline void WarpDots(const DeviceMatrix& w, const int (&rows)[kOutputs], const float* xs,
+                                float (&acc)[kOutputs][R]) {
+  const int lane = threadIdx.x % kWarp;
+  const int padded = static_cast<int>(w.padded_columns);
+  const int chunks = padded / Format::kElems;
+  const uint4* data[kOutputs];
+  const uint16_t* scales[kOutputs];
+#pragma unroll
+  for (int i = 0; i < kOutputs; ++i) {
+    data[i] = reinterpret_cast<const uint4*>(static_cast<const unsigned char*>(w.data) +
+                                             rows[i] * Format::RowBytes(padded));
+    scales[i] = Format::kScaled ? w.scales + int64_t{rows[i]} * (padded / 32) : nullptr;
+#pragma unroll
+    for (int r = 0; r < R; ++r) acc[i][r] = 0;
+  }
+  const int plane = padded / (Format::kElems / 4);
+  constexpr int kUnroll = kOutputs >= 4 ? 2 : 4;
+  for (int c0 = lane; c0 < chunks; c0 += kWarp * kUnroll) {
+    uint4 raw[kUnroll][kOutputs];
+    float scale[kUnroll][kOutputs];
+#pragma unroll
+    for (int u = 0; u < kUnroll; ++u) {
+      const int c = c0 + u * kWarp;
+#pragma unroll
+      for (int i = 0; i < kOutputs; ++i) {
+        raw[u][i] = c < chunks ? __ldcs(data[i] + c) : uint4{0, 0, 0, 0};
+        if constexpr (Format::kScaled) {
+          scale[u][i] =
+              c < chunks ? __half2float(__ushort_as_half(__ldg(scales[i] + c * Format::kElems / 32)))
+                         : 0.0f;
+        }
+      }
+    }
+#pragma unroll
+    for (int u = 0; u < kUnroll; ++u) {
+      const int c = c0 + u * kWarp;
+      if (c >= chunks) break;
+      float decoded[kOutputs][Format::kElems];
+#pragma unroll
+      for (int i = 0; i < kOutputs; ++i) Format::Decode(raw[u][i], decoded[i]);
+#pragma unroll
+      for (int r = 0; r < R; ++r) {
+        float dot[kOutputs] = {};
+#pragma unroll
+        for (int p = 0; p < Format::kElems / 4; ++p) {
+          const float4 x = *reinterpret_cast<const float4*>(xs + r * padded + p * plane + c * 4);
+#pragma unroll
+          for (int i = 0; i < kOutputs; ++i) {
+            dot[i] += decoded[i][4 * p] * x.x + decoded[i][4 * p + 1] * x.y +
+                      decoded[i][4 * p + 2] * x.z + decoded[i][4 * p + 3] * x.w;
+          }
+        }
+#pragma unroll
+        for (int i = 0; i < kOutputs; ++i) {
+          if constexpr (Format::kScaled) {
+            acc[i][r] += scale[u][i] * dot[i];
+          } else {
+            acc[i][r] += dot[i];
+          }
+        }
+      }
+    }
+  }
+#pragma unroll
+  for (int i = 0; i < kOutputs; ++i) {
+#pragma unroll
+    for (int r = 0; r < R; ++r) acc[i][r] = WarpSum(acc[i][r]);
+  }
+}
+
+// Calls launch(Format()) for the matrix's type.
+template <class Launch>
+void ForFormat(DType dtype, const Launch& launch) {
+  switch (dtype) {
+    case DType::kF32:
+      return launch(F32Format());
+    case DType::kF16:
+      return launch(F16Format());
+    case DType::kBF16:
+      return launch(Bf16Format());
+    case DType::kQ8_0:
+      return launch(Q8Format());
+    default:
+      return launch(Q4Format());
+  }
+}
+
+// Rows that one block takes: all of a small batch, else tiles of 4.
+template <class Launch>
+void ForRowTile(int max_rows, const Launch& launch) {
+  if (max_rows <= 1) return launch(std::integral_constant<int, 1>());
+  if (max_rows <= 2) return launch(std::integral_constant<int, 2>());
+  return launch(std::integral_constant<int, 4>());
+}
+
+// Lets `kernel` use `bytes` of shared memory; 48 KiB need no leave.
+template <class Kernel>
+void AllowShared(Kernel kernel, int bytes) {
+  if (bytes > 48 * 1024)
+    cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+}
+
+inline constexpr int kMultiprocessors = 132;  // grids are sized for it; any number is right
+
+// As many blocks as fit at once or fewer, so that every warp takes the same number of tasks.
+inline int ProductBlocks(int64_t tasks) {
+  constexpr int64_t kMost = int64_t{4} * kMultiprocessors * kProductWarps;
+  const int64_t each = (tasks + kMost - 1) / kMost;  // tasks of a warp
+  return static_cast<int>((tasks + kProductWarps * each - 1) / (kProductWarps * each));
+}
+
+}  // namespace isotherm::gpu

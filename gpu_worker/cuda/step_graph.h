@@ -1,0 +1,82 @@
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <cstdint>
+#include <map>
+
+#include "absl/status/status.h"
+#include "gpu_worker/cuda/cuda_weights.h"
+#include "gpu_worker/cuda/kernels/kernels.h"
+#include "models/bundle_layout.h"
+#include "models/model_config.h"
+
+namespace isotherm::gpu {
+
+// Where the inputs of a step lie in their one block, the same on the host and on the device, and
+// what of it a step of `rows` rows needs: the front, so that a small step copies little.
+struct StepInputs {
+  int64_t header = 0, layers = 0, rows = 0, logit_rows = 0, pages = 0, bytes = 0;
+  int32_t max_rows = 0, max_pages = 0;
+
+  static StepInputs Make(int64_t num_layers, int32_t max_rows, int32_t max_pages);
+  int64_t BytesFor(int64_t page_tables) const { return pages + page_tables * max_pages * 4; }
+};
+
+// Device memory that a step works in.
+struct StepBuffersCuda {
+  float *x = nullptr, *q = nullptr, *attention = nullptr, *hidden = nullptr;
+  float *hot_partial = nullptr, *streamed_partial = nullptr, *streamed_sum = nullptr;
+  float *rope_cos = nullptr, *rope_sin = nullptr, *logits = nullptr;
+  uint16_t* z = nullptr;
+  uint64_t* active = nullptr;
+  uint32_t *predicted = nullptr, *fired = nullptr;  // [num_layers, num_neurons]; never reset
+  unsigned char* attention_scratch = nullptr;
+  double* rope_frequencies = nullptr;
+  const unsigned char* inputs = nullptr;
+  StepState* state = nullptr;
+  LayerTrace* traces = nullptr;
+  int32_t hidden_stride = 0;
+};
+
+AttentionShape AttentionShapeOf(const ModelConfig& config, bool bf16);
+
+// The sequence of kernels of a step, launched one by one or, for small batches, as one graph that is
+// captured once.
+class StepGraph {
+ public:
+  struct Parts {
+    const ModelConfig* config = nullptr;
+    const BundleLayout* layout = nullptr;
+    const CudaWeights* weights = nullptr;
+    StepBuffersCuda buffers;
+    StepInputs inputs;
+    uint16_t* kv = nullptr;
+    int32_t kv_pages = 0;
+    const unsigned char* pool = nullptr;  // hot neurons
+    const std::byte* host_inputs = nullptr;  // pinned
+    std::byte* host_results = nullptr;       // pinned: StepState, then logits
+    int64_t logits_offset = 0;               // in host_results
+    int32_t max_rows = 0;
+  };
+  explicit StepGraph(const Parts& parts);
+  ~StepGraph();
+
+  // Captures the graphs of small batches and runs each kernel once with no rows, so that nothing is
+  // loaded or allocated during a step. `stream` is idle.
+  absl::Status Capture(cudaStream_t stream);
+
+  // Queues a step of `rows` rows whose inputs are filled in, of which `logits` are wanted.
+  absl::Status Launch(int32_t rows, int32_t logits, int64_t page_tables, cudaStream_t stream);
+
+ private:
+  void Record(int32_t max_rows, int64_t page_tables, int32_t logits, cudaStream_t stream);
+  absl::Status CaptureOne(int32_t rows, cudaStream_t stream);
+
+  const Parts parts_;
+  cudaStream_t side_stream_ = nullptr;  // reads over PCIe beside the hot neurons
+  cudaEvent_t fork_ = nullptr, join_ = nullptr;
+  std::map<int32_t, cudaGraphExec_t> graphs_;  // by rows
+};
+
+}  // namespace isotherm::gpu
