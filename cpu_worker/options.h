@@ -15,6 +15,7 @@ struct CpuWorkerOptions {
   std::string model;
   std::string listen;
   std::string socket_dir;
+  std::string placement;                  // where telemetry goes; empty: nowhere
   int num_threads = 0;                    // ParseOptions: allowed cores less one, at least 1
   std::optional<Activation> activation;   // instead of the file's
   std::optional<float> sparse_threshold;  // part of the model's identity; used by the gpu_worker

@@ -11,7 +11,9 @@
 
 #include "common/base/exit_code.h"
 #include "common/base/status_macros.h"
+#include "common/rpc/grpc_telemetry_sink.h"
 #include "common/rpc/server.h"
+#include "common/telemetry/telemetry_sampler.h"
 #include "cpu_worker/engine/cpu_worker.h"
 #include "cpu_worker/engine/model_source.h"
 #include "cpu_worker/service/cpu_worker_service.h"
@@ -64,11 +66,19 @@ absl::Status RunServer(const CpuWorkerOptions& options, ShutdownSignal& shutdown
 
   std::atomic<bool> stop{false};
   absl::Status load_status;
+  std::unique_ptr<TelemetrySampler> sampler;  // made by the loader, used after it was joined
   std::thread loader([&] {
     ::pthread_setname_np(::pthread_self(), "load");
     load_status = LoadModel(options, worker, stop);
     if (!load_status.ok()) return shutdown.Trigger();
     if (stop.load()) return;
+    if (!options.placement.empty()) {
+      sampler = std::make_unique<TelemetrySampler>(
+          TelemetrySamplerOptions{.instance_id = worker.instance_id(),
+                                  .model_digest = worker.Describe().model_digest},
+          [&](NeuronCounters* counters) { return worker.ReadCounters(counters); },
+          std::make_unique<rpc::GrpcTelemetrySink>(options.placement));
+    }
     server->SetServing(true);
     AnnounceReady();
   });

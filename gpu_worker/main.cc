@@ -11,7 +11,7 @@ int main(int argc, char** argv) {
   isotherm::ShutdownSignal shutdown;
   isotherm::gpu::GpuWorkerOptions options;
   std::string log_level = "info", activation, budget = "auto", kv_bytes = "1GiB",
-                             predictor_type = "8bit";
+              move_rate = "1GiB", predictor_type = "8bit";
   float threshold = 0;
   bool supervised = false;
   CLI::App app(
@@ -36,9 +36,10 @@ int main(int argc, char** argv) {
   app.add_option("--kv-bytes", kv_bytes, "upper bound of the KV cache")->capture_default_str();
   app.add_option("--max-rows", options.max_rows, "rows of a step, at most 256")
       ->capture_default_str();
-  app.add_option("--vram-budget", budget,
-                 "with a GPU: all its memory that this process may take, such as 8GiB; with cpu: "
-                 "bytes of hot neurons; auto: what is free less 512 MiB, or a quarter of the neurons")
+  app.add_option(
+         "--vram-budget", budget,
+         "with a GPU: all its memory that this process may take, such as 8GiB; with cpu: "
+         "bytes of hot neurons; auto: what is free less 512 MiB, or a quarter of the neurons")
       ->capture_default_str();
   app.add_option("--predictor-type", predictor_type,
                  "8bit (smaller: more room for hot neurons) or stored (as in the file); GPU only")
@@ -48,6 +49,11 @@ int main(int argc, char** argv) {
                  "share of the cold neurons that the GPU reads over PCIe, 0 to 1; -1: adapted to "
                  "who finishes last")
       ->check(CLI::Range(-1.0, 1.0))
+      ->capture_default_str();
+  app.add_option("--placement", options.placement,
+                 "address of the placement_service, which is told what was counted; empty: nobody");
+  app.add_option("--move-rate", move_rate,
+                 "bytes a second that a migration copies while steps run; 0: no limit")
       ->capture_default_str();
   app.add_option("--activation", activation, "relu or silu, instead of the file's");
   CLI::Option* threshold_option =
@@ -76,6 +82,9 @@ int main(int argc, char** argv) {
   const auto kv = isotherm::ParseBytes(kv_bytes);
   if (!kv.ok()) return usage(kv.status());
   options.kv_bytes = *kv;
+  const auto rate = isotherm::ParseBytes(move_rate);
+  if (!rate.ok()) return usage(rate.status());
+  options.move_rate = *rate;
   options.stored_predictor = predictor_type == "stored";
   if (activation == "relu") options.model_options.activation = isotherm::Activation::kRelu;
   if (activation == "silu") options.model_options.activation = isotherm::Activation::kSilu;

@@ -11,7 +11,9 @@
 #include "common/base/status_macros.h"
 #include "common/base/units.h"
 #include "common/process/log.h"
+#include "common/rpc/grpc_telemetry_sink.h"
 #include "common/rpc/server.h"
+#include "common/telemetry/telemetry_sampler.h"
 #include "common/threading/cores.h"
 #include "gpu_worker/engine/step_engine.h"
 #include "gpu_worker/host/owned_neurons.h"
@@ -109,6 +111,7 @@ absl::Status Validate(const GpuWorkerOptions& options) {
     return bad("--parallel is not within 1 to 1024");
   if (options.threads < 0 || options.threads > 1024)
     return bad("--threads is not within 0 to 1024");
+  if (options.move_rate < 0) return bad("--move-rate is negative; 0 is no limit");
   return absl::OkStatus();
 }
 
@@ -143,6 +146,7 @@ absl::Status RunGpuWorker(const GpuWorkerOptions& options, ShutdownSignal& shutd
   StepEngine engine(*device, {.instance_id = instance_id,
                               .model_digest = config.digest,
                               .context_length = kv.context,
+                              .move_bytes_per_second = options.move_rate,
                               .on_device_lost = [&] {
                                 device_lost = true;
                                 shutdown.Trigger();
@@ -150,8 +154,7 @@ absl::Status RunGpuWorker(const GpuWorkerOptions& options, ShutdownSignal& shutd
   std::unique_ptr<CpuWorkerConnector> connector;
   if (options.cpu_worker.empty()) {
     ISOTHERM_ASSIGN_OR_RETURN(std::unique_ptr<OwnedNeurons> neurons, OwnedNeurons::Load(*model));
-    ISOTHERM_RETURN_IF_ERROR(
-        engine.SetCold(std::make_shared<LocalAttachment>(std::move(neurons))));
+    ISOTHERM_RETURN_IF_ERROR(engine.SetCold(std::make_shared<LocalAttachment>(std::move(neurons))));
   } else {
     connector = std::make_unique<CpuWorkerConnector>(
         CpuWorkerConnector::Options{
@@ -165,6 +168,13 @@ absl::Status RunGpuWorker(const GpuWorkerOptions& options, ShutdownSignal& shutd
                       .device = device.get(),
                       .engine = &engine,
                       .instance_id = instance_id});
+  std::unique_ptr<TelemetrySampler> sampler;
+  if (!options.placement.empty()) {
+    sampler = std::make_unique<TelemetrySampler>(
+        TelemetrySamplerOptions{.instance_id = instance_id, .model_digest = config.digest},
+        [&](NeuronCounters* counters) { return device->ReadCounters(counters); },
+        std::make_unique<rpc::GrpcTelemetrySink>(options.placement));
+  }
   server->SetServing(true);
   AnnounceReady();
   const DeviceInfo info = device->Describe();

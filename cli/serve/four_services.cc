@@ -45,10 +45,12 @@ FourServices MakeFourServices(const ServeOptions& options, const std::filesystem
   std::vector<std::string> cpu = CommonArgs(options, record.model, record.cpu_worker);
   Add(cpu, "--socket-dir", run_dir.socket_dir().string());
   Add(cpu, "--threads", absl::StrCat(options.threads));
+  Add(cpu, "--placement", record.placement);
   AddIfSet(cpu, "--activation", options.activation);
 
   std::vector<std::string> gpu = CommonArgs(options, record.model, record.gpu_worker);
   Add(gpu, "--cpu-worker", record.cpu_worker);
+  Add(gpu, "--placement", record.placement);
   Add(gpu, "--device", "cpu");
   Add(gpu, "--transport", options.transport);
   Add(gpu, "--threads", absl::StrCat(options.threads));

@@ -1,6 +1,7 @@
 #include "common/kernels/sparse_ffn.h"
 
 #include <algorithm>
+#include <atomic>
 #include <bit>
 #include <cmath>
 
@@ -56,6 +57,13 @@ float Activate(Activation activation, float value) {
     return 0.5f * value * std::erfc(value * -0.70710678f);  // 1 + erf(x) loses the left tail
   }
   return value <= 0.0f ? 0.0f : value;
+}
+
+// The neuron's word is this call's alone; whoever reads it meanwhile gets an old or new count.
+void CountFirings(const SparseFfnParams& p, int32_t id, uint32_t rows) {
+  if (p.fired == nullptr) return;
+  std::atomic_ref<uint32_t> word(p.fired[id]);
+  word.store(word.load(std::memory_order_relaxed) + rows, std::memory_order_relaxed);
 }
 
 // dots[r] = w[r] . z for count rows.
@@ -141,11 +149,14 @@ void PieceOfOneRow(const SparseFfnParams& p, const float* z, const int32_t* ids,
     for (int r = 0; r < pass.count; ++r) {
       if (p.up_bias != nullptr) dots[r] += p.up_bias[ids[i + r]];
       if (p.activation == Activation::kRelu && dots[r] <= 0.0f) continue;
+      CountFirings(p, ids[i + r], 1);
       scale[num_open] = Activate(p.activation, dots[r]);
       open[num_open++] = pass.rows[r];
     }
   }
   thread.num_open += num_open;
+  thread.num_bundles += count;
+  thread.num_open_bundles += num_open;
   if (p.hash != nullptr) {
     uint64_t sum = 0;
     for (int i = 0; i < count; ++i) {
@@ -269,9 +280,17 @@ void PassOfManyRows(const SparseFfnParams& p, const SparseFfnWorkspace::Shared& 
     }
     return neurons;
   });
+  thread.num_bundles += pass;
   if (count == 0) return;
+  uint32_t open_rows[kPassRows] = {};
   for (int64_t i = 0; i < count; ++i) {
-    thread.num_open += std::popcount(thread.row_neurons[static_cast<size_t>(i)]);
+    for (int r = 0; r < pass; ++r) open_rows[r] += thread.row_neurons[i] >> r & 1;
+  }
+  for (int r = 0; r < pass; ++r) {
+    if (open_rows[r] == 0) continue;
+    thread.num_open += open_rows[r];
+    ++thread.num_open_bundles;
+    CountFirings(p, ids[r], open_rows[r]);
   }
   if (b.rows == 3) {
     DotsOfRows<kType>(second, down, shared, thread.rows.data(), count, b.model_dim,
@@ -404,6 +423,8 @@ absl::Status SparseFfnBegin(const SparseFfnParams& params) {
     thread.used = false;
     thread.work_hash = 0;
     thread.num_open = 0;
+    thread.num_bundles = 0;
+    thread.num_open_bundles = 0;
   }
   shared.cursor.store(0, std::memory_order_relaxed);
   HWY_DYNAMIC_DISPATCH(WidenInputImpl)(params, shared);
@@ -442,6 +463,14 @@ uint64_t SparseFfnWorkHash(const SparseFfnParams& params) {
 int64_t SparseFfnOpenPairs(const SparseFfnWorkspace& workspace) {
   int64_t sum = 0;
   for (const SparseFfnThread& thread : workspace.shared().threads) sum += thread.num_open;
+  return sum;
+}
+
+int64_t SparseFfnBytesRead(const SparseFfnWorkspace& workspace, const BundleView& bundles) {
+  int64_t sum = 0;
+  for (const SparseFfnThread& thread : workspace.shared().threads) {
+    sum += bundles.row_bytes * (thread.num_bundles + (bundles.rows - 1) * thread.num_open_bundles);
+  }
   return sum;
 }
 

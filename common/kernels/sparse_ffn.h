@@ -52,11 +52,14 @@ struct SparseFfnParams {
   Activation activation = Activation::kRelu;
   bool activate_up = false;        // 3 rows only
   const float* up_bias = nullptr;  // [num_neurons], by id; 2 rows only
-  float* partial = nullptr;  // [num_rows, model_dim], overwritten
+  float* partial = nullptr;        // [num_rows, model_dim], overwritten
   // Both or neither. *work_hash becomes the sum over the pairs accumulated; one skipped because its
   // gate is shut counts as done.
   const NeuronHash* hash = nullptr;
   uint64_t* work_hash = nullptr;
+  // [num_neurons], or null: rows whose gate was open are added to a neuron's word, which nobody
+  // else writes during the call; others may read it.
+  uint32_t* fired = nullptr;
   SparseFfnWorkspace* workspace = nullptr;
 };
 
@@ -105,5 +108,8 @@ uint64_t SparseFfnWorkHash(const SparseFfnParams& params);
 // Of the last call on this workspace: (row, neuron) pairs whose gate was open, so that their other
 // rows were read.
 int64_t SparseFfnOpenPairs(const SparseFfnWorkspace& workspace);
+// Weight bytes that the last call with `bundles` on this workspace read: the gate of each neuron
+// computed, the other rows where a gate was open.
+int64_t SparseFfnBytesRead(const SparseFfnWorkspace& workspace, const BundleView& bundles);
 
 }  // namespace isotherm

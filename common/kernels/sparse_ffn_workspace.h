@@ -21,6 +21,8 @@ struct alignas(64) SparseFfnThread {
   bool used = false;  // took work: its accumulators count
   uint64_t work_hash = 0;
   int64_t num_open = 0;                        // pairs whose gate was open
+  int64_t num_bundles = 0;                     // neurons computed, for whichever rows
+  int64_t num_open_bundles = 0;                // of those, whose gate was open in some row
   hwy::AlignedFreeUniquePtr<float[]> sums;     // [max_rows, padded_dim]
   hwy::AlignedFreeUniquePtr<float[]> decoded;  // [4, padded_dim]: weight rows of a pass
   std::vector<int32_t> ids;                    // [num_neurons]: the active ones

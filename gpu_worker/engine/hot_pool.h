@@ -53,6 +53,7 @@ class HotPool {
 
   int64_t capacity_bytes() const { return capacity_slots_ * layout_.bundle_bytes; }
   int64_t used_bytes() const;
+  int64_t spare_bytes() const { return physical_slots_ * layout_.bundle_bytes - used_bytes(); }
   int64_t physical_slots() const { return physical_slots_; }
 
  private:

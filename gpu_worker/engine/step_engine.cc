@@ -8,6 +8,7 @@
 #include "absl/container/flat_hash_map.h"
 #include "absl/strings/str_cat.h"
 #include "common/base/status_macros.h"
+#include "gpu_worker/engine/move_pacer.h"
 
 namespace isotherm::gpu {
 
@@ -119,9 +120,8 @@ void StepEngine::Abort(int64_t connection) {
 absl::Status StepEngine::SetCold(std::shared_ptr<ColdAttachment> cold) {
   Cold fresh{.attachment = std::move(cold)};
   if (fresh.attachment != nullptr) {
-    ISOTHERM_ASSIGN_OR_RETURN(fresh.mapping,
-                              device_.Map({.link = &fresh.attachment->link(),
-                                           .arena = fresh.attachment->arena()}));
+    ISOTHERM_ASSIGN_OR_RETURN(fresh.mapping, device_.Map({.link = &fresh.attachment->link(),
+                                                          .arena = fresh.attachment->arena()}));
   }
   std::unique_lock lock(mu_);
   std::swap(cold_, fresh);
@@ -137,8 +137,15 @@ absl::Status StepEngine::Prepare(const PlacementPlan& plan,
     std::lock_guard lock(mu_);
     return cold_;
   }();
+  MovePacer pacer(options_.move_bytes_per_second, Clock::Real());
+  const auto paced = [&](int64_t done, int64_t total) {
+    if (progress) progress(done, total);
+    std::unique_lock lock(mu_);
+    const std::chrono::nanoseconds delay = pacer.Delay(done, running_ || !queue_.empty());
+    if (delay.count() > 0) changed_.wait_for(lock, delay, [this] { return stop_; });
+  };
   return device_.Prepare(plan, cold.attachment != nullptr ? cold.attachment->arena() : nullptr,
-                         progress);
+                         paced);
 }
 
 absl::Status StepEngine::Commit(int64_t epoch) {
@@ -264,8 +271,8 @@ absl::StatusOr<Sequence*> StepEngine::CheckRow(const StepRow& row, StepRowOrder*
 }
 
 StepResult StepEngine::RunOne(const StepRequest& request, int64_t step_id,
-                              const std::vector<StepRow>& rows,
-                              const Cold& cold, std::vector<StepRow>* next) {
+                              const std::vector<StepRow>& rows, const Cold& cold,
+                              std::vector<StepRow>* next) {
   const TimePoint start = std::chrono::steady_clock::now();
   StepResult result{.step_id = step_id, .epoch = request.epoch};
   const auto fail = [&](const absl::Status& status) {
@@ -306,9 +313,8 @@ StepResult StepEngine::RunOne(const StepRequest& request, int64_t step_id,
                                                    : options_.default_deadline),
       .layers = request.layers,
       .rows = device_rows};
-  const ColdSide side{
-      .link = cold.attachment != nullptr ? &cold.attachment->link() : nullptr,
-      .arena = cold.attachment != nullptr ? cold.attachment->arena() : nullptr};
+  const ColdSide side{.link = cold.attachment != nullptr ? &cold.attachment->link() : nullptr,
+                      .arena = cold.attachment != nullptr ? cold.attachment->arena() : nullptr};
   DeviceOutput output;
   if (const absl::Status status = device_.RunStep(batch, side, &output); !status.ok())
     return fail(status);

@@ -36,6 +36,7 @@ struct StepEngineOptions {
   std::string model_digest;
   int64_t context_length = 0;
   std::chrono::microseconds default_deadline{30'000'000};
+  int64_t move_bytes_per_second = 0;  // of a migration while steps run; 0: as fast as it goes
   // The device reported an error that it does not recover from; called on the engine thread, after
   // the step's failure was reported.
   std::function<void()> on_device_lost;

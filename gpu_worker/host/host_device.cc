@@ -45,6 +45,8 @@ struct HostDevice::StepState {
   DeviceOutput& output;
   std::shared_ptr<const EpochTables> tables;  // pins the epoch
   int64_t num_rows = 0;
+  int64_t exact_rows = 0;
+  bool decode = false;       // every row samples
   uint64_t cold_hash = 0;    // of the cpu_worker's accepted results
   ColdLink* link = nullptr;  // null from the moment it was lost
   NeuronHash hash;           // of the running layer
@@ -86,8 +88,7 @@ absl::StatusOr<std::unique_ptr<HostDevice>> HostDevice::Create(
   if (device->hot_storage_.data() == nullptr) {
     return WithExitCode(
         absl::ResourceExhaustedError(absl::StrCat(
-            "the hot pool needs ",
-            FormatBytes(static_cast<int64_t>(device->hot_storage_.size())),
+            "the hot pool needs ", FormatBytes(static_cast<int64_t>(device->hot_storage_.size())),
             " of memory; lower --vram-budget")),
         ExitCode::kShortage);
   }
@@ -115,7 +116,8 @@ HostDevice::HostDevice(const ModelFile& model, HostWeights weights,
       buffers_(ShapeOf(config_, weights_, options.max_rows)),
       dense_(config_, bf16_, config_.context_length, buffers_, pool_),
       logits_(config_, bf16_, weights_, pool_),
-      policies_(static_cast<size_t>(config_.num_layers)) {
+      policies_(static_cast<size_t>(config_.num_layers)),
+      counters_(config_.num_layers, config_.ffn_dim, /*predicted=*/true) {
   for (int32_t r = 0; r < options_.max_rows; ++r) row_keys_.push_back(r);
 }
 
@@ -126,6 +128,7 @@ DeviceInfo HostDevice::Describe() const {
       .threads = pool_.num_threads(),
       .hot_capacity_bytes = hot_pool_.capacity_bytes(),
       .hot_free_bytes = std::max<int64_t>(0, hot_pool_.capacity_bytes() - hot_pool_.used_bytes()),
+      .hot_spare_bytes = hot_pool_.spare_bytes(),
       .kv_pages = options_.kv_pages,
       .max_rows = options_.max_rows};
 }
@@ -231,8 +234,9 @@ void HostDevice::Embed(const DeviceBatch& batch) {
   }
 }
 
-absl::Status HostDevice::ComputeOwned(const BundleView& bundles, const uint64_t* owned,
-                                      float* partial, StepState& step) {
+absl::Status HostDevice::ComputeOwned(int64_t layer, const BundleView& bundles,
+                                      const uint64_t* owned, float* partial, StepState& step,
+                                      uint64_t* bytes_read) {
   uint64_t hash = 0;
   ISOTHERM_RETURN_IF_ERROR(SparseFfn({.bundles = bundles,
                                       .z = buffers_.z.data(),
@@ -245,9 +249,12 @@ absl::Status HostDevice::ComputeOwned(const BundleView& bundles, const uint64_t*
                                       .partial = partial,
                                       .hash = &step.hash,
                                       .work_hash = &hash,
+                                      .fired = counters_.fired(layer),
                                       .workspace = workspace_.get()},
                                      pool_));
   step.output.work_hash += hash;
+  step.output.open_neurons += SparseFfnOpenPairs(*workspace_);
+  *bytes_read = static_cast<uint64_t>(SparseFfnBytesRead(*workspace_, bundles));
   return absl::OkStatus();
 }
 
@@ -258,6 +265,7 @@ absl::Status HostDevice::RunNeurons(int64_t layer, const DenseSection::Output& a
   const bool any_hot = active.hot_together > 0;
   const bool any_cold = active.active_together > active.hot_together;
 
+  LayerBytes bytes;
   bool posted = false;
   if (any_cold && step.link != nullptr && !gpu_only) {
     const absl::Status status = step.link->Post({.step_id = step.batch.step_id,
@@ -283,8 +291,8 @@ absl::Status HostDevice::RunNeurons(int64_t layer, const DenseSection::Output& a
                              .data = hot_storage_.data(),
                              .slot_of = table.slot_of.data(),
                              .num_neurons = layout_.num_neurons};
-    ISOTHERM_RETURN_IF_ERROR(
-        ComputeOwned(bundles, table.hot.data(), buffers_.hot_partial.data(), step));
+    ISOTHERM_RETURN_IF_ERROR(ComputeOwned(layer, bundles, table.hot.data(),
+                                          buffers_.hot_partial.data(), step, &bytes.hot));
   }
   timing.gpu_us = MicrosSince(start);
 
@@ -308,8 +316,8 @@ absl::Status HostDevice::RunNeurons(int64_t layer, const DenseSection::Output& a
           "cold neurons are active and the cpu_worker is not attached; try again soon");
     }
     start = std::chrono::steady_clock::now();
-    ISOTHERM_RETURN_IF_ERROR(ComputeOwned(cold.arena->Layer(layer), table.cold.data(),
-                                          buffers_.cold_partial.data(), step));
+    ISOTHERM_RETURN_IF_ERROR(ComputeOwned(layer, cold.arena->Layer(layer), table.cold.data(),
+                                          buffers_.cold_partial.data(), step, &bytes.cold));
     if (step.link != nullptr && !step.link->alive()) {
       step.link = nullptr;
       step.output.cpu_recomputed = true;
@@ -322,7 +330,29 @@ absl::Status HostDevice::RunNeurons(int64_t layer, const DenseSection::Output& a
   if (any_hot) AddTo(buffers_.x.data(), buffers_.hot_partial.data(), count);
   if (cold_sums != nullptr) AddTo(buffers_.x.data(), cold_sums, count);
   timing.merge_us = MicrosSince(start);
+  CountLayer(layer, timing, bytes, step);
   return absl::OkStatus();
+}
+
+void HostDevice::CountLayer(int64_t layer, const LayerTiming& timing, const LayerBytes& bytes,
+                            const StepState& step) {
+  const auto nanos = [](float micros) { return static_cast<uint64_t>(micros * 1000.0f); };
+  const bool exact = policies_[static_cast<size_t>(layer)].mode == LayerMode::kExact;
+  LayerCounters counts{.cold_bytes = bytes.cold};
+  const auto rows = static_cast<uint64_t>(step.num_rows);
+  counts.exact_tokens = !config_.sparse ? 0 : exact ? rows : static_cast<uint64_t>(step.exact_rows);
+  counts.tokens = rows - counts.exact_tokens;
+  // Exact rows would pass for expensive ones.
+  if (step.decode && counts.exact_tokens == 0) {
+    counts.timed_steps = 1;
+    counts.gpu_ns = nanos(timing.gpu_us);
+    counts.cpu_ns = nanos(timing.cpu_us);
+    counts.wait_ns = nanos(timing.wait_us);
+    counts.merge_ns = nanos(timing.merge_us);
+    counts.hot_bytes = bytes.hot;
+    counts.timed_cold_bytes = bytes.cold;
+  }
+  counters_.AddLayer(layer, counts);
 }
 
 absl::Status HostDevice::RunLayer(int64_t layer, const ColdSide& cold, StepState& step) {
@@ -338,7 +368,8 @@ absl::Status HostDevice::RunLayer(int64_t layer, const ColdSide& cold, StepState
                   .rows = step.batch.rows,
                   .exact = policy.mode == LayerMode::kExact,
                   .hash = step.hash,
-                  .hot = table.hot.data()});
+                  .hot = table.hot.data(),
+                  .predicted = counters_.predicted(layer)});
   step.output.owed_hash += active.owed_hash;
   step.output.active_neurons += active.active_neurons;
   step.output.hot_neurons += active.hot_neurons;
@@ -368,6 +399,12 @@ absl::Status HostDevice::RunStep(const DeviceBatch& batch, const ColdSide& cold,
         StepKey(nonce, static_cast<uint64_t>(batch.step_id), static_cast<uint64_t>(batch.attempt),
                 static_cast<uint64_t>(r));
   }
+  step.decode = step.num_rows > 0;
+  for (const DeviceRow& row : batch.rows) {
+    step.exact_rows += row.exact ? 1 : 0;
+    step.decode &= row.sampling != nullptr;
+  }
+  counters_.AddStep(batch.epoch, step.decode ? step.num_rows : 0);
   if (step.num_rows > 0) {
     Embed(batch);
     for (int64_t layer = 0; layer < config_.num_layers; ++layer)

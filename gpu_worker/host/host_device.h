@@ -9,11 +9,12 @@
 
 #include "absl/status/statusor.h"
 #include "common/kernels/sparse_ffn.h"
+#include "common/telemetry/counter_table.h"
 #include "common/threading/thread_pool.h"
 #include "gpu_worker/device.h"
+#include "gpu_worker/engine/hot_pool.h"
 #include "gpu_worker/host/dense_section.h"
 #include "gpu_worker/host/host_weights.h"
-#include "gpu_worker/engine/hot_pool.h"
 #include "gpu_worker/host/logits_section.h"
 #include "gpu_worker/host/ops/kv_layout.h"
 #include "gpu_worker/host/ops/rope.h"
@@ -46,6 +47,10 @@ class HostDevice final : public Device {
   bool Has(int64_t epoch) const override { return hot_pool_.Find(epoch) != nullptr; }
   absl::Status RunStep(const DeviceBatch& batch, const ColdSide& cold,
                        DeviceOutput* output) override;
+  absl::Status ReadCounters(NeuronCounters* counters) override {
+    counters_.Read(counters);
+    return absl::OkStatus();
+  }
 
   // Weight bytes that a decoded token needs beside its neurons.
   int64_t dense_bytes() const {
@@ -68,13 +73,18 @@ class HostDevice final : public Device {
     bool trace = false;
   };
   struct StepState;
+  struct LayerBytes {
+    uint64_t hot = 0, cold = 0;  // read on this side
+  };
   absl::Status Check(const DeviceBatch& batch);
   void Embed(const DeviceBatch& batch);
   absl::Status RunLayer(int64_t layer, const ColdSide& cold, StepState& step);
   absl::Status RunNeurons(int64_t layer, const DenseSection::Output& active, const ColdSide& cold,
                           StepState& step, LayerTiming& timing);
-  absl::Status ComputeOwned(const BundleView& bundles, const uint64_t* owned, float* partial,
-                            StepState& step);
+  absl::Status ComputeOwned(int64_t layer, const BundleView& bundles, const uint64_t* owned,
+                            float* partial, StepState& step, uint64_t* bytes_read);
+  void CountLayer(int64_t layer, const LayerTiming& timing, const LayerBytes& bytes,
+                  const StepState& step);
   KvLayerView KvLayer(int64_t layer);
 
   const ModelFile& model_;
@@ -94,6 +104,7 @@ class HostDevice final : public Device {
   LogitsSection logits_;
   std::vector<int32_t> row_keys_;  // 0, 1, ..: a row's number in its step
   std::vector<LayerPolicy> policies_;
+  CounterTable counters_;
 };
 
 }  // namespace isotherm::gpu
