@@ -113,10 +113,29 @@ absl::Status GgufWriter::DeclareTensor(absl::string_view name, DType dtype,
   for (size_t d = 1; d < shape.size(); ++d) {
     ISOTHERM_ASSIGN_OR_RETURN(bytes, CheckedMul<int64_t>(bytes, shape[d]));
   }
-  const int64_t offset = RoundUp<int64_t>(declared_bytes_, alignment_);
-  tensors_.push_back({std::string(name), {shape.begin(), shape.end()}, dtype, offset, bytes});
-  declared_bytes_ = offset + bytes;
+  Declare({.name = std::string(name),
+           .shape = {shape.begin(), shape.end()},
+           .ggml_type = static_cast<uint32_t>(dtype),
+           .bytes = bytes});
   return absl::OkStatus();
+}
+
+void GgufWriter::DeclareInts(absl::string_view name, int64_t count) {
+  ISOTHERM_CHECK(!header_written_ && count >= 0);
+  Declare({.name = std::string(name),
+           .shape = {count},
+           .ggml_type = powerinfer_ ? 18u : 26u,
+           .bytes = count * static_cast<int64_t>(sizeof(int32_t))});
+}
+
+void GgufWriter::Declare(Tensor tensor) {
+  tensor.offset = RoundUp<int64_t>(declared_bytes_, alignment_);
+  declared_bytes_ = tensor.offset + tensor.bytes;
+  tensors_.push_back(std::move(tensor));
+}
+
+void GgufWriter::SkipEmptyTensors() {
+  while (current_ < tensors_.size() && tensors_[current_].bytes == 0) ++current_;
 }
 
 absl::Status GgufWriter::WriteRaw(const void* data, size_t bytes) {
@@ -142,7 +161,7 @@ absl::Status GgufWriter::WriteHeader() {
   for (const Tensor& tensor : tensors_) {
     Text(&header, tensor.name);
     const auto num_dims = static_cast<uint32_t>(tensor.shape.size());
-    const auto type = static_cast<uint32_t>(tensor.dtype);
+    const uint32_t type = tensor.ggml_type;
     header.append(reinterpret_cast<const char*>(&num_dims), 4);
     header.append(reinterpret_cast<const char*>(tensor.shape.data()), tensor.shape.size() * 8);
     header.append(reinterpret_cast<const char*>(&type), 4);
@@ -156,6 +175,7 @@ absl::Status GgufWriter::WriteHeader() {
 absl::Status GgufWriter::Write(std::span<const std::byte> bytes) {
   if (!header_written_) ISOTHERM_RETURN_IF_ERROR(WriteHeader());
   while (!bytes.empty()) {
+    SkipEmptyTensors();
     ISOTHERM_CHECK(current_ < tensors_.size());
     const Tensor& tensor = tensors_[current_];
     const size_t piece = std::min(bytes.size(), static_cast<size_t>(tensor.bytes - current_bytes_));
@@ -177,6 +197,7 @@ absl::Status GgufWriter::Write(std::span<const std::byte> bytes) {
 
 absl::Status GgufWriter::Finish() {
   if (!header_written_) ISOTHERM_RETURN_IF_ERROR(WriteHeader());
+  SkipEmptyTensors();
   ISOTHERM_CHECK(current_ == tensors_.size());
   if (::fsync(fd_.get()) != 0) return Errno("sync", temporary_);
   if (::rename(temporary_.c_str(), path_.c_str()) != 0) return Errno("rename to", path_);

@@ -37,6 +37,9 @@ class GgufWriter {
 
   // Shape is fastest first. InvalidArgument when the row is not a multiple of the type's block.
   absl::Status DeclareTensor(absl::string_view name, DType dtype, std::span<const int64_t> shape);
+  // [count] of i32: type 18 in a PowerInfer file, whose numbering is of 2023, else 26. A count of 0
+  // takes no bytes.
+  void DeclareInts(absl::string_view name, int64_t count);
   // Bytes of the tensors, in the order declared and in pieces of any size.
   absl::Status Write(std::span<const std::byte> bytes);
   // Pads, checks that every declared byte was written, syncs, renames.
@@ -46,13 +49,15 @@ class GgufWriter {
   struct Tensor {
     std::string name;
     std::vector<int64_t> shape;
-    DType dtype;
+    uint32_t ggml_type;
     int64_t offset, bytes;
   };
   GgufWriter() = default;
   void Key(absl::string_view key, uint32_t type);
   void Raw(const void* data, size_t bytes) { keys_.append(static_cast<const char*>(data), bytes); }
   void Text(std::string* out, absl::string_view text);
+  void Declare(Tensor tensor);
+  void SkipEmptyTensors();
   absl::Status WriteHeader();
   absl::Status SyncFolder() const;
   absl::Status WriteRaw(const void* data, size_t bytes);
