@@ -11,6 +11,15 @@ namespace isotherm {
 AutoMover::AutoMover(const AutoMoverOptions& options, TrafficModel& traffic, const Clock& clock)
     : options_(options), traffic_(traffic), clock_(clock) {}
 
+// The workers serve another model: tokens are counted from 0 again.
+void AutoMover::StartOver() {
+  hints_ = SolveHints();
+  reversals_ = ReversalWatch();
+  traffic_.SetMemory(1);
+  last_tokens_ = 0;
+  lifted_until_ = -1;
+}
+
 void AutoMover::NoteDrift(double total_tokens) {
   const TrafficModel::Drift drift = traffic_.TakeDrift();
   if (!drift.alarm) return;
@@ -45,6 +54,7 @@ void AutoMover::Accrue(const Situation& situation) {
 
 std::optional<MoveDecision> AutoMover::Consider(const Situation& situation) {
   const TrafficModel::Freshness fresh = traffic_.freshness();
+  if (fresh.total_tokens < last_tokens_) StartOver();
   NoteDrift(fresh.total_tokens);
   Accrue(situation);
   if (!fresh.age.has_value()) return std::nullopt;

@@ -56,6 +56,7 @@ class AutoMover {
   bool lifted() const { return lifted_until_ > last_tokens_; }
 
  private:
+  void StartOver();
   void NoteDrift(double total_tokens);
   void NoteStale(bool stale);
   void Accrue(const Situation& situation);

@@ -106,12 +106,16 @@ double BestShare(const std::vector<std::vector<double>>& frequency,
 class Simulation {
  public:
   explicit Simulation(AutoMoverOptions options = {}) : mover_(options, traffic_, clock_) {
-    traffic_.SetModel({.digest = "model",
+    ChangeModel("model");
+    traffic_.SetWorkers("gpu", "");
+  }
+  void ChangeModel(const std::string& digest) {
+    digest_ = digest;
+    traffic_.SetModel({.digest = digest,
                        .num_layers = kLayers,
                        .num_neurons = kNeurons,
                        .bundle_bytes = kBundleBytes},
                       std::nullopt);
-    traffic_.SetWorkers("gpu", "");
   }
 
   // The plan of someone who knows the frequencies, live at the start.
@@ -160,7 +164,7 @@ class Simulation {
   }
   void Report(const std::vector<std::vector<uint32_t>>& counts, uint32_t step = 1) {
     TelemetryReport report{.instance_id = "gpu",
-                           .model_digest = "model",
+                           .model_digest = digest_,
                            .sequence = ++sequence_,
                            .epoch = live_.epoch,
                            .steps = step * kTokensASecond,
@@ -188,6 +192,7 @@ class Simulation {
   TrafficModel traffic_{TrafficOptions(), clock_};
   AutoMover mover_;
   PlacementPlan live_;
+  std::string digest_;
   std::vector<std::string> alarms_;
   int64_t moved_bytes_ = 0, largest_move_ = 0, sequence_ = 0;
   int moves_ = 0;
@@ -347,6 +352,19 @@ TEST(AutoMoverTest, StaleTelemetryFreezesThePlan) {
   EXPECT_THAT(simulation.alarms_[1], HasSubstr("stale"));
   simulation.Run(30, Book());
   EXPECT_GT(simulation.live_.epoch, epoch);
+}
+
+TEST(AutoMoverTest, AnotherModelIsFollowedFromItsFirstTokens) {
+  Simulation simulation;
+  simulation.StartWith(Chat().frequency(), /*as_prior=*/true);
+  simulation.Run(kHour, Chat(), kDayStep);
+  const int moves = simulation.moves_;
+  // The same shape, other weights: nothing of what was learnt holds.
+  simulation.ChangeModel("other");
+  simulation.StartWith(Code().frequency(), /*as_prior=*/false);
+  simulation.Run(60, Book());
+  EXPECT_GT(simulation.moves_, moves);
+  EXPECT_GT(simulation.Run(60, Book()), 0.95 * BestShare(Book().frequency(), Book().frequency()));
 }
 
 TEST(AutoMoverTest, NothingMovesWithoutReportsOrTokens) {
