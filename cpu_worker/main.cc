@@ -17,6 +17,10 @@ int main(int argc, char** argv) {
     return isotherm::ExitWith(status);
   }
   if (!options.ok()) return isotherm::ExitWith(options.status());
+  // Before any thread starts: compute threads bind themselves elsewhere.
+  if (absl::Status status = isotherm::ConfineProcess(options->cpus); !status.ok()) {
+    return isotherm::ExitWith(status);
+  }
   if (options->supervised && !isotherm::DieWithParent()) return 0;
   return isotherm::ExitWith(isotherm::cpu::RunServer(*options, shutdown));
 }

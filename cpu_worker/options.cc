@@ -6,7 +6,9 @@
 #include <sstream>
 
 #include "absl/strings/str_cat.h"
+#include "common/base/status_macros.h"
 #include "common/threading/cores.h"
+#include "common/threading/cpu_list.h"
 
 namespace isotherm::cpu {
 namespace {
@@ -34,9 +36,10 @@ constexpr int kCoresForSpins = 4;
 absl::StatusOr<CpuWorkerOptions> ParseOptions(int argc, char** argv,
                                               std::optional<int>* exit_code) {
   CpuWorkerOptions options;
-  std::string activation;
+  std::string activation, compute_cpus;
+  std::string arena = "auto";
   float threshold = 0;
-  int64_t spin_us = -1;
+  int64_t spin_us = -1, device_spin_us = -1;
   int64_t drain_ms = options.drain_timeout.count();
   CLI::App app(kAbout, "isotherm-cpu-worker");
   app.footer(kFooter);
@@ -53,8 +56,17 @@ absl::StatusOr<CpuWorkerOptions> ParseOptions(int argc, char** argv,
                  "nobody");
   app.add_option("--threads", options.num_threads, "compute threads; 0: allowed cores less one")
       ->check(CLI::Range(0, 1024));
-  app.add_option("--activation", activation, "relu or silu instead of the file's")
-      ->check(CLI::IsMember({"relu", "silu"}));
+  app.add_option("--arena", arena,
+                 "map: serve a bundle-ordered model file in place; copy: fill memory; auto: map "
+                 "what lies in memory (tmpfs)")
+      ->capture_default_str()
+      ->check(CLI::IsMember({"auto", "map", "copy"}));
+  app.add_option("--compute-cpus", compute_cpus,
+                 "CPUs that compute threads are bound to, one each, such as 1-15");
+  app.add_option("--cpus", options.cpus,
+                 "CPUs that the other threads of this process keep to, such as 0");
+  app.add_option("--activation", activation, "relu, silu or gelu instead of the file's")
+      ->check(CLI::IsMember({"relu", "silu", "gelu"}));
   CLI::Option* const threshold_option = app.add_option(
       "--sparse-threshold", threshold,
       "the predictor threshold that the gpu_worker was given; both must name one model");
@@ -62,6 +74,10 @@ absl::StatusOr<CpuWorkerOptions> ParseOptions(int argc, char** argv,
                  "how long to spin for the gpu_worker before sleeping; -1: by cores")
       ->capture_default_str()
       ->check(CLI::Range(-1, 100'000));
+  app.add_option("--device-spin-us", device_spin_us,
+                 "the same for a gpu_worker whose GPU cannot wake a sleeper; -1: by cores")
+      ->capture_default_str()
+      ->check(CLI::Range(-1, 1'000'000));
   app.add_option("--drain-timeout-ms", drain_ms, "after SIGTERM, time for the steps under way")
       ->capture_default_str()
       ->check(CLI::Range(0, 600'000));
@@ -81,12 +97,30 @@ absl::StatusOr<CpuWorkerOptions> ParseOptions(int argc, char** argv,
     return absl::InvalidArgumentError(
         absl::StrCat(error.what(), "; try: isotherm-cpu-worker --help"));
   }
+  options.arena = arena == "map"    ? ArenaKind::kMap
+                  : arena == "copy" ? ArenaKind::kCopy
+                                    : ArenaKind::kAuto;
   if (!activation.empty()) {
-    options.activation = activation == "relu" ? Activation::kRelu : Activation::kSilu;
+    ISOTHERM_ASSIGN_OR_RETURN(options.activation, ActivationFromName(activation));
   }
   if (threshold_option->count() > 0) options.sparse_threshold = threshold;
   const int cores = AllowedCores();
-  if (options.num_threads == 0) options.num_threads = std::max(1, cores - 1);
+  const auto cpu_list = ParseCpuList(compute_cpus);
+  if (!cpu_list.has_value()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--compute-cpus ", compute_cpus, "; want CPU numbers such as 1-15 or 1,3,5"));
+  }
+  options.compute_cpus = *cpu_list;
+  if (options.num_threads == 0) {
+    options.num_threads = options.compute_cpus.empty()
+                              ? std::max(1, cores - 1)
+                              : static_cast<int>(options.compute_cpus.size());
+  }
+  if (device_spin_us >= 0) {
+    options.wait.device_spin = std::chrono::microseconds(device_spin_us);
+  } else if (cores < kCoresForSpins) {
+    options.wait.device_spin = std::chrono::microseconds(0);
+  }
   options.wait.spin = spin_us >= 0             ? std::chrono::microseconds(spin_us)
                       : cores < kCoresForSpins ? std::chrono::microseconds(0)
                                                : options.wait.spin;

@@ -4,10 +4,12 @@
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "absl/status/statusor.h"
 #include "common/shm/doorbell.h"
 #include "common/tensor/activation.h"
+#include "cpu_worker/engine/arena.h"
 
 namespace isotherm::cpu {
 
@@ -16,7 +18,10 @@ struct CpuWorkerOptions {
   std::string listen;
   std::string socket_dir;
   std::string placement;                  // where telemetry goes; empty: nowhere
-  int num_threads = 0;                    // ParseOptions: allowed cores less one, at least 1
+  ArenaKind arena = ArenaKind::kAuto;
+  int num_threads = 0;            // ParseOptions: one a compute CPU, or allowed cores less one
+  std::vector<int> compute_cpus;  // that compute threads are bound to; empty: none
+  std::string cpus;               // that all other threads keep to; empty: as started
   std::optional<Activation> activation;   // instead of the file's
   std::optional<float> sparse_threshold;  // part of the model's identity; used by the gpu_worker
   shm::WaitOptions wait;

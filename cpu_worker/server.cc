@@ -14,6 +14,7 @@
 #include "common/rpc/grpc_telemetry_sink.h"
 #include "common/rpc/server.h"
 #include "common/telemetry/telemetry_sampler.h"
+#include "common/threading/cores.h"
 #include "cpu_worker/engine/cpu_worker.h"
 #include "cpu_worker/engine/model_source.h"
 #include "cpu_worker/service/cpu_worker_service.h"
@@ -30,8 +31,9 @@ absl::Status LoadModel(const CpuWorkerOptions& options, CpuWorker& worker,
                                       .sparse_threshold = options.sparse_threshold}));
   if (!model->repacked().empty()) SPDLOG_INFO("{}", model->repacked());
   const std::string digest = model->config().digest;
+  ISOTHERM_ASSIGN_OR_RETURN(const BundleSource source, SourceOf(std::move(model)));
   double announced = 0;
-  return worker.Load(SourceOf(std::move(model)), digest, [&](double share) {
+  return worker.Load(source, digest, [&](double share) {
     if (share >= announced + 0.01) {
       announced = share;
       AnnounceProgress(share);
@@ -55,8 +57,12 @@ bool Drain(CpuWorker& worker, std::chrono::milliseconds timeout) {
 }  // namespace
 
 absl::Status RunServer(const CpuWorkerOptions& options, ShutdownSignal& shutdown) {
-  CpuWorker worker(
-      {.socket_dir = options.socket_dir, .num_threads = options.num_threads, .wait = options.wait});
+  if (const std::string warning = QuotaWarning(); !warning.empty()) SPDLOG_WARN("{}", warning);
+  CpuWorker worker({.socket_dir = options.socket_dir,
+                    .arena = options.arena,
+                    .num_threads = options.num_threads,
+                    .compute_cpus = options.compute_cpus,
+                    .wait = options.wait});
   WorkerService worker_service(worker);
   CpuWorkerService cpu_worker_service(worker);
   ISOTHERM_ASSIGN_OR_RETURN(

@@ -18,6 +18,7 @@ struct Options {
   std::string model;
   std::string chat_template;
   std::string log_level = "info";
+  std::string cpus;
   bool supervised = false;
   std::string drain_timeout = "300s";
   GatewayOptions gateway;
@@ -52,6 +53,7 @@ void AddFlags(CLI::App& app, Options& options) {
   app.add_option("--drain-timeout", options.drain_timeout,
                  "what running requests get after SIGTERM: 300s, 5m, a bare number is seconds")
       ->capture_default_str();
+  app.add_option("--cpus", options.cpus, "CPUs that this process keeps to, such as 0 or 0-1");
   app.add_option("--log-level", options.log_level, "trace, debug, info, warn, error or off")
       ->capture_default_str();
   app.add_flag("--supervised", options.supervised,
@@ -102,5 +104,6 @@ int main(int argc, char** argv) {
     std::cerr << status.message() << "\n";
     return static_cast<int>(ExitCode::kUsage);
   }
+  if (absl::Status status = ConfineProcess(options.cpus); !status.ok()) return ExitWith(status);
   return Run(shutdown, std::move(options));
 }

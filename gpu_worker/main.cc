@@ -29,12 +29,14 @@ int main(int argc, char** argv) {
       ->capture_default_str();
   app.add_option("--threads", options.threads, "compute threads; 0: every core allowed")
       ->capture_default_str();
+  app.add_option("--cpus", options.cpus,
+                 "with a GPU: CPUs that this process keeps to once it has loaded, such as 0 or 0-1");
   app.add_option("--context", options.context, "tokens of a sequence; 0: what fits")
       ->capture_default_str();
   app.add_option("--parallel", options.parallel, "sequences the KV cache is made for")
       ->capture_default_str();
   app.add_option("--kv-bytes", kv_bytes, "upper bound of the KV cache")->capture_default_str();
-  app.add_option("--max-rows", options.max_rows, "rows of a step, at most 256")
+  app.add_option("--max-rows", options.max_rows, "rows of a step, at most 4096")
       ->capture_default_str();
   app.add_option(
          "--vram-budget", budget,
@@ -55,7 +57,7 @@ int main(int argc, char** argv) {
   app.add_option("--move-rate", move_rate,
                  "bytes a second that a migration copies while steps run; 0: no limit")
       ->capture_default_str();
-  app.add_option("--activation", activation, "relu or silu, instead of the file's");
+  app.add_option("--activation", activation, "relu, silu or gelu, instead of the file's");
   CLI::Option* threshold_option =
       app.add_option("--sparse-threshold", threshold, "predictor threshold, instead of the file's");
   app.add_option("--log-level", log_level, "trace, debug, info, warn, error or off")
@@ -86,8 +88,11 @@ int main(int argc, char** argv) {
   if (!rate.ok()) return usage(rate.status());
   options.move_rate = *rate;
   options.stored_predictor = predictor_type == "stored";
-  if (activation == "relu") options.model_options.activation = isotherm::Activation::kRelu;
-  if (activation == "silu") options.model_options.activation = isotherm::Activation::kSilu;
+  if (!activation.empty()) {
+    const auto parsed = isotherm::ActivationFromName(activation);
+    if (!parsed.ok()) return usage(parsed.status());
+    options.model_options.activation = *parsed;
+  }
   if (threshold_option->count() > 0) options.model_options.sparse_threshold = threshold;
   if (const absl::Status status = isotherm::gpu::Validate(options); !status.ok())
     return usage(status);

@@ -26,6 +26,7 @@ namespace isotherm::gpu {
 namespace {
 
 constexpr std::chrono::milliseconds kShutdownGrace{2000};
+constexpr int32_t kMostRows = 4096;
 
 // No cpu_worker: all neurons are this process's own.
 class LocalAttachment final : public ColdAttachment, private ColdLink {
@@ -105,8 +106,8 @@ absl::Status Validate(const GpuWorkerOptions& options) {
   if (options.transport != "shm" && options.transport != "grpc") {
     return bad(absl::StrCat("--transport ", options.transport, "; choose shm or grpc"));
   }
-  if (options.max_rows < 1 || options.max_rows > 256)
-    return bad("--max-rows is not within 1 to 256");
+  if (options.max_rows < 1 || options.max_rows > kMostRows)
+    return bad(absl::StrCat("--max-rows is not within 1 to ", kMostRows));
   if (options.parallel < 1 || options.parallel > 1024)
     return bad("--parallel is not within 1 to 1024");
   if (options.threads < 0 || options.threads > 1024)
@@ -142,6 +143,8 @@ absl::Status RunGpuWorker(const GpuWorkerOptions& options, ShutdownSignal& shutd
                    service.SetProgress(share);
                    AnnounceProgress(share);
                  }));
+  // Only now: loading takes every core, and a device made of CPU threads goes on doing so.
+  if (device->Describe().rings_by_itself) ISOTHERM_RETURN_IF_ERROR(ConfineProcess(options.cpus));
   std::atomic<bool> device_lost = false;
   StepEngine engine(*device, {.instance_id = instance_id,
                               .model_digest = config.digest,
@@ -161,7 +164,8 @@ absl::Status RunGpuWorker(const GpuWorkerOptions& options, ShutdownSignal& shutd
             .address = options.cpu_worker,
             .transport = options.transport == "grpc" ? ColdTransport::kGrpc : ColdTransport::kShm,
             .instance_id = instance_id,
-            .max_rows = options.max_rows},
+            .max_rows = options.max_rows,
+            .device_rings = device->Describe().rings_by_itself},
         *model, engine);
   }
   service.SetBackend({.model = model.get(),

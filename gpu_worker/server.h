@@ -19,6 +19,7 @@ struct GpuWorkerOptions {
   std::string device = "auto";    // auto, cuda or cpu
   std::string transport = "shm";  // shm or grpc
   int threads = 0;                // 0: allowed cores
+  std::string cpus;               // of this process while a GPU computes; empty: as started
   int64_t context = 0;            // tokens of a sequence; 0: what the model and --kv-bytes allow
   int32_t parallel = 4;           // sequences of `context` tokens that the KV pool holds
   int64_t kv_bytes = int64_t{1} << 30;

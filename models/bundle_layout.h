@@ -6,7 +6,8 @@
 
 namespace isotherm {
 
-// How a neuron lies in memory: [gate row | up row | down row], padded to a multiple of 64 bytes.
+// How a neuron lies in memory: [gate row | up row | down row], or without the gate row (`rows` 2),
+// padded to a multiple of 64 bytes.
 // Layer-major, then neuron-major: a neuron is one contiguous read.
 struct BundleLayout {
   DType dtype = DType::kF16;
@@ -21,5 +22,10 @@ struct BundleLayout {
   // Equal on processes that may share an arena.
   uint64_t Hash() const;
 };
+
+// Columns of a layer's tensor in a bundle-ordered file: the rows of a neuron one after the other,
+// then zero blocks until a row is a multiple of 64 bytes. `model_dim` is a multiple of the type's
+// block.
+int64_t BundleColumns(DType dtype, int rows, int64_t model_dim);
 
 }  // namespace isotherm

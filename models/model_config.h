@@ -12,9 +12,9 @@ namespace isotherm {
 
 enum class Architecture { kLlama, kBamboo, kFalcon, kOpt };
 
-// RMS: x / sqrt(mean(x^2) + eps) * weight. Layer: (x - mean) / sqrt(variance + eps) * weight + bias,
-// population variance. Every norm of a model is of one kind; a kLayer one has a ".bias" tensor
-// beside its ".weight".
+// RMS: x / sqrt(mean(x^2) + eps) * weight. Layer: (x - mean) / sqrt(variance + eps) * weight +
+// bias, population variance. Every norm of a model is of one kind; a kLayer one has a ".bias"
+// tensor beside its ".weight".
 enum class NormKind { kRms, kLayer };
 
 // What a user may override.
@@ -23,8 +23,8 @@ struct ModelOptions {
   std::optional<float> sparse_threshold;
 };
 
-// Hyperparameters of a model file, checked, and its graph in plain fields: a backend reads these and
-// never asks for the architecture's name.
+// Hyperparameters of a model file, checked, and its graph in plain fields: a backend reads these
+// and never asks for the architecture's name.
 struct ModelConfig {
   Architecture architecture = Architecture::kLlama;
   std::string architecture_name;
@@ -74,6 +74,11 @@ struct ModelConfig {
 
   int bundle_rows() const { return gated ? 3 : 2; }
 };
+
+// What a plain GGUF file of the architecture is computed with unless it or the user says otherwise.
+Activation DenseActivation(Architecture architecture);
+// Written by `models convert` where the architecture's own activation is not the model's: "relu".
+inline constexpr char kActivationKey[] = "isotherm.activation";
 
 // DataLoss (exit code 65) names the key or tensor at fault; Unimplemented the architectures
 // supported.

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <set>
 #include <utility>
 
 #include "absl/strings/match.h"
@@ -21,33 +22,32 @@ absl::Status Bad(const GgufFile& file, absl::string_view what) {
 }
 
 // The type a stored tensor is computed in.
-DType ComputeType(DType stored) { return stored == DType::kQ4_1 ? DType::kQ8_0 : stored; }
+DType ComputeType(DType stored) {
+  switch (stored) {
+    case DType::kF32:
+    case DType::kF16:
+    case DType::kBF16:
+    case DType::kQ8_0:
+    case DType::kQ4_0:
+      return stored;
+    default:
+      return DType::kQ8_0;
+  }
+}
 
-// Tensors of a layer that alter what it computes: leaving one out would give wrong answers, where
-// any other extra tensor is harmless.
+// Tensors that alter what is computed: leaving one out would give wrong answers, where any other
+// extra tensor is harmless.
 bool ChangesTheMaths(absl::string_view name) {
-  if (!absl::StartsWith(name, "blk.")) return name == "output.bias" || name == "output_norm.bias";
-  if (absl::EndsWith(name, ".bias") || absl::EndsWith(name, ".scale")) return true;
-  for (const absl::string_view part : {"norm", "_exps", "_shexp", "gate_inp", "attn_qkv"}) {
+  if (absl::EndsWith(name, ".bias") || absl::StrContains(name, "norm")) return true;
+  if (!absl::StartsWith(name, "blk.")) return name == "position_embd.weight";
+  if (absl::EndsWith(name, ".scale")) return true;
+  for (const absl::string_view part : {"_exps", "_shexp", "ffn_gate", "attn_qkv"}) {
     if (absl::StrContains(name, part)) return true;
   }
   return false;
 }
 
 }  // namespace
-
-uint64_t BundleLayout::Hash() const {
-  uint64_t hash = 0xcbf29ce484222325u;
-  constexpr uint64_t kLayoutVersion = 1;
-  for (const uint64_t word :
-       {kLayoutVersion, static_cast<uint64_t>(dtype), static_cast<uint64_t>(rows),
-        static_cast<uint64_t>(model_dim), static_cast<uint64_t>(bundle_bytes),
-        static_cast<uint64_t>(num_neurons), static_cast<uint64_t>(num_layers)}) {
-    hash = (hash ^ word) * 0x9e3779b97f4a7c15u;
-    hash ^= hash >> 29;
-  }
-  return hash;
-}
 
 std::string ModelFile::LayerTensor(int64_t layer, absl::string_view stem) {
   return absl::StrCat("blk.", layer, ".", stem, ".weight");
@@ -83,15 +83,27 @@ absl::StatusOr<const GgufTensor*> ModelFile::Expect(const std::string& name, int
   return tensor;
 }
 
+absl::Status ModelFile::ExpectNorm(const std::string& stem) {
+  ISOTHERM_RETURN_IF_ERROR(Expect(absl::StrCat(stem, ".weight"), config_.model_dim, 1).status());
+  if (config_.norm != NormKind::kLayer) return absl::OkStatus();
+  return Expect(absl::StrCat(stem, ".bias"), config_.model_dim, 1).status();
+}
+
 absl::Status ModelFile::CheckTensors() {
   const int64_t dim = config_.model_dim;
   transposed_down_ = file_->is_powerinfer();
+  ISOTHERM_ASSIGN_OR_RETURN(bundles_, ReadBundleFile(*file_, config_));
   ISOTHERM_RETURN_IF_ERROR(Expect("token_embd.weight", dim, config_.vocab_size).status());
-  ISOTHERM_RETURN_IF_ERROR(Expect("output_norm.weight", dim, 1).status());
+  ISOTHERM_RETURN_IF_ERROR(ExpectNorm("output_norm"));
   if (!config_.tied_output) {
     ISOTHERM_RETURN_IF_ERROR(Expect("output.weight", dim, config_.vocab_size).status());
   }
-  if (Has("rope_freqs.weight")) {
+  if (config_.learned_positions) {
+    ISOTHERM_RETURN_IF_ERROR(
+        Expect("position_embd.weight", dim, config_.context_length + config_.position_offset)
+            .status());
+  }
+  if (config_.rotary && Has("rope_freqs.weight")) {
     ISOTHERM_RETURN_IF_ERROR(Expect("rope_freqs.weight", config_.rope_dims / 2, 1).status());
   }
   for (int64_t layer = 0; layer < config_.num_layers; ++layer) {
@@ -109,24 +121,50 @@ absl::Status ModelFile::CheckTensors() {
   return ChooseLayout();
 }
 
+std::span<const char* const> ModelFile::NeuronRows() const {
+  static constexpr const char* kRows[] = {"ffn_gate", "ffn_up"};
+  return std::span(kRows).subspan(config_.gated ? 0 : 1);
+}
+
 absl::Status ModelFile::CheckLayer(int64_t layer) {
   const int64_t dim = config_.model_dim, ffn = config_.ffn_dim;
   const int64_t q_dim = config_.num_q_heads * config_.head_dim;
   const int64_t kv_dim = config_.num_kv_heads * config_.head_dim;
   const auto name = [layer](absl::string_view stem) { return LayerTensor(layer, stem); };
-  ISOTHERM_RETURN_IF_ERROR(Expect(name("attn_norm"), dim, 1).status());
-  ISOTHERM_RETURN_IF_ERROR(Expect(name("ffn_norm"), dim, 1).status());
-  ISOTHERM_RETURN_IF_ERROR(Expect(name("attn_q"), dim, q_dim).status());
-  ISOTHERM_RETURN_IF_ERROR(Expect(name("attn_k"), dim, kv_dim).status());
-  ISOTHERM_RETURN_IF_ERROR(Expect(name("attn_v"), dim, kv_dim).status());
-  ISOTHERM_RETURN_IF_ERROR(Expect(name("attn_output"), q_dim, dim).status());
-  ISOTHERM_ASSIGN_OR_RETURN(const GgufTensor* gate, Expect(name("ffn_gate"), dim, ffn));
-  ISOTHERM_ASSIGN_OR_RETURN(const GgufTensor* up, Expect(name("ffn_up"), dim, ffn));
-  ISOTHERM_ASSIGN_OR_RETURN(const GgufTensor* down, transposed_down_
-                                                        ? Expect(name("ffn_down_t"), dim, ffn)
-                                                        : Expect(name("ffn_down"), ffn, dim));
-  for (const GgufTensor* tensor : {gate, up, down}) {
-    neuron_types_.push_back(static_cast<DType>(tensor->ggml_type));
+  const auto matrix = [&](absl::string_view stem, int64_t columns, int64_t rows,
+                          bool bias) -> absl::Status {
+    ISOTHERM_RETURN_IF_ERROR(Expect(name(stem), columns, rows).status());
+    if (!bias) return absl::OkStatus();
+    return Expect(LayerBias(layer, stem), rows, 1).status();
+  };
+  for (const std::string& norm : {config_.attention_norm_tensor, config_.ffn_norm_tensor}) {
+    ISOTHERM_RETURN_IF_ERROR(ExpectNorm(absl::StrCat("blk.", layer, ".", norm)));
+  }
+  const bool bias = config_.attention_bias;
+  if (config_.fused_qkv) {
+    ISOTHERM_RETURN_IF_ERROR(matrix("attn_qkv", dim, q_dim + 2 * kv_dim, bias));
+  } else {
+    ISOTHERM_RETURN_IF_ERROR(matrix("attn_q", dim, q_dim, bias));
+    ISOTHERM_RETURN_IF_ERROR(matrix("attn_k", dim, kv_dim, bias));
+    ISOTHERM_RETURN_IF_ERROR(matrix("attn_v", dim, kv_dim, bias));
+  }
+  ISOTHERM_RETURN_IF_ERROR(matrix("attn_output", q_dim, dim, bias));
+  if (bundles_.has_value()) {
+    used_.insert(file_->FindTensor(name("ffn_bundle"))->name);
+    neuron_types_.push_back(bundles_->dtype);
+  } else {
+    for (const char* stem : NeuronRows()) {
+      ISOTHERM_ASSIGN_OR_RETURN(const GgufTensor* tensor, Expect(name(stem), dim, ffn));
+      neuron_types_.push_back(static_cast<DType>(tensor->ggml_type));
+    }
+    ISOTHERM_ASSIGN_OR_RETURN(
+        const GgufTensor* down,
+        Expect(name(down_tensor()), transposed_down_ ? dim : ffn, transposed_down_ ? ffn : dim));
+    neuron_types_.push_back(static_cast<DType>(down->ggml_type));
+  }
+  if (config_.ffn_bias) {
+    ISOTHERM_RETURN_IF_ERROR(Expect(LayerBias(layer, "ffn_up"), ffn, 1).status());
+    ISOTHERM_RETURN_IF_ERROR(Expect(LayerBias(layer, down_tensor()), dim, 1).status());
   }
   if (config_.sparse) {
     // The rank is the file's choice, layer by layer; fc1 and fc2 must agree on it.
@@ -140,11 +178,14 @@ absl::Status ModelFile::CheckLayer(int64_t layer) {
 
 absl::Status ModelFile::ChooseLayout() {
   std::vector<std::string> changes;
+  std::set<std::string> repacked;
   for (const absl::string_view name : used_) {
-    if (static_cast<DType>(file_->FindTensor(name)->ggml_type) == DType::kQ4_1) {
-      changes.push_back("Q4_1 weights are repacked to Q8_0");
-      break;
-    }
+    const auto stored = static_cast<DType>(file_->FindTensor(name)->ggml_type);
+    if (ComputeType(stored) != stored) repacked.insert(std::string(Name(stored)));
+  }
+  if (!repacked.empty()) {
+    changes.push_back(absl::StrCat(absl::StrJoin(repacked, ", "), " weights are repacked to ",
+                                   Name(DType::kQ8_0)));
   }
   const DType first = neuron_types_.front();
   const auto all = [this](auto predicate) {
@@ -179,6 +220,7 @@ absl::Status ModelFile::ChooseLayout() {
              .bundle_bytes = RoundUp<int64_t>(config_.bundle_rows() * *row_bytes, 64),
              .num_neurons = config_.ffn_dim,
              .num_layers = config_.num_layers};
+  if (bundles_.has_value()) layout_.bundle_bytes = bundles_->bundle_bytes;
   return absl::OkStatus();
 }
 
@@ -234,19 +276,18 @@ absl::Status ModelFile::PackBundles(int64_t layer, int64_t first, int64_t count,
                     .dtype = layout_.dtype,
                     .out = out.data(),
                     .stride = layout_.bundle_bytes};
-  for (const char* stem : {"ffn_gate", "ffn_up"}) {
+  if (bundles_.has_value()) {
+    return ReadTensorRows(*file_, *file_->FindTensor(LayerTensor(layer, "ffn_bundle")), range);
+  }
+  for (const char* stem : NeuronRows()) {
     const GgufTensor& tensor = *file_->FindTensor(LayerTensor(layer, stem));
     ISOTHERM_RETURN_IF_ERROR(ReadTensorRows(*file_, tensor, range));
     range.out += layout_.row_bytes;
   }
-  if (transposed_down_) {
-    const GgufTensor& down = *file_->FindTensor(LayerTensor(layer, "ffn_down_t"));
-    ISOTHERM_RETURN_IF_ERROR(ReadTensorRows(*file_, down, range));
-  } else {
-    const GgufTensor& down = *file_->FindTensor(LayerTensor(layer, "ffn_down"));
-    ISOTHERM_RETURN_IF_ERROR(ReadTensorColumns(*file_, down, range));
-  }
-  const int64_t used = 3 * layout_.row_bytes;
+  const GgufTensor& down = *file_->FindTensor(LayerTensor(layer, down_tensor()));
+  ISOTHERM_RETURN_IF_ERROR(transposed_down_ ? ReadTensorRows(*file_, down, range)
+                                            : ReadTensorColumns(*file_, down, range));
+  const int64_t used = layout_.rows * layout_.row_bytes;
   for (int64_t n = 0; n < count; ++n) {
     std::memset(out.data() + n * layout_.bundle_bytes + used, 0,
                 static_cast<size_t>(layout_.bundle_bytes - used));

@@ -3,6 +3,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -11,6 +12,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
+#include "models/bundle_file.h"
 #include "models/bundle_layout.h"
 #include "models/gguf/gguf_file.h"
 #include "models/matrix.h"
@@ -30,6 +32,8 @@ class ModelFile {
   const ModelConfig& config() const { return config_; }
   const GgufFile& gguf() const { return *file_; }
   const BundleLayout& bundle_layout() const { return layout_; }
+  // Where the bundles lie in the file; null unless it is bundle-ordered.
+  const BundleFile* bundle_file() const { return bundles_ ? &*bundles_ : nullptr; }
   // In words, what is not computed as stored; empty when all is.
   const std::string& repacked() const { return repacked_; }
 
@@ -41,6 +45,8 @@ class ModelFile {
   absl::string_view down_tensor() const { return transposed_down_ ? "ffn_down_t" : "ffn_down"; }
 
   bool Has(absl::string_view tensor) const { return file_->FindTensor(tensor) != nullptr; }
+  // Whether the model computes with it; any other tensor is harmless.
+  bool Uses(absl::string_view tensor) const { return used_.contains(tensor); }
   // DataLoss for a missing tensor, an infinite or NaN weight, and a file that became shorter.
   absl::StatusOr<Matrix> ReadMatrix(absl::string_view tensor) const;
   // A tensor of one row, as F32. InvalidArgument for one of more rows.
@@ -57,12 +63,16 @@ class ModelFile {
   absl::Status CheckTensors();
   absl::Status CheckLayer(int64_t layer);
   absl::Status ChooseLayout();
+  absl::Status ExpectNorm(const std::string& stem);
+  // Stems of a bundle's rows before the down row.
+  std::span<const char* const> NeuronRows() const;
   absl::StatusOr<const GgufTensor*> Expect(const std::string& name, int64_t columns, int64_t rows);
 
   std::unique_ptr<GgufFile> file_;
   ModelConfig config_;
   BundleLayout layout_;
-  bool transposed_down_ = false;                 // the file has ffn_down_t
+  std::optional<BundleFile> bundles_;
+  bool transposed_down_ = false;                 // see down_tensor()
   absl::flat_hash_set<absl::string_view> used_;  // names of the tensors that are computed with
   std::vector<DType> neuron_types_;              // as stored, of gate, up and down, all layers
   std::string repacked_;

@@ -40,11 +40,19 @@ absl::Status NotFiniteConverted(const GgufFile& file, const GgufTensor& tensor, 
 absl::Status ReadTensorRows(const GgufFile& file, const GgufTensor& tensor,
                             const TensorRange& range) {
   ISOTHERM_ASSIGN_OR_RETURN(const DType stored, DTypeFromGgml(tensor.ggml_type));
-  const int64_t columns = tensor.columns();
-  ISOTHERM_ASSIGN_OR_RETURN(const int64_t stored_bytes, RowBytes(stored, columns));
+  ISOTHERM_ASSIGN_OR_RETURN(const int64_t stored_bytes, RowBytes(stored, tensor.columns()));
+  const int64_t columns = range.num_columns > 0 ? range.num_columns : tensor.columns();
+  ISOTHERM_ASSIGN_OR_RETURN(const int64_t taken_bytes, RowBytes(stored, columns));
+  const int64_t skipped_bytes =
+      range.first_column / Info(stored).block_elements * Info(stored).block_bytes;
+  if (range.first_column < 0 || skipped_bytes > stored_bytes - taken_bytes) {
+    return absl::InvalidArgumentError(absl::StrCat("columns ", range.first_column, " + ", columns,
+                                                   " of tensor ", tensor.name, ", which has ",
+                                                   tensor.columns()));
+  }
   const int64_t rows_per_read = std::max<int64_t>(1, kReadBytes / stored_bytes);
   const bool convert = stored != range.dtype;
-  const bool in_place = !convert && range.stride == stored_bytes;
+  const bool in_place = !convert && range.stride == stored_bytes && taken_bytes == stored_bytes;
   std::vector<std::byte> buffer(
       in_place ? 0 : static_cast<size_t>(std::min(rows_per_read, range.count) * stored_bytes));
   std::vector<float> decoded(convert ? static_cast<size_t>(columns) : 0);
@@ -56,13 +64,14 @@ absl::Status ReadTensorRows(const GgufFile& file, const GgufTensor& tensor,
     for (int64_t r = 0; r < rows; ++r, from += stored_bytes) {
       const int64_t row = range.first + done + r;
       std::byte* to = range.out + (done + r) * range.stride;
-      if (!AllFinite(stored, from, columns)) return NotFiniteStored(file, tensor, row);
+      const std::byte* const taken = from + skipped_bytes;
+      if (!AllFinite(stored, taken, columns)) return NotFiniteStored(file, tensor, row);
       if (in_place) continue;
       if (!convert) {
-        std::memcpy(to, from, static_cast<size_t>(stored_bytes));
+        std::memcpy(to, taken, static_cast<size_t>(taken_bytes));
         continue;
       }
-      ISOTHERM_RETURN_IF_ERROR(DecodeRow(stored, from, decoded));
+      ISOTHERM_RETURN_IF_ERROR(DecodeRow(stored, taken, decoded));
       ISOTHERM_RETURN_IF_ERROR(EncodeRow(range.dtype, decoded, to));
       if (!AllFinite(range.dtype, to, columns)) {
         return NotFiniteConverted(file, tensor, row, range.dtype);

@@ -17,6 +17,9 @@ struct TensorRange {
   DType dtype = DType::kF32;
   std::byte* out = nullptr;
   int64_t stride = 0;
+  // Of rows only this part is taken: whole blocks. num_columns 0: all.
+  int64_t first_column = 0;
+  int64_t num_columns = 0;
 };
 
 // Both read a bounded number of bytes at a time. The tensor's type must be one of DType. DataLoss

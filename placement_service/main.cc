@@ -17,6 +17,9 @@ int main(int argc, char** argv) {
     return isotherm::ExitWith(status);
   }
   if (!options.ok()) return isotherm::ExitWith(options.status());
+  if (absl::Status status = isotherm::ConfineProcess(options->cpus); !status.ok()) {
+    return isotherm::ExitWith(status);
+  }
   if (options->supervised && !isotherm::DieWithParent()) return 0;
   return isotherm::ExitWith(isotherm::RunPlacementServer(*options, shutdown));
 }

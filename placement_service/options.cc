@@ -71,6 +71,7 @@ absl::StatusOr<PlacementOptions> ParsePlacementOptions(int argc, char** argv,
                  "share of the budget that neurons moving by themselves may take a second")
       ->check(CLI::Range(0.0, 1.0))
       ->capture_default_str();
+  app.add_option("--cpus", options.cpus, "CPUs that this process keeps to, such as 0 or 0-1");
   app.add_option("--log-level", options.log_level, "trace, debug, info, warn, error or off")
       ->capture_default_str();
   app.add_flag("--supervised", options.supervised, "end when the process that started this ends");

@@ -23,6 +23,7 @@ struct PlacementOptions {
   PlanObjective objective = PlanObjective::kAuto;
   double half_life_tokens = LiveProfileOptions().half_life_tokens;
   double moves_per_second = AutoMoverOptions().moves_per_second;
+  std::string cpus;  // that this process keeps to; empty: as started
   std::string log_level = "info";
   bool supervised = false;
 };

@@ -1,6 +1,6 @@
-// build/bench/probe --out probe.jsonl
+// build/bench/isotherm-probe --out probe.jsonl
 // Asks the machine what the design assumes of it: one JSON object a line, appended as each figure
-// ends, in under three minutes. `probe --list` names the figures; `--only a,b` runs some.
+// ends, in under three minutes. `--list` names the figures; `--only a,b` runs some.
 #include <fcntl.h>
 #include <unistd.h>
 
@@ -81,7 +81,7 @@ int main(int argc, char** argv) {
   }
   if (list) return 0;
   if (!figure_name.empty()) {
-    std::fprintf(stderr, "no figure is called %s; see probe --list\n", figure_name.c_str());
+    std::fprintf(stderr, "no figure is called %s; see --list\n", figure_name.c_str());
     return 64;
   }
   if (out != "-") {

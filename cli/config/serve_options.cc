@@ -84,11 +84,19 @@ const std::vector<OptionSpec>& ServeOptionSpecs() {
       {"context", "auto", "tokens of context of one request; auto: what fits"},
       {"parallel", "4", "requests that run at once"},
       {"max-queue", "256", "requests that may wait; further ones are refused"},
-      {"device", "auto", "where hot neurons are computed: auto or cpu"},
-      {"vram-budget", "auto", "size of the hot neurons: 512MiB, 8 (GiB); auto: a quarter of them"},
+      {"device", "auto", "where hot neurons are computed: auto (a GPU if there is one), cuda or cpu"},
+      {"vram-budget", "auto",
+       "GPU memory to take in all: 8GiB, 8; auto: what is free less 512 MiB. Without a GPU: size of "
+       "the hot neurons, auto: a quarter of them"},
+      {"max-rows", "auto", "tokens of a step: more speeds up prompts and takes GPU memory"},
+      {"predictor-type", "8bit", "on the GPU: 8bit (smaller) or stored (as in the file)"},
+      {"streamed-share", "auto",
+       "share of the cold neurons that the GPU reads over PCIe, 0 to 1; auto: adapted"},
       {"threads", "auto", "threads of each worker; auto: all cores for the gpu_worker without a GPU, one less for the cpu_worker"},
       {"transport", "auto", "between the workers: shm (shared memory) or grpc; auto: shm"},
-      {"activation", "", "relu or silu instead of what the model file says"},
+      {"arena", "auto",
+       "neurons of a bundle-ordered model file: map (in place) or copy; auto: map on tmpfs"},
+      {"activation", "", "relu, silu or gelu instead of what the model file says"},
       {"sparse-threshold", "", "predictor threshold instead of the model's"},
       {"chat-template", "",
        "template file, or chatml, llama2, alpaca, plain, instead of the model's"},
@@ -112,13 +120,23 @@ absl::StatusOr<ServeOptions> ParseServeOptions(const LayeredOptions& values) {
   ISOTHERM_ASSIGN_OR_RETURN(options.max_queue, ParseCount(values, "max-queue", 1, 65536));
   ISOTHERM_ASSIGN_OR_RETURN(options.threads, ParseCount(values, "threads", 0, 1024));
   ISOTHERM_ASSIGN_OR_RETURN(options.vram_budget, ParseBudget(values));
-  ISOTHERM_RETURN_IF_ERROR(ParseChoice(values, "device", {"auto", "cpu"}).status());
+  ISOTHERM_ASSIGN_OR_RETURN(options.device, ParseChoice(values, "device", {"auto", "cuda", "cpu"}));
+  ISOTHERM_ASSIGN_OR_RETURN(options.max_rows, ParseCount(values, "max-rows", 0, 4096));
+  ISOTHERM_ASSIGN_OR_RETURN(options.predictor_type,
+                            ParseChoice(values, "predictor-type", {"8bit", "stored"}));
+  if (const OptionValue& share = values.at("streamed-share"); share.text != "auto") {
+    if (!absl::SimpleAtod(share.text, &options.streamed_share) || options.streamed_share < 0 ||
+        options.streamed_share > 1) {
+      return BadValue("streamed-share", share, "auto, or a number from 0 to 1");
+    }
+  }
   ISOTHERM_ASSIGN_OR_RETURN(options.transport,
                             ParseChoice(values, "transport", {"auto", "shm", "grpc"}));
   if (options.transport == "auto") options.transport = "shm";
+  ISOTHERM_ASSIGN_OR_RETURN(options.arena, ParseChoice(values, "arena", {"auto", "map", "copy"}));
   if (!values.at("activation").text.empty()) {
     ISOTHERM_ASSIGN_OR_RETURN(options.activation,
-                              ParseChoice(values, "activation", {"relu", "silu"}));
+                              ParseChoice(values, "activation", {"relu", "silu", "gelu"}));
   }
   options.sparse_threshold = values.at("sparse-threshold").text;
   double threshold = 0;

@@ -20,8 +20,13 @@ struct ServeOptions {
   int64_t parallel = 4;      // sequences that run at once
   int64_t max_queue = 256;   // requests that wait
   int64_t vram_budget = -1;  // bytes of hot neurons; -1: auto
+  std::string device = "auto";
   int64_t threads = 0;       // of each worker; 0: auto
+  int64_t max_rows = 0;      // of a step; 0: auto
+  std::string predictor_type = "8bit";
+  double streamed_share = -1;  // of cold neurons, read by the GPU over PCIe; -1: adapted
   std::string transport = "shm";
+  std::string arena = "auto";    // how the cpu_worker holds the neurons: auto, map or copy
   std::string activation;        // "": the model's
   std::string sparse_threshold;  // "": the model's
   std::string chat_template;     // "": the model's

@@ -2,10 +2,15 @@
 
 #include <unistd.h>
 
+#include <algorithm>
+#include <system_error>
 #include <utility>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "cli/version.h"
+#include "common/threading/cores.h"
+#include "common/threading/cpu_list.h"
 
 namespace isotherm::cli {
 namespace {
@@ -23,13 +28,33 @@ std::vector<std::string> CommonArgs(const ServeOptions& options, const std::stri
   return {"--model", model, "--listen", listen, "--supervised", "--log-level", options.log_level};
 }
 
+std::string CpuListOf(std::vector<int> cpus) {
+  std::sort(cpus.begin(), cpus.end());
+  return FormatCpuList(cpus);
+}
+
+// True when the gpu_worker of this build will find a GPU.
+bool GpuIsPresent() {
+#ifdef ISOTHERM_HAVE_CUDA
+  std::error_code error;
+  for (const auto& entry : std::filesystem::directory_iterator("/dev", error)) {
+    const std::string name = entry.path().filename().string();
+    if (absl::StartsWith(name, "nvidia") &&
+        name.find_first_not_of("0123456789", 6) == std::string::npos && name.size() > 6) {
+      return true;
+    }
+  }
+#endif
+  return false;
+}
+
 std::string BytesOrAuto(int64_t bytes) { return bytes < 0 ? "auto" : absl::StrCat(bytes); }
 
 }  // namespace
 
 FourServices MakeFourServices(const ServeOptions& options, const std::filesystem::path& model,
                               const std::filesystem::path& program_dir, const RunDir& run_dir,
-                              const std::filesystem::path& plan_dir) {
+                              const std::filesystem::path& plan_dir, const CorePlan& cores) {
   FourServices out;
   ServerRecord& record = out.record;
   record.pid = ::getpid();
@@ -44,19 +69,28 @@ FourServices MakeFourServices(const ServeOptions& options, const std::filesystem
 
   std::vector<std::string> cpu = CommonArgs(options, record.model, record.cpu_worker);
   Add(cpu, "--socket-dir", run_dir.socket_dir().string());
-  Add(cpu, "--threads", absl::StrCat(options.threads));
   Add(cpu, "--placement", record.placement);
+  Add(cpu, "--arena", options.arena);
+  if (cores.empty()) {
+    Add(cpu, "--threads", absl::StrCat(options.threads));
+  } else {
+    Add(cpu, "--threads", absl::StrCat(cores.compute.size()));
+    Add(cpu, "--compute-cpus", CpuListOf(cores.compute));
+  }
   AddIfSet(cpu, "--activation", options.activation);
 
   std::vector<std::string> gpu = CommonArgs(options, record.model, record.gpu_worker);
   Add(gpu, "--cpu-worker", record.cpu_worker);
   Add(gpu, "--placement", record.placement);
-  Add(gpu, "--device", "cpu");
+  Add(gpu, "--device", options.device);
   Add(gpu, "--transport", options.transport);
   Add(gpu, "--threads", absl::StrCat(options.threads));
   Add(gpu, "--context", absl::StrCat(options.context));
   Add(gpu, "--parallel", absl::StrCat(options.parallel));
   Add(gpu, "--vram-budget", BytesOrAuto(options.vram_budget));
+  if (options.max_rows > 0) Add(gpu, "--max-rows", absl::StrCat(options.max_rows));
+  Add(gpu, "--predictor-type", options.predictor_type);
+  Add(gpu, "--streamed-share", absl::StrCat(options.streamed_share));
   AddIfSet(gpu, "--activation", options.activation);
   AddIfSet(gpu, "--sparse-threshold", options.sparse_threshold);
 
@@ -77,12 +111,22 @@ FourServices MakeFourServices(const ServeOptions& options, const std::filesystem
   AddIfSet(gateway, "--alias", options.alias);
   AddIfSet(gateway, "--chat-template", options.chat_template);
 
+  for (std::vector<std::string>* args : {&cpu, &gpu, &placement, &gateway}) {
+    AddIfSet(*args, "--cpus", CpuListOf(cores.others));
+  }
   const auto program = [&](const char* name) { return (program_dir / name).string(); };
   out.specs.push_back({"cpu-worker", program("isotherm-cpu-worker"), std::move(cpu), false});
   out.specs.push_back({"gpu-worker", program("isotherm-gpu-worker"), std::move(gpu), false});
   out.specs.push_back({"placement", program("isotherm-placement"), std::move(placement), false});
   out.specs.push_back({"gateway", program("isotherm-gateway"), std::move(gateway), true});
   return out;
+}
+
+CorePlan CoresBesideGpu(const ServeOptions& options) {
+  if (options.device == "cpu" || (options.device == "auto" && !GpuIsPresent())) return {};
+  int cores = AllowedCores();
+  if (options.threads > 0) cores = static_cast<int>(std::min<int64_t>(cores, options.threads + 1));
+  return PlanCores(ReadCpuPlaces(AllowedCpus()), cores);
 }
 
 }  // namespace isotherm::cli

@@ -13,6 +13,7 @@
 #include "cli/models/base_download.h"
 #include "cli/ui/progress_bar.h"
 #include "cli/ui/remedy.h"
+#include "cli/verbs/models_convert.h"
 #include "cli/verbs/verb.h"
 #include "common/base/exit_code.h"
 #include "common/base/status_macros.h"
@@ -29,7 +30,9 @@ constexpr char kExamples[] = R"(Examples:
   isotherm models build smollm2-relu --format f16 --base SmolLM2-135M-Instruct.Q4_1.gguf
   isotherm models ls
   isotherm models inspect smollm2-relu
-  isotherm models verify model.gguf)";
+  isotherm models verify model.gguf
+  isotherm models convert model.gguf model-q4.gguf --type q4_0
+  isotherm models convert --help                      all that can be converted)";
 constexpr char kAdapter[] = "smollm2-135m-relu.adapter.gguf";
 
 struct ModelsArgs {
@@ -191,7 +194,7 @@ absl::Status VerifyModel(const ModelsArgs& args, VerbContext& context) {
 void AddModelsVerb(CLI::App& app, VerbContext& context) {
   auto args = std::make_shared<ModelsArgs>();
   CLI::App* verb =
-      app.add_subcommand("models", "Lists, builds, inspects and verifies model files.");
+      app.add_subcommand("models", "Lists, builds, inspects, verifies and converts model files.");
   verb->footer(kExamples);
   verb->require_subcommand(1);
   verb->fallthrough();
@@ -226,6 +229,9 @@ void AddModelsVerb(CLI::App& app, VerbContext& context) {
       ->required()
       ->type_name("");
   verify->callback([args, &context] { context.status = VerifyModel(*args, context); });
+
+  AddModelsConvertVerb(
+      *verb, [args] { return ModelDir(*args); }, context);
 }
 
 }  // namespace isotherm::cli

@@ -113,11 +113,14 @@ template <>
 struct Decoder<DType::kQ8_0> : NoTail {
   static constexpr int64_t kRunBytes = 34;
   static HWY_INLINE void Run(const uint8_t* HWY_RESTRICT row, int64_t run, VF (&out)[kRunVecs]) {
-    const uint8_t* const block = row + run * kRunBytes;
+    RunScaled(row, run, BroadcastHalf(row + run * kRunBytes), out);
+  }
+  // With the block's scale, in every lane, made already.
+  static HWY_INLINE void RunScaled(const uint8_t* HWY_RESTRICT row, int64_t run, VF scale,
+                                   VF (&out)[kRunVecs]) {
     const DF d;
     const hn::Rebind<int8_t, DF> d8;
-    const VF scale = BroadcastHalf(block);
-    const int8_t* const q = reinterpret_cast<const int8_t*>(block + 2);
+    const int8_t* const q = reinterpret_cast<const int8_t*>(row + run * kRunBytes + 2);
 #pragma GCC unroll 8
     for (int j = 0; j < kRunVecs; ++j) {
       const auto wide = hn::PromoteTo(DI(), hn::LoadU(d8, q + j * kLanes));
@@ -130,21 +133,25 @@ template <>
 struct Decoder<DType::kQ4_0> : NoTail {
   static constexpr int64_t kRunBytes = 18;
   static HWY_INLINE void Run(const uint8_t* HWY_RESTRICT row, int64_t run, VF (&out)[kRunVecs]) {
+    RunScaled(row, run, BroadcastHalf(row + run * kRunBytes), out);
+  }
+  static HWY_INLINE void RunScaled(const uint8_t* HWY_RESTRICT row, int64_t run, VF scale,
+                                   VF (&out)[kRunVecs]) {
     const uint8_t* const block = row + run * kRunBytes;
     const DF d;
     const DI di;
     const hn::Rebind<uint8_t, DF> d8;
-    const VF scale = BroadcastHalf(block);
-    const auto mask = hn::Set(di, 15);
 #if HWY_TARGET == HWY_AVX3
-    // One permutation per vector replaces subtract, convert and multiply.
+    // One permutation per vector replaces subtract, convert and multiply. It looks at the low four
+    // bits of an index only, so that the low half of a byte needs no mask.
     HWY_ALIGN static constexpr float kLevels[16] = {-8, -7, -6, -5, -4, -3, -2, -1,
                                                     0,  1,  2,  3,  4,  5,  6,  7};
-    const VF levels = hn::Mul(hn::Load(d, kLevels), scale);
-    const auto bytes = hn::PromoteTo(di, hn::LoadU(d8, block + 2));
-    out[0] = hn::TableLookupLanes(levels, hn::IndicesFromVec(d, hn::And(bytes, mask)));
-    out[1] = hn::TableLookupLanes(levels, hn::IndicesFromVec(d, hn::ShiftRight<4>(bytes)));
+    const __m512 levels = hn::Mul(hn::Load(d, kLevels), scale).raw;
+    const __m512i bytes = hn::PromoteTo(di, hn::LoadU(d8, block + 2)).raw;
+    out[0] = VF{_mm512_permutexvar_ps(bytes, levels)};
+    out[1] = VF{_mm512_permutexvar_ps(_mm512_srli_epi32(bytes, 4), levels)};
 #else
+    const auto mask = hn::Set(di, 15);
     const auto eight = hn::Set(di, 8);
 #pragma GCC unroll 4
     for (int j = 0; j < kRunVecs / 2; ++j) {
@@ -203,7 +210,7 @@ HWY_INLINE void WithType(DType dtype, const Fn& fn) {
       return fn(std::integral_constant<DType, DType::kQ8_0>());
     case DType::kQ4_0:
       return fn(std::integral_constant<DType, DType::kQ4_0>());
-    case DType::kQ4_1:
+    default:
       return;  // refused by ValidateRowType()
   }
 }

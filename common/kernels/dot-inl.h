@@ -251,58 +251,6 @@ HWY_INLINE void AccumulateRows(int num_x, const float* HWY_RESTRICT w, int64_t w
   }
 }
 
-// y[k] += a[0] * w[0][k] + ... + a[kW - 1] * w[kW - 1][k], added one after the other. ahead: as in
-// DotTile, or null where kFetch is false.
-template <DType kType, int kW, bool kFetch>
-HWY_NOINLINE void ScaledSum(const uint8_t* const* w, const uint8_t* const* ahead, const float* a,
-                            int64_t columns, float* HWY_RESTRICT y) {
-  using Dec = Decoder<kType>;
-  const DF d;
-  VF av[kW];
-  const uint8_t* wp[kW];
-  const uint8_t* next[kPassRows];
-  for (int r = 0; r < kPassRows; ++r) next[r] = kFetch ? ahead[r] : nullptr;
-  for (int r = 0; r < kW; ++r) {
-    av[r] = hn::Set(d, a[r]);
-    wp[r] = w[r];
-  }
-  const int64_t runs = columns / kRun;
-  for (int64_t run = 0; run < runs; ++run) {
-#pragma GCC unroll 8
-    for (int r = 0; r < kPassRows; ++r) {
-      if constexpr (kFetch) PrefetchRun<kType>(next[r], run);
-    }
-    VF yv[kRunVecs];
-    float* const yp = y + run * kRun;
-#pragma GCC unroll 8
-    for (int j = 0; j < kRunVecs; ++j) yv[j] = hn::LoadU(d, yp + j * kLanes);
-#pragma GCC unroll 8
-    for (int r = 0; r < kW; ++r) {
-      VF v[kRunVecs];
-      Dec::Run(wp[r], run, v);
-#pragma GCC unroll 8
-      for (int j = 0; j < kRunVecs; ++j) yv[j] = hn::MulAdd(av[r], v[j], yv[j]);
-    }
-#pragma GCC unroll 8
-    for (int j = 0; j < kRunVecs; ++j) hn::StoreU(yv[j], d, yp + j * kLanes);
-  }
-  int64_t k = runs * kRun;
-  for (; k + kLanes <= columns; k += kLanes) {
-    VF yv = hn::LoadU(d, y + k);
-#pragma GCC unroll 8
-    for (int r = 0; r < kW; ++r) yv = hn::MulAdd(av[r], Dec::Full(wp[r], k), yv);
-    hn::StoreU(yv, d, y + k);
-  }
-  if (k < columns) {
-    VF yv = LoadPadded(y + k, columns - k);
-#pragma GCC unroll 8
-    for (int r = 0; r < kW; ++r) yv = hn::MulAdd(av[r], Dec::Tail(wp[r], k, columns - k), yv);
-    HWY_ALIGN float padded[kLanes];
-    hn::Store(yv, d, padded);
-    std::memcpy(y + k, padded, static_cast<size_t>(columns - k) * sizeof(float));
-  }
-}
-
 }  // namespace HWY_NAMESPACE
 }  // namespace isotherm::kernels_internal
 HWY_AFTER_NAMESPACE();

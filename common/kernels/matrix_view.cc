@@ -13,7 +13,7 @@ absl::Status ValidateRowType(DType dtype, int64_t columns) {
     case DType::kQ8_0:
     case DType::kQ4_0:
       return RowBytes(dtype, columns).status();
-    case DType::kQ4_1:
+    default:
       break;
   }
   return absl::InvalidArgumentError(absl::StrCat("no kernel for weights of type ", Name(dtype),

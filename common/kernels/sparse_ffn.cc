@@ -9,41 +9,21 @@
 #include "common/base/checked_math.h"
 #include "common/base/status_macros.h"
 #include "common/kernels/sparse_ffn_workspace.h"
+#include "common/threading/spin_wait.h"
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "common/kernels/sparse_ffn.cc"
 #include "hwy/foreach_target.h"  // recompiles the namespace below for every target
 // After foreach_target.
-#include "common/kernels/dot-inl.h"
+#include "common/kernels/active_bits-inl.h"
+#include "common/kernels/block-inl.h"
+#include "common/kernels/stream-inl.h"
 #include "hwy/highway.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace isotherm::kernels_internal {
 namespace HWY_NAMESPACE {
 namespace {
-
-// Bundles of one piece of work: large against the cursor's cost (some 50 ns), small enough that the
-// last piece of a layer of a hundred active neurons does not leave other threads idle.
-constexpr int64_t kPiece = 8;
-
-// The ids that this call computes, ascending, from the OR of the rows' bitmaps.
-int64_t ExpandActive(const SparseFfnParams& p, int32_t* ids) {
-  const int64_t words = (p.bundles.num_neurons + 63) / 64;
-  int64_t count = 0;
-  for (int64_t word = p.first_neuron / 64; word * 64 < p.last_neuron; ++word) {
-    uint64_t bits = 0;
-    for (int64_t row = 0; row < p.num_rows; ++row) bits |= p.active[row * words + word];
-    if (p.owned != nullptr) bits &= p.owned[word];
-    const int64_t base = word * 64;
-    if (base < p.first_neuron) bits &= ~uint64_t{0} << (p.first_neuron - base);
-    if (base + 64 > p.last_neuron) bits &= ~uint64_t{0} >> (base + 64 - p.last_neuron);
-    for (; bits != 0; bits &= bits - 1) {
-      const int32_t id = static_cast<int32_t>(base + std::countr_zero(bits));
-      if (p.bundles.slot_of == nullptr || p.bundles.slot_of[id] >= 0) ids[count++] = id;
-    }
-  }
-  return count;
-}
 
 const uint8_t* Bundle(const BundleView& b, int32_t id) {
   const int64_t slot = b.slot_of == nullptr ? id : b.slot_of[id];
@@ -66,97 +46,67 @@ void CountFirings(const SparseFfnParams& p, int32_t id, uint32_t rows) {
   word.store(word.load(std::memory_order_relaxed) + rows, std::memory_order_relaxed);
 }
 
-// dots[r] = w[r] . z for count rows.
+// Up to `width` bundles' rows at `offset`, from position `first` on.
+Rows RowsOf(const uint8_t* const* bundles, int num_bundles, int first, int width, int64_t offset) {
+  Rows rows;
+  rows.count = std::min(width, num_bundles - first);
+  for (int r = 0; r < rows.count; ++r) rows.at[r] = bundles[first + r] + offset;
+  return rows;
+}
+
+// The rows with which the bundles of `ids` begin.
+Rows FirstRows(const BundleView& b, const int32_t* ids, int num_ids, int width) {
+  Rows rows;
+  rows.count = std::min(width, num_ids);
+  for (int r = 0; r < rows.count; ++r) rows.at[r] = Bundle(b, ids[r]);
+  return rows;
+}
+
+// Bundles that go through gate, up and down together, for one row of z. Every pass fetches the rows
+// of the one after it; the last one those of `following`, the next phase.
 template <DType kType>
-void DotsOfOneRow(const uint8_t* const* w, const uint8_t* const* ahead, int count, const float* z,
-                  int64_t columns, float* dots) {
-  switch (count) {
-    case 1:
-      return DotTile<kType, 1, 1>(w, ahead, &z, columns, dots);
-    case 2:
-      return DotTile<kType, 2, 1>(w, ahead, &z, columns, dots);
-    case 3:
-      return DotTile<kType, 3, 1>(w, ahead, &z, columns, dots);
-    case 4:
-      return DotTile<kType, 4, 1>(w, ahead, &z, columns, dots);
-  }
-}
-
-template <DType kType, bool kFetch>
-void AddScaled(const uint8_t* const* w, const uint8_t* const* ahead, const float* a, int count,
-               int64_t columns, float* y) {
-  switch (count) {
-    case 1:
-      return ScaledSum<kType, 1, kFetch>(w, ahead, a, columns, y);
-    case 2:
-      return ScaledSum<kType, 2, kFetch>(w, ahead, a, columns, y);
-    case 3:
-      return ScaledSum<kType, 3, kFetch>(w, ahead, a, columns, y);
-    case 4:
-      return ScaledSum<kType, 4, kFetch>(w, ahead, a, columns, y);
-  }
-}
-
-// `count` weight rows of one pass; past them the last one again, so that there always are
-// kPassRows to name.
-struct Pass {
-  const uint8_t* rows[kPassRows];
-  int count = 0;
-};
-
-// Rows at `offset` of bundles [first, first + kPassRows) of `num_bundles`.
-Pass MakePass(const uint8_t* const* bundles, int num_bundles, int first, int64_t offset) {
-  Pass pass;
-  pass.count = std::min(kPassRows, num_bundles - first);
-  for (int r = 0; r < kPassRows; ++r) {
-    pass.rows[r] = bundles[first + std::min(r, pass.count - 1)] + offset;
-  }
-  return pass;
-}
-
-// The pass that starts the piece at ids: its first gates.
-Pass FirstPass(const BundleView& b, const int32_t* ids, int64_t count) {
-  const uint8_t* bundles[kPassRows];
-  const int num = static_cast<int>(std::min<int64_t>(kPassRows, count));
-  for (int r = 0; r < num; ++r) bundles[r] = Bundle(b, ids[r]);
-  return MakePass(bundles, num, 0, 0);
-}
-
-// A piece for one row: all gates, then for those that are open all ups, then the downs. Each pass
-// fetches the rows of the one after it; the last fetches those of `following`, the next piece's
-// first (count 0: none).
-template <DType kType>
-void PieceOfOneRow(const SparseFfnParams& p, const float* z, const int32_t* ids, int count,
-                   const Pass& following, SparseFfnThread& thread) {
+void PhaseOfOneRow(const SparseFfnParams& p, const SparseFfnTuning& tuning, const int32_t* ids,
+                   int count, const Rows& following, SparseFfnThread& thread) {
   const BundleView& b = p.bundles;
-  const uint8_t* bundles[kPiece];
+  const int width = tuning.pass;
+  const uint8_t* bundles[SparseFfnTuning::kMaxChunk];
   for (int i = 0; i < count; ++i) bundles[i] = Bundle(b, ids[i]);
   const int64_t up_offset = b.row_bytes;  // with three rows
   const int64_t down_offset = (b.rows - 1) * b.row_bytes;
   const int64_t second_offset = b.rows == 3 ? up_offset : down_offset;
+  const auto ahead = [&](const Rows& rows) {
+    return Ahead{rows, tuning.fetch, tuning.fetch_lines};
+  };
 
-  float scale[kPiece];
-  const uint8_t* open[kPiece];
+  float scale[SparseFfnTuning::kMaxChunk];
+  const uint8_t* open[SparseFfnTuning::kMaxChunk];
   int num_open = 0;
-  for (int i = 0; i < count; i += kPassRows) {
-    const Pass pass = MakePass(bundles, count, i, 0);
-    // While the last gates are computed the neurons open so far are all that is known.
-    const Pass ahead = i + kPassRows < count ? MakePass(bundles, count, i + kPassRows, 0)
-                       : num_open > 0        ? MakePass(open, num_open, 0, second_offset)
-                                             : following;
+  // What comes after the last gates: the further rows of those open by then, or, where none can be
+  // known yet, of the very bundles at hand if gates tend to be open.
+  const bool mostly_open = 2 * thread.counts.open_pairs >= thread.counts.pairs;
+  const auto after_gates = [&](int at) {
+    if (num_open > 0) return RowsOf(open, num_open, 0, width, second_offset);
+    return mostly_open ? RowsOf(bundles, count, at, width, second_offset) : following;
+  };
+  for (int i = 0; i < count; i += width) {
+    const Rows rows = RowsOf(bundles, count, i, width, 0);
+    const Rows next =
+        i + width < count ? RowsOf(bundles, count, i + width, width, 0) : after_gates(i);
     float dots[kPassRows];
-    DotsOfOneRow<kType>(pass.rows, ahead.rows, pass.count, z, b.model_dim, dots);
-    for (int r = 0; r < pass.count; ++r) {
+    StreamDotsOf<kType>(rows, ahead(next), thread.z, b.model_dim, dots);
+    for (int r = 0; r < rows.count; ++r) {
       if (p.up_bias != nullptr) dots[r] += p.up_bias[ids[i + r]];
       if (p.activation == Activation::kRelu && dots[r] <= 0.0f) continue;
       CountFirings(p, ids[i + r], 1);
+      CountFirings(p, ids[i + r], 1);
       scale[num_open] = Activate(p.activation, dots[r]);
-      open[num_open++] = pass.rows[r];
+      open[num_open++] = rows.at[r];
     }
   }
-  thread.num_open += num_open;
-  thread.num_bundles += count;
-  thread.num_open_bundles += num_open;
+  thread.counts.pairs += count;
+  thread.counts.open_pairs += num_open;
+  thread.counts.bundles += count;
+  thread.counts.open_bundles += num_open;
   if (p.hash != nullptr) {
     uint64_t sum = 0;
     for (int i = 0; i < count; ++i) {
@@ -165,223 +115,196 @@ void PieceOfOneRow(const SparseFfnParams& p, const float* z, const int32_t* ids,
     thread.work_hash += p.hash->row_keys[0] * sum;
   }
   if (b.rows == 3) {
-    for (int i = 0; i < num_open; i += kPassRows) {
-      const Pass pass = MakePass(open, num_open, i, up_offset);
-      const Pass ahead = i + kPassRows < num_open
-                             ? MakePass(open, num_open, i + kPassRows, up_offset)
-                             : MakePass(open, num_open, 0, down_offset);
+    for (int i = 0; i < num_open; i += width) {
+      const Rows next = i + width < num_open ? RowsOf(open, num_open, i + width, width, up_offset)
+                                             : RowsOf(open, num_open, 0, width, down_offset);
+      const Rows rows = RowsOf(open, num_open, i, width, up_offset);
       float dots[kPassRows];
-      DotsOfOneRow<kType>(pass.rows, ahead.rows, pass.count, z, b.model_dim, dots);
-      for (int r = 0; r < pass.count; ++r) {
+      StreamDotsOf<kType>(rows, ahead(next), thread.z, b.model_dim, dots);
+      for (int r = 0; r < rows.count; ++r) {
         scale[i + r] *= p.activate_up ? Activate(p.activation, dots[r]) : dots[r];
       }
     }
   }
-  for (int i = 0; i < num_open; i += kPassRows) {
-    const Pass pass = MakePass(open, num_open, i, down_offset);
-    const Pass ahead =
-        i + kPassRows < num_open ? MakePass(open, num_open, i + kPassRows, down_offset) : following;
-    AddScaled<kType, true>(pass.rows, ahead.rows, scale + i, pass.count, b.model_dim,
-                           thread.sums.get());
+  for (int i = 0; i < num_open; i += width) {
+    const Rows next =
+        i + width < num_open ? RowsOf(open, num_open, i + width, width, down_offset) : following;
+    StreamScaledOf<kType>(RowsOf(open, num_open, i, width, down_offset), ahead(next), scale + i,
+                          b.model_dim, thread.sums.get());
   }
 }
 
-// out[i * kPassRows + r] = w[r] . z[rows[i]] for the listed rows; the kPassRows weight rows are
-// decoded once.
-template <DType kType>
-void DotsOfRows(const uint8_t* const* w, const uint8_t* const* ahead,
-                const SparseFfnWorkspace::Shared& shared, const int32_t* rows, int64_t num_rows,
-                int64_t columns, float* decoded, float* out) {
-  const int64_t stride = shared.padded_dim;
-  const float* const z = shared.z.get();
-  if (num_rows <= 2) {
-    const float* x[2];
-    for (int64_t i = 0; i < num_rows; ++i) x[i] = z + rows[i] * stride;
-    if (num_rows == 1) return DotTile<kType, kPassRows, 1>(w, ahead, x, columns, out);
-    return DotTile<kType, kPassRows, 2>(w, ahead, x, columns, out);
-  }
-  for (int r = 0; r < kPassRows; ++r) {
-    DecodeSpan<kType>(w[r], 0, columns, ahead[r], decoded + r * stride);
-  }
-  const int64_t vecs = (columns + kLanes - 1) / kLanes;
-  int tile;
-  for (int64_t i = 0; i < num_rows; i += tile) {
-    tile = TileSize(num_rows - i);
-    const float* x[kTileX];
-    for (int j = 0; j < tile; ++j) x[j] = z + rows[i + j] * stride;
-    DecodedProduct(tile, decoded, stride, x, vecs, out + i * kPassRows, kPassRows);
-  }
-}
-
-// Keeps the rows for which `keep(list position)` leaves a neuron bit; returns how many.
-template <typename Keep>
-int64_t Compact(int64_t count, SparseFfnThread& thread, const Keep& keep) {
-  int64_t kept = 0;
-  for (int64_t i = 0; i < count; ++i) {
-    const uint8_t neurons = keep(i);
-    if (neurons == 0) continue;
-    thread.rows[kept] = thread.rows[i];
-    thread.row_neurons[kept] = neurons;
-    if (kept != i) {
-      std::copy_n(&thread.gates[i * kPassRows], kPassRows, &thread.gates[kept * kPassRows]);
-    }
-    ++kept;
-  }
-  return kept;
-}
-
-// Up to kPassRows bundles for many rows: each is loaded once and serves the rows whose bit is set.
-template <DType kType>
-void PassOfManyRows(const SparseFfnParams& p, const SparseFfnWorkspace::Shared& shared,
-                    const int32_t* ids, int pass, const Pass& following, SparseFfnThread& thread) {
-  const BundleView& b = p.bundles;
-  const int64_t words = (b.num_neurons + 63) / 64;
-  const uint8_t* bundle[kPassRows];
-  uint64_t mix[kPassRows] = {};
-  for (int r = 0; r < kPassRows; ++r) bundle[r] = Bundle(b, ids[std::min(r, pass - 1)]);
+// The rows of z that some bundle of the phase is active for, with those bundles as bits; counts and
+// hashes the pairs.
+PairList ListPairs(const SparseFfnParams& p, const int32_t* ids, int count,
+                   SparseFfnThread& thread) {
+  const int64_t words = (p.bundles.num_neurons + 63) / 64;
+  uint64_t mix[SparseFfnTuning::kMaxChunk] = {};
   if (p.hash != nullptr) {
-    for (int r = 0; r < pass; ++r) {
-      mix[r] = NeuronMixFromSeed(p.hash->layer_seed, static_cast<uint64_t>(ids[r]));
+    for (int i = 0; i < count; ++i) {
+      mix[i] = NeuronMixFromSeed(p.hash->layer_seed, static_cast<uint64_t>(ids[i]));
     }
   }
-  int64_t count = 0;
+  PairList list{thread.rows.data(), thread.row_bits.data(), 0, 0};
   for (int64_t row = 0; row < p.num_rows; ++row) {
     const uint64_t* const active = p.active + row * words;
-    uint8_t neurons = 0;
+    uint32_t bits = 0;
+    for (int i = 0; i < count; ++i) {
+      bits |= static_cast<uint32_t>(active[ids[i] / 64] >> (ids[i] % 64) & 1) << i;
+    }
+    if (bits == 0) continue;
     uint64_t sum = 0;
-    for (int r = 0; r < pass; ++r) {
-      const uint64_t bit = active[ids[r] / 64] >> (ids[r] % 64) & 1;
-      neurons |= static_cast<uint8_t>(bit << r);
-      sum += mix[r] & (uint64_t{0} - bit);
-    }
-    if (neurons == 0) continue;
+    for (uint32_t left = bits; left != 0; left &= left - 1) sum += mix[std::countr_zero(left)];
     if (p.hash != nullptr) thread.work_hash += p.hash->row_keys[row] * sum;
-    thread.rows[count] = static_cast<int32_t>(row);
-    thread.row_neurons[count++] = neurons;
+    thread.rows[list.num_rows] = static_cast<int32_t>(row);
+    thread.row_bits[list.num_rows++] = static_cast<uint16_t>(bits);
+    thread.counts.pairs += std::popcount(bits);
+    list.any |= bits;
   }
-
-  float* const gates = thread.gates.data();
-  const uint8_t* second[kPassRows];  // up with three rows, else down
-  const uint8_t* down[kPassRows];
-  for (int r = 0; r < kPassRows; ++r) {
-    second[r] = bundle[r] + b.row_bytes;
-    down[r] = bundle[r] + (b.rows - 1) * b.row_bytes;
-  }
-  DotsOfRows<kType>(bundle, second, shared, thread.rows.data(), count, b.model_dim,
-                    thread.decoded.get(), gates);
-  count = Compact(count, thread, [&](int64_t i) {
-    uint8_t neurons = thread.row_neurons[i];
-    for (int r = 0; r < kPassRows; ++r) {
-      float& gate = gates[i * kPassRows + r];
-      if (p.up_bias != nullptr) gate += p.up_bias[ids[std::min(r, pass - 1)]];
-      const bool shut = p.activation == Activation::kRelu && gate <= 0.0f;
-      if (shut) neurons &= static_cast<uint8_t>(~(1u << r));
-      gate = (neurons >> r & 1) != 0 ? Activate(p.activation, gate) : 0.0f;
-    }
-    return neurons;
-  });
-  thread.num_bundles += pass;
-  if (count == 0) return;
-  uint32_t open_rows[kPassRows] = {};
-  for (int64_t i = 0; i < count; ++i) {
-    for (int r = 0; r < pass; ++r) open_rows[r] += thread.row_neurons[i] >> r & 1;
-  }
-  for (int r = 0; r < pass; ++r) {
-    if (open_rows[r] == 0) continue;
-    thread.num_open += open_rows[r];
-    ++thread.num_open_bundles;
-    CountFirings(p, ids[r], open_rows[r]);
-  }
-  if (b.rows == 3) {
-    DotsOfRows<kType>(second, down, shared, thread.rows.data(), count, b.model_dim,
-                      thread.decoded.get(), thread.ups.data());
-    for (int64_t i = 0; i < count * kPassRows; ++i) {
-      const bool on = (thread.row_neurons[i / kPassRows] >> (i % kPassRows) & 1) != 0;
-      const float up = p.activate_up ? Activate(p.activation, thread.ups[i]) : thread.ups[i];
-      gates[i] = on ? gates[i] * up : 0.0f;
-    }
-  }
-  const int64_t stride = shared.padded_dim;
-  const uint8_t* w[kPassRows];
-  for (int r = 0; r < kPassRows; ++r) w[r] = down[r];
-  const bool decode = count > 2;
-  if (decode) {
-    for (int r = 0; r < pass; ++r) {
-      float* const decoded = thread.decoded.get() + r * stride;
-      DecodeSpan<kType>(w[r], 0, b.model_dim, following.rows[r], decoded);
-      w[r] = reinterpret_cast<const uint8_t*>(decoded);
-    }
-  }
-  for (int64_t i = 0; i < count; ++i) {
-    // Only the row's own neurons: others' weights never reach it, not even times zero.
-    const uint8_t* own[kPassRows];
-    float scale[kPassRows];
-    int num_own = 0;
-    for (int r = 0; r < pass; ++r) {
-      if ((thread.row_neurons[i] >> r & 1) == 0) continue;
-      own[num_own] = w[r];
-      scale[num_own++] = gates[i * kPassRows + r];
-    }
-    float* const sums = thread.sums.get() + thread.rows[i] * stride;
-    if (decode) {
-      AddScaled<DType::kF32, false>(own, nullptr, scale, num_own, b.model_dim, sums);
-    } else {
-      AddScaled<kType, true>(own, following.rows, scale, num_own, b.model_dim, sums);
-    }
-  }
+  return list;
 }
 
+// Drops the pairs whose gate is shut: a weight never reaches a row that does not ask for it, not
+// even times zero. gates: of all pairs; becomes the activations of those that are left.
+PairList OpenPairs(const SparseFfnParams& p, const int32_t* ids, const PairList& all,
+                   SparseFfnThread& thread) {
+  PairList open{all.rows, all.bits, 0, 0};
+  float* const gates = thread.scales.data();
+  uint32_t open_rows[SparseFfnTuning::kMaxChunk] = {};  // by bundle
+  int64_t from = 0, to = 0;
+  for (int64_t i = 0; i < all.num_rows; ++i) {
+    uint32_t bits = 0;
+    for (uint32_t left = all.bits[i]; left != 0; left &= left - 1) {
+      const int bundle = std::countr_zero(left);
+      float gate = gates[from++];
+      if (p.up_bias != nullptr) gate += p.up_bias[ids[bundle]];
+      if (p.activation == Activation::kRelu && gate <= 0.0f) continue;
+      gates[to++] = Activate(p.activation, gate);
+      ++open_rows[bundle];
+      bits |= uint32_t{1} << bundle;
+    }
+    if (bits == 0) continue;
+    thread.rows[open.num_rows] = thread.rows[i];
+    thread.row_bits[open.num_rows++] = static_cast<uint16_t>(bits);
+    open.any |= bits;
+  }
+  thread.counts.open_pairs += to;
+  thread.counts.open_bundles += std::popcount(open.any);
+  for (uint32_t left = open.any; left != 0; left &= left - 1) {
+    const int bundle = std::countr_zero(left);
+    CountFirings(p, ids[bundle], open_rows[bundle]);
+  }
+  return open;
+}
+
+// Bundles that go through gate, up and down together, for many rows of z: each is loaded once and
+// serves the rows whose bit is set.
 template <DType kType>
-void Work(const SparseFfnParams& p, SparseFfnWorkspace::Shared& shared, SparseFfnThread& thread) {
+void PhaseOfManyRows(const SparseFfnParams& p, const SparseFfnWorkspace::Shared& shared,
+                     const int32_t* ids, int count, const Rows& following,
+                     SparseFfnThread& thread) {
   const BundleView& b = p.bundles;
-  const int64_t count = ExpandActive(p, thread.ids.data());
-  const int32_t* const ids = thread.ids.data();
-  const auto claim = [&] { return shared.cursor.fetch_add(kPiece, std::memory_order_relaxed); };
-  // One piece is claimed ahead, so that its first rows can be fetched under the end of this one.
-  int64_t next = claim();
-  while (next < count) {
-    const int64_t first = next;
-    next = claim();
-    if (!thread.used) {
-      thread.used = true;
-      std::fill_n(thread.sums.get(), p.num_rows * shared.padded_dim, 0.0f);
-    }
-    const int piece = static_cast<int>(std::min(kPiece, count - first));
-    // Without a following piece the one at hand is named again: its lines are near already.
-    const int64_t following = next < count ? next : first;
-    const Pass following_pass = FirstPass(b, ids + following, count - following);
-    if (p.num_rows == 1) {
-      PieceOfOneRow<kType>(p, shared.z.get(), ids + first, piece, following_pass, thread);
-      continue;
-    }
-    for (int i = 0; i < piece; i += kPassRows) {
-      const int pass = std::min(kPassRows, piece - i);
-      const Pass ahead = i + kPassRows < piece
-                             ? FirstPass(b, ids + first + i + kPassRows, piece - i - kPassRows)
-                             : following_pass;
-      PassOfManyRows<kType>(p, shared, ids + first + i, pass, ahead, thread);
+  const uint8_t* bundles[SparseFfnTuning::kMaxChunk];
+  for (int i = 0; i < count; ++i) bundles[i] = Bundle(b, ids[i]);
+  const auto rows_at = [&](int64_t offset) { return RowsOf(bundles, count, 0, count, offset); };
+  const auto ahead = [&](const Rows& rows) {
+    return Ahead{rows, shared.tuning.fetch, shared.tuning.fetch_lines};
+  };
+  const Rows up = rows_at(b.row_bytes);  // with three rows
+  const Rows down = rows_at((b.rows - 1) * b.row_bytes);
+  const int64_t stride = shared.row_stride;
+
+  const PairList all = ListPairs(p, ids, count, thread);
+  thread.counts.bundles += count;
+  PairDots<kType>(rows_at(0), all, ahead(b.rows == 3 ? up : down), shared.z.get(), stride,
+                  b.model_dim, thread.pair_sums.get(), thread.scales.data());
+  const PairList open = OpenPairs(p, ids, all, thread);
+  if (open.num_rows == 0) return;
+  if (b.rows == 3) {
+    float* const ups = thread.ups.data();
+    PairDots<kType>(up, open, ahead(down), shared.z.get(), stride, b.model_dim,
+                    thread.pair_sums.get(), ups);
+    int64_t num_pairs = 0;
+    for (int64_t i = 0; i < open.num_rows; ++i) num_pairs += std::popcount(open.bits[i]);
+    for (int64_t i = 0; i < num_pairs; ++i) {
+      thread.scales[i] *= p.activate_up ? Activate(p.activation, ups[i]) : ups[i];
     }
   }
+  PairScaled<kType>(down, open, ahead(following), thread.scales.data(), b.model_dim,
+                    thread.sums.get(), stride);
 }
 
-void SparseFfnWorkImpl(const SparseFfnParams& p, SparseFfnWorkspace::Shared& shared,
-                       SparseFfnThread& thread) {
-  WithType(p.bundles.dtype, [&](auto type) { Work<type()>(p, shared, thread); });
-}
-
-// z, widened to F32, into rows of padded_dim floats.
-void WidenInputImpl(const SparseFfnParams& p, SparseFfnWorkspace::Shared& shared) {
+// One row of z widened to `out`, zero up to whole vectors.
+void WidenRowImpl(const SparseFfnParams& p, int64_t row, float* out) {
   const int64_t dim = p.bundles.model_dim;
-  for (int64_t row = 0; row < p.num_rows; ++row) {
-    float* const out = shared.z.get() + row * shared.padded_dim;
-    const auto bytes = [&](const auto* z) {
-      return reinterpret_cast<const uint8_t*>(z + row * dim);
-    };
-    if (p.z_f16 != nullptr) DecodeSpan<DType::kF16>(bytes(p.z_f16), 0, dim, bytes(p.z_f16), out);
-    if (p.z_bf16 != nullptr)
-      DecodeSpan<DType::kBF16>(bytes(p.z_bf16), 0, dim, bytes(p.z_bf16), out);
-    if (p.z != nullptr) DecodeSpan<DType::kF32>(bytes(p.z), 0, dim, bytes(p.z), out);
+  const auto bytes = [&](const auto* z) { return reinterpret_cast<const uint8_t*>(z + row * dim); };
+  if (p.z_f16 != nullptr) DecodeSpan<DType::kF16>(bytes(p.z_f16), 0, dim, bytes(p.z_f16), out);
+  if (p.z_bf16 != nullptr) DecodeSpan<DType::kBF16>(bytes(p.z_bf16), 0, dim, bytes(p.z_bf16), out);
+  if (p.z != nullptr) DecodeSpan<DType::kF32>(bytes(p.z), 0, dim, bytes(p.z), out);
+}
+
+// What a thread does before its first chunk.
+void StartThread(const SparseFfnParams& p, const SparseFfnWorkspace::Shared& shared,
+                 SparseFfnThread& thread) {
+  thread.call = shared.call;
+  thread.work_hash = 0;
+  thread.counts = {};
+  std::fill_n(thread.sums.get(), p.num_rows * shared.row_stride, 0.0f);
+  if (p.num_rows > 1) return;
+  // Each thread widens a single row for itself: sooner than one could for all.
+  if (p.z == nullptr) WidenRowImpl(p, 0, thread.own_z.get());
+  thread.z = p.z != nullptr ? p.z : thread.own_z.get();
+}
+
+int64_t FindActiveImpl(const SparseFfnParams& p, ActiveBits& active) {
+  return FindActive(p, active);
+}
+
+// Takes chunks until there are none. Returns how many ids were accumulated. thread.active is
+// filled if found_active.
+template <DType kType>
+int64_t Work(const SparseFfnParams& p, SparseFfnWorkspace::Shared& shared, SparseFfnThread& thread,
+             bool found_active) {
+  const SparseFfnTuning& tuning = shared.tuning;
+  const auto claim = [&] {
+    return shared.chunks.At(shared.next_chunk.fetch_add(1, std::memory_order_relaxed));
+  };
+  ChunkPlan::Range next = claim();
+  if (next.count == 0) return 0;
+  if (!found_active) FindActive(p, thread.active);
+  StartThread(p, shared, thread);
+  const int width = p.num_rows == 1 ? tuning.pass : tuning.phase;
+  int32_t ids[2][SparseFfnTuning::kMaxChunk];
+  IdsAt(thread.active, next.first, next.count, ids[0]);
+  int64_t done = 0;
+  for (int now = 0; next.count > 0; now = 1 - now) {
+    const int count = next.count;
+    // The next chunk is claimed now, so that its first rows are fetched under the end of this one.
+    next = claim();
+    IdsAt(thread.active, next.first, next.count, ids[1 - now]);
+    for (int i = 0; i < count; i += tuning.phase) {
+      const int phase = std::min(tuning.phase, count - i);
+      const int32_t* const phase_ids = ids[now] + i;
+      const Rows following = i + phase < count
+                                 ? FirstRows(p.bundles, phase_ids + phase, count - i - phase, width)
+                                 : FirstRows(p.bundles, ids[1 - now], next.count, width);
+      if (p.num_rows == 1) {
+        PhaseOfOneRow<kType>(p, tuning, phase_ids, phase, following, thread);
+      } else {
+        PhaseOfManyRows<kType>(p, shared, phase_ids, phase, following, thread);
+      }
+    }
+    done += count;
   }
+  return done;
+}
+
+int64_t SparseFfnWorkImpl(const SparseFfnParams& p, SparseFfnWorkspace::Shared& shared,
+                          SparseFfnThread& thread, bool found_active) {
+  int64_t done = 0;
+  WithType(p.bundles.dtype,
+           [&](auto type) { done = Work<type()>(p, shared, thread, found_active); });
+  return done;
 }
 
 // out[c] = sum over num_sources of source[i][c], in order, for c in [first, last).
@@ -410,93 +333,117 @@ HWY_AFTER_NAMESPACE();
 namespace isotherm {
 namespace kernels_internal {
 HWY_EXPORT(SparseFfnWorkImpl);
-HWY_EXPORT(WidenInputImpl);
+HWY_EXPORT(WidenRowImpl);
+HWY_EXPORT(FindActiveImpl);
 HWY_EXPORT(SumSourcesImpl);
 }  // namespace kernels_internal
 
 using namespace kernels_internal;  // NOLINT: HWY_DYNAMIC_DISPATCH wants the tables' bare names
 
-absl::Status SparseFfnBegin(const SparseFfnParams& params) {
-  ISOTHERM_RETURN_IF_ERROR(ValidateSparseFfn(params));
-  SparseFfnWorkspace::Shared& shared = params.workspace->shared();
-  for (SparseFfnThread& thread : shared.threads) {
-    thread.used = false;
-    thread.work_hash = 0;
-    thread.num_open = 0;
-    thread.num_bundles = 0;
-    thread.num_open_bundles = 0;
-  }
-  shared.cursor.store(0, std::memory_order_relaxed);
-  HWY_DYNAMIC_DISPATCH(WidenInputImpl)(params, shared);
-  return absl::OkStatus();
-}
+namespace {
 
-void SparseFfnWork(const SparseFfnParams& params, int thread_idx) {
-  SparseFfnWorkspace::Shared& shared = params.workspace->shared();
-  HWY_DYNAMIC_DISPATCH(SparseFfnWorkImpl)(params, shared, shared.threads[thread_idx]);
-}
+using Shared = SparseFfnWorkspace::Shared;
 
-void SparseFfnReduce(const SparseFfnParams& params, int64_t slice, int64_t num_slices) {
-  const SparseFfnWorkspace::Shared& shared = params.workspace->shared();
-  const int64_t dim = params.bundles.model_dim;
+// partial's columns of slice `slice` of num_slices, of all rows.
+void SumSlice(const SparseFfnParams& p, const Shared& shared, int64_t slice, int64_t num_slices) {
+  const int64_t dim = p.bundles.model_dim;
   // Slices end on cache lines of the accumulators.
   const int64_t slice_dim = RoundUp<int64_t>(CeilDiv<int64_t>(dim, num_slices), 16);
   const int64_t first = std::min(dim, slice * slice_dim);
   const int64_t last = std::min(dim, first + slice_dim);
   const float* sources[kMaxSparseFfnThreads];
-  for (int64_t row = 0; row < params.num_rows; ++row) {
+  for (int64_t row = 0; row < p.num_rows; ++row) {
     int num_sources = 0;
     for (const SparseFfnThread& thread : shared.threads) {
-      if (thread.used) sources[num_sources++] = thread.sums.get() + row * shared.padded_dim;
+      if (thread.call == shared.call) {
+        sources[num_sources++] = thread.sums.get() + row * shared.row_stride;
+      }
     }
-    HWY_DYNAMIC_DISPATCH(SumSourcesImpl)
-    (sources, num_sources, first, last, params.partial + row * dim);
+    HWY_DYNAMIC_DISPATCH(SumSourcesImpl)(sources, num_sources, first, last, p.partial + row * dim);
   }
 }
 
-uint64_t SparseFfnWorkHash(const SparseFfnParams& params) {
-  uint64_t sum = 0;
-  for (const SparseFfnThread& thread : params.workspace->shared().threads) sum += thread.work_hash;
-  return sum;
+// Many rows are widened once for all threads, up to whole vectors with zeros behind.
+void WidenRows(const SparseFfnParams& p, Shared& shared, ThreadPool& pool) {
+  std::atomic<int64_t> next_row{0};
+  pool.RunElastic([&](int) {
+    for (int64_t row; (row = next_row.fetch_add(1, std::memory_order_relaxed)) < p.num_rows;) {
+      HWY_DYNAMIC_DISPATCH(WidenRowImpl)(p, row, shared.z.get() + row * shared.row_stride);
+    }
+  });
 }
 
-int64_t SparseFfnOpenPairs(const SparseFfnWorkspace& workspace) {
-  int64_t sum = 0;
-  for (const SparseFfnThread& thread : workspace.shared().threads) sum += thread.num_open;
-  return sum;
+void Finish(const SparseFfnParams& p, absl::FunctionRef<void()> complete) {
+  if (p.hash != nullptr) {
+    const Shared& shared = p.workspace->shared();
+    *p.work_hash = 0;
+    for (const SparseFfnThread& thread : shared.threads) {
+      if (thread.call == shared.call) *p.work_hash += thread.work_hash;
+    }
+  }
+  complete();
 }
 
-int64_t SparseFfnBytesRead(const SparseFfnWorkspace& workspace, const BundleView& bundles) {
-  int64_t sum = 0;
+}  // namespace
+
+SparseFfnCounts CountsOf(const SparseFfnWorkspace& workspace) {
+  SparseFfnCounts sum;
   for (const SparseFfnThread& thread : workspace.shared().threads) {
-    sum += bundles.row_bytes * (thread.num_bundles + (bundles.rows - 1) * thread.num_open_bundles);
+    if (thread.call != workspace.shared().call) continue;
+    sum.pairs += thread.counts.pairs;
+    sum.open_pairs += thread.counts.open_pairs;
+    sum.bundles += thread.counts.bundles;
+    sum.open_bundles += thread.counts.open_bundles;
   }
   return sum;
 }
 
-absl::Status SparseFfn(const SparseFfnParams& params, ThreadPool& pool) {
-  ISOTHERM_RETURN_IF_ERROR(SparseFfnBegin(params));
+absl::Status SparseFfn(const SparseFfnParams& params, ThreadPool& pool,
+                       absl::FunctionRef<void()> complete) {
+  ISOTHERM_RETURN_IF_ERROR(ValidateSparseFfn(params));
   if (pool.num_threads() > params.workspace->limits().num_threads) {
     return absl::InvalidArgumentError(absl::StrCat(
         "pool of ", pool.num_threads(), " threads, workspace for ",
         params.workspace->limits().num_threads, "; create the workspace for the pool"));
   }
+  Shared& shared = params.workspace->shared();
+  ++shared.call;
+  const int64_t count = HWY_DYNAMIC_DISPATCH(FindActiveImpl)(params, shared.threads[0].active);
+  if (count == 0) {
+    std::fill_n(params.partial, params.num_rows * params.bundles.model_dim, 0.0f);
+    Finish(params, complete);
+    return absl::OkStatus();
+  }
+  if (params.num_rows > 1) WidenRows(params, shared, pool);
+  shared.chunks = ChunkPlan(count, pool.num_threads(), shared.tuning);
+  shared.next_chunk.store(0, std::memory_order_relaxed);
+  shared.ids_left.Reset(count);
+  const int64_t floats = params.num_rows * params.bundles.model_dim * pool.num_threads();
   // Up to here one thread adds the sums (64 KB, some 2 us) sooner than the others are called.
   constexpr int64_t kReduceAloneFloats = 16 * 1024;
-  pool.RunElastic([&](int thread_idx) { SparseFfnWork(params, thread_idx); });
-  const int64_t floats = params.num_rows * params.bundles.model_dim * pool.num_threads();
-  if (floats <= kReduceAloneFloats) {
-    SparseFfnReduce(params, 0, 1);
-  } else {
-    const int64_t slices = pool.num_threads();
-    std::atomic<int64_t> cursor{0};
-    pool.RunElastic([&](int) {
-      for (int64_t s; (s = cursor.fetch_add(1, std::memory_order_relaxed)) < slices;) {
-        SparseFfnReduce(params, s, slices);
-      }
-    });
-  }
-  if (params.hash != nullptr) *params.work_hash = SparseFfnWorkHash(params);
+  const int64_t num_slices = floats <= kReduceAloneFloats ? 1 : pool.num_threads();
+  shared.next_slice.store(0, std::memory_order_relaxed);
+  shared.slices_left.Reset(num_slices);
+  // One section for both halves. A thread that comes late finds no chunk left and owes no sum; one
+  // that has waited for others' chunks in vain leaves the slices to those that have not.
+  pool.RunElastic([&](int thread_idx) {
+    const int64_t done = HWY_DYNAMIC_DISPATCH(SparseFfnWorkImpl)(
+        params, shared, shared.threads[static_cast<size_t>(thread_idx)], thread_idx == 0);
+    if (done > 0) shared.ids_left.Take(done);
+    if (thread_idx == 0) {
+      shared.ids_left.Wait(pool.spin());
+    } else if (num_slices == 1 || !threading_internal::SpinUntil(
+                                      pool.spin(), [&] { return shared.ids_left.Done(); })) {
+      return;
+    }
+    for (int64_t s; (s = shared.next_slice.fetch_add(1, std::memory_order_relaxed)) < num_slices;) {
+      SumSlice(params, shared, s, num_slices);
+      shared.slices_left.Take(1);
+    }
+    if (thread_idx != 0) return;
+    shared.slices_left.Wait(pool.spin());
+    Finish(params, complete);
+  });
   return absl::OkStatus();
 }
 

@@ -4,8 +4,10 @@
 #include <cstdint>
 #include <memory>
 
+#include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "common/kernels/sparse_ffn_tuning.h"
 #include "common/kernels/work_hash.h"
 #include "common/tensor/activation.h"
 #include "common/tensor/dtype.h"
@@ -64,7 +66,7 @@ struct SparseFfnParams {
 };
 
 // Largest shapes that a workspace serves; memory is about
-// num_threads * (max_rows + 4) * model_dim * 4 bytes.
+// num_threads * (max_rows + 5) * model_dim * 4 bytes.
 struct SparseFfnLimits {
   int num_threads = 0;
   int64_t max_rows = 0;
@@ -80,8 +82,10 @@ class SparseFfnWorkspace {
   ~SparseFfnWorkspace();
 
   const SparseFfnLimits& limits() const { return limits_; }
+  // InvalidArgument outside the bounds of SparseFfnTuning. Not during a call.
+  absl::Status SetTuning(const SparseFfnTuning& tuning);
 
-  struct Shared;  // in sparse_ffn.cc
+  struct Shared;  // in sparse_ffn_workspace.h
   Shared& shared() { return *shared_; }
   const Shared& shared() const { return *shared_; }
 
@@ -93,23 +97,23 @@ class SparseFfnWorkspace {
 
 // InvalidArgument when shapes disagree, exceed the workspace or have no kernel. Blocks; one caller
 // per pool and workspace. Threads that arrive late take no work and are not waited for.
-absl::Status SparseFfn(const SparseFfnParams& params, ThreadPool& pool);
+//
+// Where the call succeeds, `complete` runs once, on the calling thread, as soon as partial, the
+// work hash and the counts below are final: other threads may still be on their way out.
+absl::Status SparseFfn(
+    const SparseFfnParams& params, ThreadPool& pool, absl::FunctionRef<void()> complete = [] {});
 
-// The same in pieces, to be called inside a section that its caller runs:
-//   SparseFfnBegin   once, before the section (or before a barrier in it);
-//   SparseFfnWork    by any number of threads, each with its own index below limits.num_threads;
-//   SparseFfnReduce  after all Work calls returned, once for each slice of [0, num_slices), by any
-//                    threads; SparseFfnWorkHash likewise after all Work.
-absl::Status SparseFfnBegin(const SparseFfnParams& params);
-void SparseFfnWork(const SparseFfnParams& params, int thread_idx);
-void SparseFfnReduce(const SparseFfnParams& params, int64_t slice, int64_t num_slices);
-uint64_t SparseFfnWorkHash(const SparseFfnParams& params);
-
-// Of the last call on this workspace: (row, neuron) pairs whose gate was open, so that their other
-// rows were read.
-int64_t SparseFfnOpenPairs(const SparseFfnWorkspace& workspace);
-// Weight bytes that the last call with `bundles` on this workspace read: the gate of each neuron
-// computed, the other rows where a gate was open.
-int64_t SparseFfnBytesRead(const SparseFfnWorkspace& workspace, const BundleView& bundles);
+// Of the last call on this workspace.
+struct SparseFfnCounts {
+  int64_t pairs = 0;         // (row, neuron) pairs accumulated
+  int64_t open_pairs = 0;    // of those, the ones whose gate was open
+  int64_t bundles = 0;       // neurons computed, for whichever rows
+  int64_t open_bundles = 0;  // of those, whose gate was open in some row: their other rows were read
+  // Weight bytes that were read of `view`.
+  int64_t BytesRead(const BundleView& view) const {
+    return view.row_bytes * (bundles + (view.rows - 1) * open_bundles);
+  }
+};
+SparseFfnCounts CountsOf(const SparseFfnWorkspace& workspace);
 
 }  // namespace isotherm

@@ -12,6 +12,16 @@
 namespace isotherm {
 namespace {
 
+constexpr int64_t kMostLanes = 16;  // floats in the widest vector
+
+// Whole blocks of columns, and long rows a block off a multiple of 4 KiB: the same columns of all
+// rows, which are used together, would otherwise fall into the same few sets of the L1 cache.
+int64_t RowStride(int64_t model_dim) {
+  constexpr int64_t kPageFloats = 1024, kBlockFloats = 128;
+  if (model_dim < kPageFloats) return RoundUp<int64_t>(model_dim, 32);
+  return RoundUp<int64_t>(model_dim, kPageFloats) + kBlockFloats;
+}
+
 absl::StatusOr<hwy::AlignedFreeUniquePtr<float[]>> Floats(int64_t rows, int64_t columns) {
   ISOTHERM_ASSIGN_OR_RETURN(const int64_t count, CheckedMul<int64_t>(rows, columns));
   if (count > std::numeric_limits<int64_t>::max() / 8) {
@@ -49,19 +59,61 @@ absl::StatusOr<std::unique_ptr<SparseFfnWorkspace>> SparseFfnWorkspace::Create(
                                                    kMaxSparseFfnThreads));
   }
   auto shared = std::make_unique<Shared>();
-  shared->padded_dim = RoundUp<int64_t>(limits.model_dim, 32);
-  ISOTHERM_ASSIGN_OR_RETURN(shared->z, Floats(limits.max_rows, shared->padded_dim));
+  shared->row_stride = RowStride(limits.model_dim);
+  ISOTHERM_ASSIGN_OR_RETURN(shared->z, Floats(limits.max_rows, shared->row_stride));
   shared->threads.resize(limits.num_threads);
   for (SparseFfnThread& thread : shared->threads) {
-    ISOTHERM_ASSIGN_OR_RETURN(thread.sums, Floats(limits.max_rows, shared->padded_dim));
-    ISOTHERM_ASSIGN_OR_RETURN(thread.decoded, Floats(4, shared->padded_dim));
-    thread.ids.resize(limits.num_neurons);
+    ISOTHERM_ASSIGN_OR_RETURN(thread.sums, Floats(limits.max_rows, shared->row_stride));
+    ISOTHERM_ASSIGN_OR_RETURN(thread.own_z, Floats(1, shared->row_stride));
+    ISOTHERM_ASSIGN_OR_RETURN(thread.pair_sums,
+                              Floats(limits.max_rows, SparseFfnTuning::kMaxChunk * kMostLanes));
+    thread.active.bits.resize(CeilDiv<int64_t>(limits.num_neurons, 64));
+    thread.active.before.resize(thread.active.bits.size());
     thread.rows.resize(limits.max_rows);
-    thread.row_neurons.resize(limits.max_rows);
-    thread.gates.resize(limits.max_rows * 4);
-    thread.ups.resize(limits.max_rows * 4);
+    thread.row_bits.resize(limits.max_rows);
+    thread.scales.resize(limits.max_rows * SparseFfnTuning::kMaxChunk);
+    thread.ups.resize(limits.max_rows * SparseFfnTuning::kMaxChunk);
   }
   return std::unique_ptr<SparseFfnWorkspace>(new SparseFfnWorkspace(limits, std::move(shared)));
+}
+
+absl::Status SparseFfnWorkspace::SetTuning(const SparseFfnTuning& tuning) {
+  const auto within = [](int value, int last) { return value >= 1 && value <= last; };
+  constexpr int kMax = SparseFfnTuning::kMaxChunk;
+  const bool pass_is_built = tuning.pass == 1 || tuning.pass == 2 || tuning.pass == 4;
+  if (!pass_is_built || !within(tuning.phase, kMax) || !within(tuning.chunk, kMax) ||
+      !within(tuning.tail, kMax) || tuning.fetch_lines < 0 || tuning.fetch_lines > 64) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("tuning with pass ", tuning.pass, ", phase ", tuning.phase, ", chunk ",
+                     tuning.chunk, ", tail ", tuning.tail, ", ", tuning.fetch_lines,
+                     " lines a page; built for a pass of 1, 2 or 4, the others from 1 to ", kMax,
+                     ", lines to 64"));
+  }
+  shared_->tuning = tuning;
+  return absl::OkStatus();
+}
+
+ChunkPlan::ChunkPlan(int64_t num_ids, int num_threads, const SparseFfnTuning& tuning) {
+  const int64_t sizes[3] = {tuning.chunk, std::max(tuning.tail, tuning.chunk / 2), tuning.tail};
+  const int64_t small = std::min<int64_t>(num_ids, num_threads * sizes[2]);
+  const int64_t middle = std::min<int64_t>(num_ids - small, num_threads * sizes[1]);
+  const int64_t ids[3] = {num_ids - small - middle, middle, small};
+  int64_t first = 0;
+  for (int i = 0; i < 3; ++i) {
+    tiers_[i] = {CeilDiv(ids[i], sizes[i]), sizes[i], first, first + ids[i]};
+    first += ids[i];
+  }
+}
+
+ChunkPlan::Range ChunkPlan::At(int64_t chunk) const {
+  for (const Tier& tier : tiers_) {
+    if (chunk < tier.chunks) {
+      const int64_t first = tier.first + chunk * tier.size;
+      return {first, static_cast<int>(std::min(tier.size, tier.last - first))};
+    }
+    chunk -= tier.chunks;
+  }
+  return {};
 }
 
 absl::Status ValidateSparseFfn(const SparseFfnParams& p) {

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "common/kernels/sparse_ffn.h"
+#include "common/threading/countdown.h"
 #include "hwy/aligned_allocator.h"
 
 namespace isotherm {
@@ -16,27 +17,65 @@ inline constexpr int kMaxSparseFfnThreads = 1024;
 // InvalidArgument when shapes disagree, exceed the workspace or have no kernel.
 absl::Status ValidateSparseFfn(const SparseFfnParams& params);
 
+// The ids of a call as bits, masked by everything that leaves a neuron out, and where each word's
+// first id stands among all. active_bits-inl.h.
+struct ActiveBits {
+  int64_t first_word = 0, last_word = 0;  // exclusive
+  int64_t count = 0;
+  std::vector<uint64_t> bits;   // [ceil(num_neurons / 64)]
+  std::vector<int32_t> before;  // ids in earlier words
+};
+
+// How the positions of `count` ids are cut into chunks: whole ones, then halves for a round of all
+// threads, then `tail`s for another, so that threads that claim chunks in order end together.
+struct ChunkPlan {
+  ChunkPlan() = default;
+  ChunkPlan(int64_t num_ids, int num_threads, const SparseFfnTuning& tuning);
+
+  struct Range {
+    int64_t first = 0;
+    int count = 0;  // 0: past the end
+  };
+  Range At(int64_t chunk) const;
+
+ private:
+  struct Tier {
+    int64_t chunks = 0;  // of this size; the last one may be smaller
+    int64_t size = 1;
+    int64_t first = 0, last = 0;  // positions
+  };
+  Tier tiers_[3];
+};
+
 // What one thread of a SparseFfn call writes; nobody else does before it is done.
 struct alignas(64) SparseFfnThread {
-  bool used = false;  // took work: its accumulators count
+  uint32_t call = 0;  // the last one it took work of: its accumulators count in that one
   uint64_t work_hash = 0;
-  int64_t num_open = 0;                        // pairs whose gate was open
-  int64_t num_bundles = 0;                     // neurons computed, for whichever rows
-  int64_t num_open_bundles = 0;                // of those, whose gate was open in some row
-  hwy::AlignedFreeUniquePtr<float[]> sums;     // [max_rows, padded_dim]
-  hwy::AlignedFreeUniquePtr<float[]> decoded;  // [4, padded_dim]: weight rows of a pass
-  std::vector<int32_t> ids;                    // [num_neurons]: the active ones
-  std::vector<int32_t> rows;                   // [max_rows]: rows with a neuron of the pass
-  std::vector<uint8_t> row_neurons;            // [max_rows]: which of the pass's neurons
-  std::vector<float> gates;                    // [max_rows, 4]
-  std::vector<float> ups;                      // [max_rows, 4]
+  SparseFfnCounts counts;
+  const float* z = nullptr;                      // of a call of one row
+  hwy::AlignedFreeUniquePtr<float[]> own_z;      // [row_stride]
+  hwy::AlignedFreeUniquePtr<float[]> sums;       // [max_rows, row_stride]
+  hwy::AlignedFreeUniquePtr<float[]> pair_sums;  // [max_rows, kMaxChunk, 16]: a pair's lanes
+  ActiveBits active;
+  std::vector<int32_t> rows;       // [max_rows]: rows with a neuron of the phase
+  std::vector<uint16_t> row_bits;  // [max_rows]: which of the phase's neurons
+  std::vector<float> scales;       // [max_rows, kMaxChunk]: gates, then activations of the pairs
+  std::vector<float> ups;          // [max_rows, kMaxChunk]
 };
 
 struct SparseFfnWorkspace::Shared {
-  int64_t padded_dim = 0;                // model_dim rounded up to 32 floats
-  hwy::AlignedFreeUniquePtr<float[]> z;  // [max_rows, padded_dim], zero in the padding
+  SparseFfnTuning tuning;
+  int64_t row_stride = 0;                // floats from one row of z or sums to the next
+  hwy::AlignedFreeUniquePtr<float[]> z;  // [max_rows, row_stride], zero in the padding
   std::vector<SparseFfnThread> threads;
-  alignas(64) std::atomic<int64_t> cursor{0};  // next unclaimed position of the id list
+
+  // The call under way. Written before its section opens.
+  uint32_t call = 0;
+  ChunkPlan chunks;
+  alignas(64) std::atomic<int64_t> next_chunk{0};
+  alignas(64) std::atomic<int64_t> next_slice{0};
+  Countdown ids_left;     // not accumulated yet
+  Countdown slices_left;  // of partial, not summed yet
 };
 
 }  // namespace isotherm

@@ -11,14 +11,19 @@
 #include <array>
 #include <cstdint>
 #include <cstdio>
+#include <optional>
 #include <thread>
+#include <vector>
 
 #include "absl/strings/escaping.h"
+#include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "common/base/check.h"
 #include "common/base/exit_code.h"
 #include "common/base/unique_fd.h"
 #include "common/process/log.h"
+#include "common/threading/cores.h"
+#include "common/threading/cpu_list.h"
 
 namespace isotherm {
 namespace {
@@ -78,6 +83,23 @@ bool DieWithParent() {
   ::prctl(PR_SET_PDEATHSIG, SIGKILL);
   // A parent that set the signal itself cannot have been missed; it may be a container's process 1.
   return set_before_exec != 0 || ::getppid() != 1;
+}
+
+absl::Status ConfineProcess(absl::string_view cpus) {
+  if (cpus.empty()) return absl::OkStatus();
+  const std::optional<std::vector<int>> list = ParseCpuList(cpus);
+  if (!list.has_value()) {
+    return WithExitCode(absl::InvalidArgumentError(
+                            absl::StrCat("--cpus ", cpus, "; want CPU numbers such as 0-3 or 0,2")),
+                        ExitCode::kUsage);
+  }
+  const std::string allowed = FormatCpuList(AllowedCpus());
+  if (!BindProcess(*list)) {
+    return WithExitCode(absl::InvalidArgumentError(
+                            absl::StrCat("--cpus ", cpus, "; this process may use ", allowed)),
+                        ExitCode::kUsage);
+  }
+  return absl::OkStatus();
 }
 
 void AnnounceListening(absl::string_view address) {

@@ -30,6 +30,10 @@ class ShutdownSignal {
 // gone already.
 bool DieWithParent();
 
+// Binds every thread of this process, and those to come, to CPUs such as "0-3,8". Nothing happens
+// for "". InvalidArgument when that is no such list, or none of it may be used.
+absl::Status ConfineProcess(absl::string_view cpus);
+
 // Lines on stdout for whoever started the process: "listening ADDRESS", then "ready" once it
 // serves.
 void AnnounceListening(absl::string_view address);

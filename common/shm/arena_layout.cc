@@ -2,6 +2,7 @@
 
 #include <cstring>
 #include <limits>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "common/base/checked_math.h"
@@ -25,6 +26,14 @@ absl::StatusOr<ArenaGeometry> ArenaGeometry::Make(const ArenaShape& shape) {
   ISOTHERM_ASSIGN_OR_RETURN(const int64_t rows_bytes,
                             CheckedMul<int64_t>(geometry.row_bytes, shape.rows));
   ISOTHERM_ASSIGN_OR_RETURN(geometry.bundle_bytes, CheckedRoundUp<int64_t>(rows_bytes, 64));
+  if (shape.bundle_bytes != 0) {
+    if (shape.bundle_bytes < rows_bytes || shape.bundle_bytes % 64 != 0) {
+      return absl::InvalidArgumentError(absl::StrCat("arena: bundles of ", shape.bundle_bytes,
+                                                     " bytes for rows of ", rows_bytes,
+                                                     "; want a multiple of 64 that holds them"));
+    }
+    geometry.bundle_bytes = shape.bundle_bytes;
+  }
   ISOTHERM_ASSIGN_OR_RETURN(const int64_t layer_bytes,
                             CheckedMul<int64_t>(geometry.bundle_bytes, shape.num_neurons));
   ISOTHERM_ASSIGN_OR_RETURN(geometry.layer_stride,
@@ -32,6 +41,29 @@ absl::StatusOr<ArenaGeometry> ArenaGeometry::Make(const ArenaShape& shape) {
   ISOTHERM_ASSIGN_OR_RETURN(const int64_t layers_bytes,
                             CheckedMul<int64_t>(geometry.layer_stride, shape.num_layers));
   ISOTHERM_ASSIGN_OR_RETURN(geometry.arena_bytes, CheckedAdd<int64_t>(layers_bytes, kControlPage));
+  return geometry;
+}
+
+absl::StatusOr<ArenaGeometry> ArenaGeometry::MakeInFile(const ArenaShape& shape,
+                                                        std::vector<int64_t> layer_offsets,
+                                                        int64_t file_bytes) {
+  ISOTHERM_ASSIGN_OR_RETURN(ArenaGeometry geometry, Make(shape));
+  if (static_cast<int64_t>(layer_offsets.size()) != shape.num_layers) {
+    return absl::InvalidArgumentError(absl::StrCat("arena: offsets of ", layer_offsets.size(),
+                                                   " layers, want ", shape.num_layers));
+  }
+  for (size_t layer = 0; layer < layer_offsets.size(); ++layer) {
+    const int64_t offset = layer_offsets[layer];
+    if (offset < 0 || offset % 64 != 0 || geometry.layer_bytes() > file_bytes ||
+        offset > file_bytes - geometry.layer_bytes()) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("arena: layer ", layer, " of ", geometry.layer_bytes(), " bytes at ", offset,
+                       "; want a multiple of 64 inside the file's ", file_bytes, " bytes"));
+    }
+  }
+  geometry.layer_stride = 0;
+  geometry.arena_bytes = file_bytes;
+  geometry.file_offsets = std::move(layer_offsets);
   return geometry;
 }
 

@@ -13,6 +13,7 @@ struct ArenaOffer {
   std::string handoff_token;
   std::string socket_path;
   int64_t arena_bytes = 0;
+  bool arena_is_model_file = false;  // the descriptor is of the bundle-ordered model file
   int64_t control_bytes = 0;
 };
 

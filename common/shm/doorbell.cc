@@ -48,11 +48,12 @@ bool Doorbell::aborted() const {
          peer_.abort.load(std::memory_order_acquire) != 0;
 }
 
-absl::Status Doorbell::Await(absl::FunctionRef<bool()> done, TimePoint deadline) {
+absl::Status Doorbell::Await(absl::FunctionRef<bool()> done, TimePoint deadline,
+                             std::chrono::microseconds spin) {
   // What a peer that we declared dead still writes is never accepted.
   const auto accepted = [&] { return done() && !aborted_.load(std::memory_order_acquire); };
   if (accepted()) return absl::OkStatus();
-  const auto spin_end = std::min(deadline, std::chrono::steady_clock::now() + options_.spin);
+  const auto spin_end = std::min(deadline, std::chrono::steady_clock::now() + spin);
   while (true) {
     for (int i = 0; i < 16; ++i) {  // a clock read costs as much as some pauses
       CpuRelax();

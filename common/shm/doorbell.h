@@ -19,6 +19,9 @@ struct WaitOptions {
   // without spinning, 48 with 20, 110 with 50, on cores shared with builds).
   // slot_handoff_benchmark.cc.
   std::chrono::microseconds spin{20};
+  // The cpu side's instead, where it is a device that rings: one that cannot make the call that
+  // wakes a sleeper. Longer than what such a device does between two layers or steps.
+  std::chrono::microseconds device_spin{5000};
   // Longest sleep before everything is looked at again: a wake that gets lost costs this much.
   std::chrono::milliseconds round{20};
 };
@@ -34,7 +37,12 @@ class Doorbell {
 
   // Waits until done() returns true. done() runs on this thread, often, and loads with acquire.
   // DeadlineExceeded, or Unavailable once either side aborted the attachment.
-  absl::Status Await(absl::FunctionRef<bool()> done, TimePoint deadline);
+  // spin: instead of the options'.
+  absl::Status Await(absl::FunctionRef<bool()> done, TimePoint deadline,
+                     std::chrono::microseconds spin);
+  absl::Status Await(absl::FunctionRef<bool()> done, TimePoint deadline) {
+    return Await(done, deadline, options_.spin);
+  }
 
   // Ends this and all further waits of both sides. Idempotent.
   void Abort();

@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
@@ -19,8 +20,28 @@ namespace isotherm::shm {
 namespace {
 
 constexpr int64_t kPage = 4096;
-constexpr int64_t kHugePage = int64_t{2} << 20;
+constexpr int64_t kMappingAlignment = int64_t{2} << 20;  // of a huge page
 constexpr int kSizeSeals = F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL;
+
+// Checked and empty; not sealed yet.
+absl::StatusOr<UniqueFd> CreateMemory(absl::string_view label, int64_t bytes,
+                                      const MemoryLimits& limits) {
+  if (bytes <= 0) {
+    return absl::InvalidArgumentError(absl::StrCat(label, ": ", bytes, " bytes; want at least 1"));
+  }
+  ISOTHERM_RETURN_IF_ERROR(CheckMemoryFor(label, bytes, limits));
+  UniqueFd fd(::memfd_create(std::string(label).c_str(), MFD_CLOEXEC | MFD_ALLOW_SEALING));
+  if (!fd.valid()) return ReserveFailed(label, bytes, errno);
+  return fd;
+}
+
+absl::Status SealSize(absl::string_view label, int fd) {
+  if (::fcntl(fd, F_ADD_SEALS, kSizeSeals) == 0) return absl::OkStatus();
+  return absl::InternalError(
+      absl::StrCat("cannot seal shared memory of ", label, ": ", std::strerror(errno)));
+}
+
+}  // namespace
 
 absl::Status ReserveFailed(absl::string_view label, int64_t bytes, int error) {
   const std::string text = absl::StrCat("cannot reserve ", bytes, " bytes of shared memory for ",
@@ -30,8 +51,6 @@ absl::Status ReserveFailed(absl::string_view label, int64_t bytes, int error) {
       ExitCode::kShortage);
 }
 
-}  // namespace
-
 Mapping::Mapping(Mapping&& other) noexcept { *this = std::move(other); }
 
 Mapping& Mapping::operator=(Mapping&& other) noexcept {
@@ -39,6 +58,7 @@ Mapping& Mapping::operator=(Mapping&& other) noexcept {
   std::swap(size_, other.size_);
   std::swap(reserved_, other.reserved_);
   std::swap(reserved_bytes_, other.reserved_bytes_);
+  std::swap(explanation_, other.explanation_);
   return *this;
 }
 
@@ -53,14 +73,13 @@ absl::Status Mapping::MakeReadOnly() {
   return absl::OkStatus();
 }
 
+void Mapping::ExplainFaults(const std::string& name) {
+  explanation_ = std::make_unique<BusErrorExplanation>(data_, static_cast<size_t>(size_), name);
+}
+
 absl::StatusOr<UniqueFd> CreateSealedMemory(absl::string_view label, int64_t bytes,
                                             const MemoryLimits& limits) {
-  if (bytes <= 0) {
-    return absl::InvalidArgumentError(absl::StrCat(label, ": ", bytes, " bytes; want at least 1"));
-  }
-  ISOTHERM_RETURN_IF_ERROR(CheckMemoryFor(label, bytes, limits));
-  UniqueFd fd(::memfd_create(std::string(label).c_str(), MFD_CLOEXEC | MFD_ALLOW_SEALING));
-  if (!fd.valid()) return ReserveFailed(label, bytes, errno);
+  ISOTHERM_ASSIGN_OR_RETURN(UniqueFd fd, CreateMemory(label, bytes, limits));
   // Allocates the pages; a mere ftruncate would leave the shortage to a later SIGBUS. In pieces, so
   // that a signal interrupts a piece and not all of it.
   constexpr int64_t kPiece = int64_t{256} << 20;
@@ -71,10 +90,15 @@ absl::StatusOr<UniqueFd> CreateSealedMemory(absl::string_view label, int64_t byt
     if (error != 0) return ReserveFailed(label, bytes, error);
     offset += length;
   }
-  if (::fcntl(fd.get(), F_ADD_SEALS, kSizeSeals) != 0) {
-    return absl::InternalError(
-        absl::StrCat("cannot seal shared memory of ", label, ": ", std::strerror(errno)));
-  }
+  ISOTHERM_RETURN_IF_ERROR(SealSize(label, fd.get()));
+  return fd;
+}
+
+absl::StatusOr<UniqueFd> CreateUnreservedMemory(absl::string_view label, int64_t bytes,
+                                                const MemoryLimits& limits) {
+  ISOTHERM_ASSIGN_OR_RETURN(UniqueFd fd, CreateMemory(label, bytes, limits));
+  if (::ftruncate(fd.get(), bytes) != 0) return ReserveFailed(label, bytes, errno);
+  ISOTHERM_RETURN_IF_ERROR(SealSize(label, fd.get()));
   return fd;
 }
 
@@ -101,9 +125,13 @@ absl::Status CheckSealedMemory(int fd, int64_t bytes) {
 
 absl::StatusOr<Mapping> MapShared(int fd, int64_t bytes, Access access) {
   ISOTHERM_RETURN_IF_ERROR(CheckSealedMemory(fd, bytes));
+  return MapWhole(fd, bytes, access);
+}
+
+absl::StatusOr<Mapping> MapWhole(int fd, int64_t bytes, Access access) {
   // Inside a reservation that nobody may touch: running over either end faults at once. Large
   // mappings start on 2 MiB, for huge pages.
-  const int64_t alignment = bytes >= kHugePage ? kHugePage : kPage;
+  const int64_t alignment = bytes >= kMappingAlignment ? kMappingAlignment : kPage;
   const auto reserved_bytes = static_cast<size_t>(RoundUp(bytes, kPage) + 2 * alignment);
   void* const reserved = ::mmap(nullptr, reserved_bytes, PROT_NONE,
                                 MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);

@@ -28,19 +28,23 @@ WireStatus ToWire(ColdLayerStatus status) {
 
 }  // namespace
 
-SlotServer::SlotServer(ControlRegion& region, const WaitOptions& options)
-    : region_(region), bell_(region, options), next_sequence_(region.first_sequence()) {
+SlotServer::SlotServer(ControlRegion& region, const WaitOptions& options, bool device_rings)
+    : region_(region),
+      bell_(region, options),
+      next_sequence_(region.first_sequence()),
+      spin_(device_rings ? std::max(options.spin, options.device_spin) : options.spin) {
   const int64_t rows = region.geometry().shape.max_rows;
   active_.resize(static_cast<size_t>(rows * region.geometry().words_per_row));
   row_keys_.resize(static_cast<size_t>(RoundUp<int64_t>(rows, 2)));
 }
 
 absl::StatusOr<std::unique_ptr<SlotServer>> SlotServer::Create(ControlRegion& region,
-                                                               const WaitOptions& options) {
+                                                               const WaitOptions& options,
+                                                               bool device_rings) {
   if (region.side() != Side::kCpu) {
     return absl::InvalidArgumentError("a SlotServer needs the cpu side's mapping of a region");
   }
-  return std::unique_ptr<SlotServer>(new SlotServer(region, options));
+  return std::unique_ptr<SlotServer>(new SlotServer(region, options, device_rings));
 }
 
 absl::Status SlotServer::CheckRequest(const RequestFields& fields) const {
@@ -66,9 +70,11 @@ absl::Status SlotServer::CheckRequest(const RequestFields& fields) const {
 absl::StatusOr<ColdLayerWork> SlotServer::Next(TimePoint deadline) {
   if (taken_) return absl::FailedPreconditionError("Next before Finish");
   SlotRequest& request = region_.request(next_sequence_);
-  ISOTHERM_RETURN_IF_ERROR(bell_.Await(
-      [&] { return request.sequence.load(std::memory_order_acquire) == next_sequence_; },
-      deadline));
+  const absl::Status status = bell_.Await(
+      [&] { return request.sequence.load(std::memory_order_acquire) == next_sequence_; }, deadline,
+      next_spin());
+  idle_ = absl::IsDeadlineExceeded(status);
+  ISOTHERM_RETURN_IF_ERROR(status);
   const RequestFields fields = Snapshot(request.fields);
   ISOTHERM_RETURN_IF_ERROR(CheckRequest(fields));
   region_.result(next_sequence_).taken.store(next_sequence_, std::memory_order_release);

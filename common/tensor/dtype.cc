@@ -10,15 +10,21 @@
 namespace isotherm {
 namespace {
 
-constexpr std::array<DTypeInfo, 6> kTypes = {{
+constexpr std::array<DTypeInfo, 11> kTypes = {{
     {DType::kF32, "F32", 1, 4},
     {DType::kF16, "F16", 1, 2},
     {DType::kBF16, "BF16", 1, 2},
     {DType::kQ8_0, "Q8_0", 32, 34},
     {DType::kQ4_0, "Q4_0", 32, 18},
     {DType::kQ4_1, "Q4_1", 32, 20},
+    {DType::kQ5_0, "Q5_0", 32, 22},
+    {DType::kQ5_1, "Q5_1", 32, 24},
+    {DType::kQ4_K, "Q4_K", 256, 144},
+    {DType::kQ5_K, "Q5_K", 256, 176},
+    {DType::kQ6_K, "Q6_K", 256, 210},
 }};
-constexpr absl::string_view kSupported = "supported: F32 F16 BF16 Q8_0 Q4_0 Q4_1";
+constexpr absl::string_view kSupported =
+    "supported: F32 F16 BF16 Q8_0 Q4_0 Q4_1 Q5_0 Q5_1 Q4_K Q5_K Q6_K";
 
 }  // namespace
 

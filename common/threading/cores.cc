@@ -3,17 +3,24 @@
 #include <sched.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <cmath>
+#include <filesystem>
 #include <fstream>
+#include <iterator>
 #include <sstream>
 
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
 #include "absl/strings/str_split.h"
-#include "absl/strings/strip.h"
+#include "common/threading/cpu_list.h"
 
 namespace isotherm {
 namespace {
+
+// The kernel refuses to fill a mask smaller than its own; this is its largest configuration.
+constexpr int kMaxCpus = 8192;
 
 std::optional<std::string> ReadSmallFile(const std::string& path) {
   std::ifstream file(path);
@@ -62,37 +69,93 @@ void ForEachLevel(std::string path, const Visit& visit) {
   }
 }
 
-}  // namespace
+// thread 0: the calling one.
+bool Bind(int thread, const std::vector<int>& cpus) {
+  cpu_set_t* mask = CPU_ALLOC(kMaxCpus);
+  const size_t mask_bytes = CPU_ALLOC_SIZE(kMaxCpus);
+  CPU_ZERO_S(mask_bytes, mask);
+  for (const int cpu : cpus) {
+    if (cpu >= 0 && cpu < kMaxCpus) CPU_SET_S(cpu, mask_bytes, mask);
+  }
+  const bool bound = sched_setaffinity(thread, mask_bytes, mask) == 0;
+  CPU_FREE(mask);
+  return bound;
+}
 
-std::optional<double> CgroupQuotaCores(const std::string& cgroup_root,
-                                       absl::string_view proc_self_cgroup) {
-  std::optional<double> least;
+// Calls visit(root of the hierarchy, path in it) for each place where this process's group may have
+// `controller`'s files.
+template <typename Visit>
+void ForEachGroup(const std::string& cgroup_root, absl::string_view proc_self_cgroup,
+                  absl::string_view controller, const Visit& visit) {
   for (absl::string_view line : absl::StrSplit(proc_self_cgroup, '\n', absl::SkipEmpty())) {
     // "0::/path" in v2, "4:cpu,cpuacct:/path" in v1.
     const std::vector<absl::string_view> fields = absl::StrSplit(line, absl::MaxSplits(':', 2));
     if (fields.size() != 3) continue;
     const std::string path(fields[2]);
     if (fields[1].empty()) {
-      ForEachLevel(path, [&](const std::string& level) {
-        Tighten(least, QuotaV2(absl::StrCat(cgroup_root, level)));
-      });
+      visit(cgroup_root, path, /*v2=*/true);
       continue;
     }
     const std::vector<absl::string_view> controllers = absl::StrSplit(fields[1], ',');
-    if (std::find(controllers.begin(), controllers.end(), "cpu") == controllers.end()) continue;
-    for (const std::string& mount : {std::string("/cpu"), absl::StrCat("/", fields[1])}) {
-      ForEachLevel(path, [&](const std::string& level) {
-        Tighten(least, QuotaV1(absl::StrCat(cgroup_root, mount, level)));
-      });
+    if (std::find(controllers.begin(), controllers.end(), controller) == controllers.end()) {
+      continue;
     }
+    visit(absl::StrCat(cgroup_root, "/", controller), path, false);
+    if (controllers.size() > 1) visit(absl::StrCat(cgroup_root, "/", fields[1]), path, false);
   }
+}
+
+}  // namespace
+
+std::optional<std::vector<int>> CgroupCpus(const std::string& cgroup_root,
+                                           absl::string_view proc_self_cgroup) {
+  std::optional<std::vector<int>> found;
+  ForEachGroup(
+      cgroup_root, proc_self_cgroup, "cpuset",
+      [&](const std::string& root, const std::string& path, bool v2) {
+        ForEachLevel(path, [&](const std::string& level) {
+          for (const char* file :
+               {v2 ? "/cpuset.cpus.effective" : "/cpuset.effective_cpus", "/cpuset.cpus"}) {
+            if (found) return;
+            const auto text = ReadSmallFile(absl::StrCat(root, level, file));
+            const auto cpus = text ? ParseCpuList(*text) : std::nullopt;
+            if (cpus && !cpus->empty()) found = cpus;
+          }
+        });
+      });
+  return found;
+}
+
+std::optional<double> CgroupQuotaCores(const std::string& cgroup_root,
+                                       absl::string_view proc_self_cgroup) {
+  std::optional<double> least;
+  ForEachGroup(cgroup_root, proc_self_cgroup, "cpu",
+               [&](const std::string& root, const std::string& path, bool v2) {
+                 ForEachLevel(path, [&](const std::string& level) {
+                   const std::string folder = absl::StrCat(root, level);
+                   Tighten(least, v2 ? QuotaV2(folder) : QuotaV1(folder));
+                 });
+               });
   return least;
+}
+
+bool BindThisThread(const std::vector<int>& cpus) { return Bind(0, cpus); }
+
+bool BindProcess(const std::vector<int>& cpus) {
+  if (!BindThisThread(cpus)) return false;
+  bool all = true;
+  // A thread that is started meanwhile comes from one that is bound by now or is listed later.
+  std::error_code error;
+  for (const auto& entry : std::filesystem::directory_iterator("/proc/self/task", error)) {
+    int thread = 0;
+    if (!absl::SimpleAtoi(entry.path().filename().string(), &thread)) continue;
+    all &= Bind(thread, cpus) || errno == ESRCH;  // it may have ended
+  }
+  return all && !error;
 }
 
 std::vector<int> AllowedCpus() {
   std::vector<int> cpus;
-  // The kernel refuses a mask smaller than its own; 8,192 CPUs is its largest configuration.
-  constexpr int kMaxCpus = 8192;
   cpu_set_t* mask = CPU_ALLOC(kMaxCpus);
   const size_t mask_bytes = CPU_ALLOC_SIZE(kMaxCpus);
   CPU_ZERO_S(mask_bytes, mask);
@@ -102,7 +165,30 @@ std::vector<int> AllowedCpus() {
     }
   }
   CPU_FREE(mask);
-  return cpus;
+  // The kernel keeps the mask within the cpuset, but not every sandbox does.
+  const auto cgroups = ReadSmallFile("/proc/self/cgroup");
+  const auto cpuset = cgroups ? CgroupCpus("/sys/fs/cgroup", *cgroups) : std::nullopt;
+  if (!cpuset) return cpus;
+  std::vector<int> both;
+  std::set_intersection(cpus.begin(), cpus.end(), cpuset->begin(), cpuset->end(),
+                        std::back_inserter(both));
+  return both.empty() ? cpus : both;
+}
+
+std::string QuotaWarning(std::optional<double> quota_cores, int num_cpus) {
+  if (!quota_cores || *quota_cores >= num_cpus) return "";
+  return absl::StrFormat(
+      "the cgroup's quota is %g of %d CPUs' time: once it is used up all threads stop for "
+      "milliseconds; give whole CPUs instead (cpuset, docker --cpuset-cpus, Kubernetes' static CPU "
+      "manager policy)",
+      *quota_cores, num_cpus);
+}
+
+std::string QuotaWarning() {
+  const auto cgroups = ReadSmallFile("/proc/self/cgroup");
+  if (!cgroups) return "";
+  return QuotaWarning(CgroupQuotaCores("/sys/fs/cgroup", *cgroups),
+                      static_cast<int>(AllowedCpus().size()));
 }
 
 int AllowedCores() {

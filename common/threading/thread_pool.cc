@@ -1,7 +1,6 @@
 #include "common/threading/thread_pool.h"
 
 #include <pthread.h>
-#include <sched.h>
 
 #include <algorithm>
 
@@ -28,29 +27,20 @@ int ThreadCount(const ThreadPoolOptions& options) {
                     kMaxThreads);
 }
 
-// Best effort: a CPU that left the mask since it was read leaves the thread unpinned.
-void PinThisThread(int cpu) {
-  cpu_set_t* mask = CPU_ALLOC(cpu + 1);
-  const size_t mask_bytes = CPU_ALLOC_SIZE(cpu + 1);
-  CPU_ZERO_S(mask_bytes, mask);
-  CPU_SET_S(cpu, mask_bytes, mask);
-  sched_setaffinity(0, mask_bytes, mask);
-  CPU_FREE(mask);
-}
-
 }  // namespace
 
 ThreadPool::ThreadPool(const ThreadPoolOptions& options)
-    : num_threads_(ThreadCount(options)), spin_(options.spin) {
-  const std::vector<int> cpus = options.pin ? AllowedCpus() : std::vector<int>();
+    : num_threads_(ThreadCount(options)),
+      spin_ns_(std::chrono::nanoseconds(options.spin).count()),
+      cpus_(options.cpus) {
   workers_.reserve(num_threads_ - 1);
   for (int idx = 1; idx < num_threads_; ++idx) {
-    const int cpu = cpus.empty() ? -1 : cpus[idx % cpus.size()];
+    const int cpu = cpus_.empty() ? -1 : cpus_[static_cast<size_t>(idx) % cpus_.size()];
     std::string name =
         absl::StrCat(options.name.empty() ? "pool" : options.name, "-", idx).substr(0, 15);
     workers_.emplace_back([this, idx, cpu, name = std::move(name)] {
       pthread_setname_np(pthread_self(), name.c_str());
-      if (cpu >= 0) PinThisThread(cpu);
+      if (cpu >= 0) BindThisThread({cpu});  // best effort: the mask may have shrunk since
       WorkerLoop(idx);
     });
   }
@@ -63,6 +53,8 @@ ThreadPool::~ThreadPool() {
   FutexWakeAll(state_);
   for (std::thread& worker : workers_) worker.join();
 }
+
+bool ThreadPool::BindCaller() const { return cpus_.empty() || BindThisThread({cpus_[0]}); }
 
 void ThreadPool::Run(absl::FunctionRef<void(int thread_idx)> fn) { Dispatch(fn, false); }
 
@@ -85,7 +77,7 @@ void ThreadPool::Dispatch(absl::FunctionRef<void(int)> fn, bool elastic) {
 }
 
 void ThreadPool::AwaitWorkers(uint32_t joined) {
-  if (SpinUntil(spin_, [&] { return done_.load(std::memory_order_acquire) == joined; })) return;
+  if (SpinUntil(spin(), [&] { return done_.load(std::memory_order_acquire) == joined; })) return;
   caller_sleeps_.store(1, std::memory_order_seq_cst);
   for (uint32_t done; (done = done_.load(std::memory_order_seq_cst)) != joined;) {
     FutexWait(done_, done);
@@ -97,22 +89,23 @@ void ThreadPool::WorkerLoop(int thread_idx) {
   uint32_t seen = 0;  // the generation this worker has dealt with
   while (true) {
     const auto is_new = [&] { return Generation(state_.load(std::memory_order_acquire)) != seen; };
-    if (!SpinUntil(spin_, is_new)) {
+    if (!SpinUntil(spin(), is_new)) {
       sleepers_.fetch_add(1, std::memory_order_seq_cst);
       for (uint32_t state; Generation(state = state_.load(std::memory_order_seq_cst)) == seen;) {
         FutexWait(state_, state);
       }
       sleepers_.fetch_sub(1, std::memory_order_relaxed);
     }
-    uint32_t state = state_.load(std::memory_order_acquire);
+    const uint32_t state = state_.load(std::memory_order_acquire);
     seen = Generation(state);
     if (stop_.load(std::memory_order_acquire)) return;
-    bool joined = false;
-    while (!joined && (state & kOpen) != 0 && Generation(state) == seen) {
-      joined = state_.compare_exchange_weak(state, state + 1, std::memory_order_acq_rel,
-                                            std::memory_order_acquire);
-    }
-    if (!joined) continue;
+    if ((state & kOpen) == 0) continue;
+    // One addition, not a loop of compare and swap: all workers come at once. Where the section was
+    // closed meanwhile the count is not looked at again; where the next one was opened, it is
+    // that one which is joined.
+    const uint32_t before = state_.fetch_add(1, std::memory_order_acq_rel);
+    seen = Generation(before);
+    if ((before & kOpen) == 0) continue;
     (*fn_)(thread_idx);
     done_.fetch_add(1, std::memory_order_seq_cst);
     if (caller_sleeps_.load(std::memory_order_seq_cst) != 0) FutexWakeAll(done_);

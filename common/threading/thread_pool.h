@@ -15,7 +15,9 @@ namespace isotherm {
 
 struct ThreadPoolOptions {
   int num_threads = 0;  // the caller included; 0: DefaultThreadCount()
-  bool pin = false;     // worker i to the i-th allowed CPU; the caller's own thread is left alone
+  // Thread i is bound to cpus[i % size]; empty: to none. The caller, index 0, binds itself by
+  // BindCaller().
+  std::vector<int> cpus;
   // How long an idle worker, or a caller waiting for workers, spins before it sleeps on a futex.
   // Longer than the gap between two kernels of a step, shorter than what a neighbour would miss.
   std::chrono::microseconds spin{20};
@@ -33,6 +35,16 @@ class ThreadPool {
   ThreadPool& operator=(const ThreadPool&) = delete;
 
   int num_threads() const { return num_threads_; }
+  std::chrono::nanoseconds spin() const {
+    return std::chrono::nanoseconds(spin_ns_.load(std::memory_order_relaxed));
+  }
+  // From the next wait of each thread on. Any thread may call it.
+  void SetSpin(std::chrono::nanoseconds spin) {
+    spin_ns_.store(spin.count(), std::memory_order_relaxed);
+  }
+
+  // Binds the calling thread, for good, to thread 0's CPU. False where that is not allowed.
+  bool BindCaller() const;
 
   // Calls fn(thread_idx) once for every thread_idx in [0, num_threads), fn(0) on the calling
   // thread; returns when all have returned. What they wrote is then visible to the caller.
@@ -50,10 +62,12 @@ class ThreadPool {
   void AwaitWorkers(uint32_t joined);
 
   const int num_threads_;
-  const std::chrono::nanoseconds spin_;
+  std::atomic<int64_t> spin_ns_;
+  const std::vector<int> cpus_;
 
   // generation << 17 | open << 16 | number of workers that joined. The caller opens a generation,
-  // a worker joins by adding one while it is open, so a closed section is never entered late.
+  // a worker joins by adding one; it has joined if the section was open then, so a closed section
+  // is never entered late.
   alignas(64) std::atomic<uint32_t> state_{0};
   std::atomic<uint32_t> sleepers_{0};
   const absl::FunctionRef<void(int)>* fn_ = nullptr;  // published by state_

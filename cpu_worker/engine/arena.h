@@ -4,10 +4,13 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
+#include <string>
 #include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "common/base/file_identity.h"
 #include "common/base/unique_fd.h"
 #include "common/shm/arena_layout.h"
 #include "common/shm/shared_memory.h"
@@ -15,19 +18,28 @@
 
 namespace isotherm::cpu {
 
-// Every neuron of the model as bundles in sealed shared memory. Read-only once loaded, so any
-// thread may use it.
+// kCopy packs the bundles into sealed memory. kMap maps the bundle-ordered model file itself:
+// nothing is copied, and the page cache holds the model once. kAuto maps a file that lies in memory
+// (tmpfs): there a copy would take the model's size twice, while what lies on a disk can be pinned
+// for a GPU only when copied.
+enum class ArenaKind { kAuto, kCopy, kMap };
+
+// Every neuron of the model as bundles in shared memory: sealed, or the model file's own. Read-only
+// once loaded, so any thread may use it.
 class Arena {
  public:
   struct LoadOptions {
+    ArenaKind kind = ArenaKind::kAuto;
     int num_threads = 1;
+    std::vector<int> cpus;  // thread i is bound to cpus[i % size]; empty: to none
     // From the loading threads, one at a time, with a share that never falls; 1 comes last. False
     // stops the load with Cancelled.
     std::function<bool(double share)> progress;
     shm::MemoryLimits limits;
   };
   // ResourceExhausted with exit code kShortage when the memory is not there (both numbers in the
-  // text); the source's own errors; Cancelled.
+  // text); InvalidArgument with kUsage for kMap of a source that has no file; DataLoss with
+  // kBadData for a file that changed since it was opened; the source's own errors; Cancelled.
   static absl::StatusOr<std::unique_ptr<Arena>> Load(const BundleSource& source,
                                                      const LoadOptions& options);
 
@@ -36,19 +48,36 @@ class Arena {
     return mapping_.data() + geometry_.LayerOffset(layer);
   }
 
+  // Of it in 2 MiB pages, when it was loaded.
+  int64_t huge_page_bytes() const { return huge_page_bytes_; }
+
   // A descriptor of the same memory, for a peer.
   absl::StatusOr<UniqueFd> DuplicateFd() const;
 
-  // DataLoss when the layer's bytes are no longer those that were loaded.
+  // Whether the memory is a model file, which a peer compares with its own.
+  bool is_model_file() const { return file_.has_value(); }
+
+  // DataLoss when the layer's bytes are no longer those that were loaded. For a model file: when
+  // its size or time of change is another.
   absl::Status CheckLayer(int64_t layer) const;
 
  private:
   Arena(const shm::ArenaGeometry& geometry, UniqueFd fd, shm::Mapping mapping);
+  static absl::StatusOr<std::unique_ptr<Arena>> MapModelFile(const BundleSource& source,
+                                                             const LoadOptions& options);
+  static absl::StatusOr<std::unique_ptr<Arena>> Copy(const BundleSource& source,
+                                                     const LoadOptions& options);
 
   const shm::ArenaGeometry geometry_;
   const UniqueFd fd_;
   shm::Mapping mapping_;
-  std::vector<uint64_t> digests_;  // of each layer
+  std::vector<uint64_t> digests_;  // of each layer in sealed memory
+  struct ModelFileState {
+    std::string path;
+    FileIdentity identity;
+  };
+  std::optional<ModelFileState> file_;
+  int64_t huge_page_bytes_ = 0;
 };
 
 // Order-sensitive 64-bit digest; finds damage, not malice. `bytes` is a multiple of 64.

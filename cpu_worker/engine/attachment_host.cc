@@ -15,6 +15,7 @@ namespace isotherm::cpu {
 
 struct AttachmentHost::Session {
   std::string peer;
+  bool device_rings = false;
   std::unique_ptr<shm::ControlRegion> region;
   std::unique_ptr<shm::SlotServer> server;
   std::unique_ptr<shm::PeerWatch> watch;  // last: its thread uses the server
@@ -28,6 +29,7 @@ absl::StatusOr<std::unique_ptr<AttachmentHost>> AttachmentHost::Start(const Aren
   ISOTHERM_ASSIGN_OR_RETURN(host->handoff_, shm::HandoffServer::Start(options.socket_dir));
   host->thread_ = std::thread([raw = host.get()] {
     ::pthread_setname_np(::pthread_self(), "cold-compute");
+    raw->engine_.BindCaller();
     raw->Loop();
   });
   return host;
@@ -48,7 +50,7 @@ AttachmentHost::~AttachmentHost() {
 }
 
 absl::StatusOr<shm::ArenaOffer> AttachmentHost::Open(const std::string& peer, uint64_t layout_hash,
-                                                     int32_t max_rows) {
+                                                     int32_t max_rows, bool device_rings) {
   const shm::ArenaShape& shape = arena_.geometry().shape;
   if (layout_hash != shm::LayoutHash(shape)) {
     return absl::FailedPreconditionError(absl::StrCat("the gpu_worker's layout ", layout_hash,
@@ -72,6 +74,7 @@ absl::StatusOr<shm::ArenaOffer> AttachmentHost::Open(const std::string& peer, ui
   }
   auto session = std::make_unique<Session>();
   session->peer = peer;
+  session->device_rings = device_rings;
   ISOTHERM_ASSIGN_OR_RETURN(
       session->region,
       shm::ControlRegion::Create({.shape = {.max_rows = max_rows,
@@ -82,7 +85,7 @@ absl::StatusOr<shm::ArenaOffer> AttachmentHost::Open(const std::string& peer, ui
                                   .nonce = shm::RandomNonce()},
                                  shm::ReadMemoryLimits()));
   ISOTHERM_ASSIGN_OR_RETURN(session->server,
-                            shm::SlotServer::Create(*session->region, options_.wait));
+                            shm::SlotServer::Create(*session->region, options_.wait, device_rings));
   ISOTHERM_ASSIGN_OR_RETURN(UniqueFd arena_fd, arena_.DuplicateFd());
   UniqueFd control_fd(::fcntl(session->region->fd(), F_DUPFD_CLOEXEC, 0));
   if (!control_fd.valid()) {
@@ -92,6 +95,7 @@ absl::StatusOr<shm::ArenaOffer> AttachmentHost::Open(const std::string& peer, ui
   shm::ArenaOffer offer{.nonce = session->region->nonce(),
                         .socket_path = handoff_->path(),
                         .arena_bytes = arena_.geometry().arena_bytes,
+                        .arena_is_model_file = arena_.is_model_file(),
                         .control_bytes = session->region->bytes()};
   {
     absl::MutexLock lock(&mu_);
@@ -156,9 +160,12 @@ void AttachmentHost::Loop() {
       current_ = session.get();
     }
     attached_.store(true, std::memory_order_release);
-    SPDLOG_INFO("gpu_worker {} attached", session->peer);
+    SPDLOG_INFO("gpu_worker {} attached{}", session->peer,
+                session->device_rings ? ", its device rings by itself" : "");
     events_.StateChanged();
+    if (session->device_rings) engine_.SetSpin(options_.wait.device_spin);
     Serve(*session);
+    engine_.SetSpin(std::nullopt);
     session->server->Abort();
     engine_.DropStep();
     attached_.store(false, std::memory_order_release);
@@ -185,20 +192,25 @@ void AttachmentHost::Serve(Session& session) {
       }
       return;
     }
-    shm::ColdLayerOutcome outcome;
+    absl::Status finished;
+    const auto finish = [&](const shm::ColdLayerOutcome& outcome) {
+      finished = server.Finish(*work, outcome);
+    };
     if (work->header.layer == shm::kEndOfStep) {
       engine_.EndStep(work->header);
+      finish({});
     } else if (work->cancelled) {
-      outcome.status = shm::ColdLayerStatus::kCancelled;
+      finish({.status = shm::ColdLayerStatus::kCancelled});
     } else {
-      outcome = engine_.Compute({.header = work->header,
-                                 .nonce = server.hash_nonce(),
-                                 .z = work->z,
-                                 .active = work->active,
-                                 .row_keys = work->row_keys,
-                                 .partial = work->partial});
+      engine_.Compute({.header = work->header,
+                       .nonce = server.hash_nonce(),
+                       .z = work->z,
+                       .active = work->active,
+                       .row_keys = work->row_keys,
+                       .partial = work->partial},
+                      finish);
     }
-    if (!server.Finish(*work, outcome).ok()) return;
+    if (!finished.ok()) return;
   }
 }
 

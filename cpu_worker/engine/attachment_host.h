@@ -41,8 +41,10 @@ class AttachmentHost {
   // An offer for `peer`, good for one taker; it replaces one that was not taken. Unavailable while
   // another live gpu_worker is attached; the same one asking again ends what it had.
   // FailedPrecondition for another layout; InvalidArgument unless 1 <= max_rows <= the engine's.
+  // device_rings: its posts come from a device that cannot wake a sleeper, so this side stays awake
+  // between them (WaitOptions::device_spin).
   absl::StatusOr<shm::ArenaOffer> Open(const std::string& peer, uint64_t layout_hash,
-                                       int32_t max_rows);
+                                       int32_t max_rows, bool device_rings = false);
   // Ends the attachment of that nonce, or withdraws its offer; NotFound for another.
   absl::Status Close(const shm::Nonce& nonce);
 

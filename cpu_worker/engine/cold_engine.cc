@@ -22,21 +22,6 @@ StepLedger::Key KeyOf(const shm::ColdLayerHeader& header) {
 // A step of more rows is a prompt's: its time is arithmetic rather than reading.
 constexpr int32_t kMaxTimedRows = 16;
 
-// (row, neuron) pairs of the task that are cold and below the cut.
-int64_t CountPairs(const ColdLayerTask& task, const std::vector<uint64_t>& cold) {
-  const auto words = static_cast<int64_t>(cold.size());
-  int64_t pairs = 0;
-  for (int64_t word = 0; word * 64 < task.header.cut; ++word) {
-    uint64_t owned = cold[static_cast<size_t>(word)];
-    const int64_t below_cut = task.header.cut - word * 64;
-    if (below_cut < 64) owned &= (uint64_t{1} << below_cut) - 1;
-    for (int64_t row = 0; row < task.header.num_rows; ++row) {
-      pairs += std::popcount(task.active[row * words + word] & owned);
-    }
-  }
-  return pairs;
-}
-
 }  // namespace
 
 ColdEngine::ColdEngine(const Arena& arena, const EpochTables& epochs, StepLedger& ledger,
@@ -46,7 +31,7 @@ ColdEngine::ColdEngine(const Arena& arena, const EpochTables& epochs, StepLedger
       ledger_(ledger),
       events_(events),
       options_(options),
-      pool_({.num_threads = options.num_threads, .name = "cold"}),
+      pool_({.num_threads = options.num_threads, .cpus = options.cpus, .name = "cold"}),
       step_keys_(static_cast<size_t>(options.max_rows)),
       counters_(arena.geometry().shape.num_layers, arena.geometry().shape.num_neurons,
                 /*predicted=*/false) {}
@@ -67,12 +52,18 @@ absl::StatusOr<std::unique_ptr<ColdEngine>> ColdEngine::Create(const Arena& aren
   return engine;
 }
 
-shm::ColdLayerOutcome ColdEngine::Compute(const ColdLayerTask& task) {
+shm::ColdLayerOutcome ColdEngine::Compute(
+    const ColdLayerTask& task, absl::FunctionRef<void(const shm::ColdLayerOutcome&)> done) {
   const auto start = steady_clock::now();
   const shm::ColdLayerHeader& header = task.header;
-  if (start >= header.deadline) return {.status = shm::ColdLayerStatus::kCancelled};
+  const auto refuse = [&](shm::ColdLayerStatus status) {
+    const shm::ColdLayerOutcome outcome{.status = status};
+    done(outcome);
+    return outcome;
+  };
+  if (start >= header.deadline) return refuse(shm::ColdLayerStatus::kCancelled);
   const std::shared_ptr<const EpochTable> table = epochs_.Find(header.epoch);
-  if (table == nullptr) return {.status = shm::ColdLayerStatus::kStaleEpoch};
+  if (table == nullptr) return refuse(shm::ColdLayerStatus::kStaleEpoch);
   const std::vector<uint64_t>& cold = table->cold[static_cast<size_t>(header.layer)];
 
   absl::MutexLock lock(&mu_);
@@ -99,22 +90,29 @@ shm::ColdLayerOutcome ColdEngine::Compute(const ColdLayerTask& task) {
   params.active = task.active;
   params.owned = cold.data();
   params.last_neuron = header.cut;
-  params.activation = options_.activation;
+  params.activation = options_.rule.activation;
+  params.activate_up = options_.rule.activate_up;
+  if (!options_.rule.up_bias.empty()) {
+    params.up_bias = options_.rule.up_bias[static_cast<size_t>(header.layer)].data();
+  }
   params.partial = task.partial;
   params.hash = &hash;
   params.work_hash = &outcome.work_hash;
   params.fired = counters_.fired(header.layer);
   params.workspace = workspace_.get();
-  if (const absl::Status status = SparseFfn(params, pool_); !status.ok()) {
+  const absl::Status status = SparseFfn(params, pool_, [&] {
+    outcome.neurons = CountsOf(*params.workspace).pairs;
+    outcome.compute_us =
+        std::chrono::duration<float, std::micro>(steady_clock::now() - start).count();
+    done(outcome);
+  });
+  if (!status.ok()) {
     SPDLOG_ERROR("layer {} of step {}: {}", header.layer, header.step_id,
                  std::string(status.message()));
-    return {.status = shm::ColdLayerStatus::kPoison};
+    return refuse(shm::ColdLayerStatus::kPoison);
   }
-  outcome.neurons = CountPairs(task, cold);
-  outcome.compute_us =
-      std::chrono::duration<float, std::micro>(steady_clock::now() - start).count();
   ledger_.AddLayer(KeyOf(header), outcome.work_hash, outcome.neurons);
-  const auto bytes = static_cast<uint64_t>(SparseFfnBytesRead(*workspace_, params.bundles));
+  const auto bytes = static_cast<uint64_t>(CountsOf(*workspace_).BytesRead(params.bundles));
   LayerCounters counts{.tokens = static_cast<uint64_t>(header.num_rows), .cold_bytes = bytes};
   if (header.num_rows <= kMaxTimedRows) {
     counts.timed_steps = 1;

@@ -1,10 +1,13 @@
 #pragma once
 
+#include <chrono>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "absl/base/thread_annotations.h"
+#include "absl/functional/function_ref.h"
 #include "absl/status/statusor.h"
 #include "absl/synchronization/mutex.h"
 #include "common/kernels/sparse_ffn.h"
@@ -33,9 +36,10 @@ struct ColdLayerTask {
 class ColdEngine {
  public:
   struct Options {
-    int num_threads = 0;  // 0: DefaultThreadCount()
+    int num_threads = 0;    // 0: DefaultThreadCount()
+    std::vector<int> cpus;  // ThreadPoolOptions::cpus
     int32_t max_rows = 256;
-    Activation activation = Activation::kRelu;
+    NeuronRule rule;
   };
   // All but `options` outlive the engine.
   static absl::StatusOr<std::unique_ptr<ColdEngine>> Create(const Arena& arena,
@@ -46,14 +50,25 @@ class ColdEngine {
 
   // partial = the sum over active & cold(epoch) & id < cut. kCancelled when the deadline has
   // passed, kStaleEpoch for an epoch that is not committed here, kPoison when the kernel refuses
-  // the task; partial is then unspecified.
-  shm::ColdLayerOutcome Compute(const ColdLayerTask& task);
+  // the task; partial is then unspecified. `done` gets the outcome on this thread as soon as it is
+  // final, which is before the last compute threads have left.
+  shm::ColdLayerOutcome Compute(
+      const ColdLayerTask& task,
+      absl::FunctionRef<void(const shm::ColdLayerOutcome&)> done = [](const auto&) {});
 
   // The gpu side ended the step: tells the gateway's streams its total.
   void EndStep(const shm::ColdLayerHeader& header);
   // The gpu side is gone: the step under way is void.
   void DropStep();
 
+  // Binds the calling thread, which is to call Compute from now on, to a CPU of its own.
+  void BindCaller() const { pool_.BindCaller(); }
+  // How long compute threads wait for the next layer before they sleep; nothing: as at the start.
+  void SetSpin(std::optional<std::chrono::nanoseconds> spin) {
+    pool_.SetSpin(spin.value_or(default_spin_));
+  }
+
+  std::chrono::nanoseconds spin() const { return pool_.spin(); }
   // What was computed so far; any thread, without waiting for a task.
   void ReadCounters(NeuronCounters* counters) const { counters_.Read(counters); }
 
@@ -72,6 +87,7 @@ class ColdEngine {
   const Options options_;
   absl::Mutex mu_;  // held while computing: one caller per pool and workspace
   ThreadPool pool_;
+  const std::chrono::nanoseconds default_spin_ = pool_.spin();
   std::unique_ptr<SparseFfnWorkspace> workspace_ ABSL_GUARDED_BY(mu_);
   std::vector<uint64_t> step_keys_ ABSL_GUARDED_BY(mu_);  // [max_rows]
   CounterTable counters_;                                 // counted by the task under way

@@ -2,14 +2,17 @@
 
 #include <hwy/targets.h>
 #include <sched.h>
+#include <spdlog/spdlog.h>
 
 #include <algorithm>
 #include <utility>
 
 #include "common/base/error_reason.h"
 #include "common/base/status_macros.h"
+#include "common/base/units.h"
 #include "common/process/service_process.h"
 #include "common/threading/cores.h"
+#include "common/threading/cpu_list.h"
 
 namespace isotherm::cpu {
 namespace {
@@ -27,6 +30,11 @@ std::string BestIsa() {
   return hwy::TargetName(targets & -targets);
 }
 
+std::vector<int> Sorted(std::vector<int> cpus) {
+  std::sort(cpus.begin(), cpus.end());
+  return cpus;
+}
+
 }  // namespace
 
 CpuWorker::CpuWorker(const Options& options) : options_(options), instance_id_(RandomId()) {}
@@ -37,13 +45,22 @@ absl::Status CpuWorker::Load(const BundleSource& source, const std::string& mode
                              const std::function<bool(double)>& progress) {
   const int threads = options_.num_threads > 0 ? options_.num_threads : DefaultThreadCount();
   ISOTHERM_ASSIGN_OR_RETURN(parts_.arena,
-                            Arena::Load(source, {.num_threads = threads,
+                            Arena::Load(source, {.kind = options_.arena,
+                                                 .num_threads = threads,
+                                                 .cpus = options_.compute_cpus,
                                                  .progress =
                                                      [&](double share) {
                                                        load_progress_.store(std::min(share, 0.99));
                                                        return !progress || progress(share);
                                                      },
                                                  .limits = shm::ReadMemoryLimits()}));
+  SPDLOG_INFO("{} of {}, {} of it in 2 MiB pages; {} compute threads{}",
+              parts_.arena->is_model_file() ? "arena in the mapped model file" : "arena, a copy,",
+              FormatBytes(parts_.arena->geometry().arena_bytes),
+              FormatBytes(parts_.arena->huge_page_bytes()), threads,
+              options_.compute_cpus.empty()
+                  ? ""
+                  : " on CPUs " + FormatCpuList(Sorted(options_.compute_cpus)));
   parts_.epochs =
       std::make_unique<EpochTables>(EpochTables::Model{.num_layers = source.shape.num_layers,
                                                        .num_neurons = source.shape.num_neurons,
@@ -51,8 +68,9 @@ absl::Status CpuWorker::Load(const BundleSource& source, const std::string& mode
   ISOTHERM_ASSIGN_OR_RETURN(parts_.engine,
                             ColdEngine::Create(*parts_.arena, *parts_.epochs, ledger_, events_,
                                                {.num_threads = threads,
+                                                .cpus = options_.compute_cpus,
                                                 .max_rows = options_.max_rows,
-                                                .activation = source.activation}));
+                                                .rule = source.rule}));
   ISOTHERM_ASSIGN_OR_RETURN(
       parts_.attachments,
       AttachmentHost::Start(
@@ -83,6 +101,7 @@ CpuWorker::Description CpuWorker::Describe() const {
   description.model_digest = model_digest_;
   description.layout_hash = shm::LayoutHash(geometry.shape);
   description.arena_bytes = geometry.arena_bytes;
+  description.huge_page_bytes = parts_.arena->huge_page_bytes();
   description.num_layers = geometry.shape.num_layers;
   description.num_neurons = geometry.shape.num_neurons;
   description.bundle_bytes = geometry.bundle_bytes;

@@ -26,7 +26,9 @@ class CpuWorker {
  public:
   struct Options {
     std::string socket_dir;
-    int num_threads = 0;  // 0: DefaultThreadCount()
+    ArenaKind arena = ArenaKind::kAuto;
+    int num_threads = 0;            // 0: DefaultThreadCount()
+    std::vector<int> compute_cpus;  // compute thread i is bound to the i-th; empty: to none
     int32_t max_rows = 256;
     shm::WaitOptions wait;
     shm::PeerWatchOptions watch;
@@ -46,6 +48,7 @@ class CpuWorker {
     double load_progress = 0;
     uint64_t layout_hash = 0;
     int64_t arena_bytes = 0;
+    int64_t huge_page_bytes = 0;  // of those, in 2 MiB pages
     int64_t num_layers = 0, num_neurons = 0, bundle_bytes = 0;
     int32_t bundle_rows = 0;
     int32_t threads = 0;

@@ -16,15 +16,17 @@ absl::Status CpuWorkerService::Open(const v1::OpenArenaRequest& request,
         absl::StrCat("the gpu_worker loaded model ", request.model_digest(), ", this worker ",
                      ours.model_digest, "; start both with one --model and equal options"));
   }
-  ISOTHERM_ASSIGN_OR_RETURN(const shm::ArenaOffer offer,
-                            parts->attachments->Open(request.peer_instance_id(),
-                                                     request.layout_hash(), request.max_rows()));
+  ISOTHERM_ASSIGN_OR_RETURN(
+      const shm::ArenaOffer offer,
+      parts->attachments->Open(request.peer_instance_id(), request.layout_hash(),
+                               request.max_rows(), request.device_rings()));
   response->set_instance_id(ours.instance_id);
   response->set_nonce_high(offer.nonce.high);
   response->set_nonce_low(offer.nonce.low);
   response->set_handoff_token(offer.handoff_token);
   response->set_socket_path(offer.socket_path);
   response->set_arena_bytes(offer.arena_bytes);
+  response->set_arena_is_model_file(offer.arena_is_model_file);
   response->set_control_bytes(offer.control_bytes);
   return absl::OkStatus();
 }

@@ -31,6 +31,11 @@ constexpr int64_t kBounceBytes = int64_t{4} << 20;
 constexpr std::chrono::milliseconds kHangGrace{250};
 // Of a device's free memory, left alone when no budget is given.
 constexpr int64_t kReserveBytes = int64_t{512} << 20;
+// A step of more rows than the graph serves is a prefill pass; so are smaller ones from here on, if
+// the neurons' memory is mapped.
+constexpr int32_t kGraphRows = 64;
+constexpr int32_t kPrefillRows = 17;
+constexpr int32_t kMaxLogits = 64;
 constexpr int64_t kLogitsOffset = 256;  // in results_, behind the StepState
 static_assert(sizeof(StepState) <= kLogitsOffset);
 
@@ -110,6 +115,8 @@ CudaDevice::CudaDevice(const ModelFile& model, const CudaDeviceOptions& options)
           options.kv_pages,
           CeilDiv<int64_t>(options.context > 0 ? options.context : config_.context_length,
                            kPageSize)))),
+      graph_rows_(std::min(options.max_rows, kGraphRows)),
+      max_logits_(std::min(options.max_rows, kMaxLogits)),
       cuts_(layout_.num_neurons, options.streamed_share),
       layer_steps_(static_cast<size_t>(config_.num_layers)) {}
 
@@ -157,7 +164,7 @@ absl::Status CudaDevice::Allocate() {
   ISOTHERM_ASSIGN_OR_RETURN(kv_, DeviceBytes::Make(kv_bytes));
   memory_.kv = kv_bytes;
 
-  const int32_t rows = options_.max_rows;
+  const int32_t all_rows = options_.max_rows, rows = graph_rows_;
   const int64_t q_dim = config_.num_q_heads * config_.head_dim;
   int64_t max_rank = 0;
   for (const CudaWeights::Layer& layer : weights_.layers)
@@ -165,22 +172,23 @@ absl::Status CudaDevice::Allocate() {
   const int64_t words = CeilDiv<int64_t>(config_.ffn_dim, 64);
   const int64_t half = config_.rope_dims / 2;
   const AttentionShape shape = AttentionShapeOf(config_, layout_.dtype == DType::kBF16);
-  input_layout_ = StepInputs::Make(config_.num_layers, rows, max_pages_);
+  input_layout_ = StepInputs::Make(config_.num_layers, all_rows, max_pages_);
   const auto carve = [&](Carver& carver) {
     StepBuffersCuda b;
     b.hidden_stride = static_cast<int32_t>(max_rank);
-    b.x = carver.Take<float>(rows * config_.model_dim);
+    b.x = carver.Take<float>(all_rows * config_.model_dim);
     b.q = carver.Take<float>(rows * q_dim);
     b.attention = carver.Take<float>(rows * q_dim);
     b.hidden = carver.Take<float>(rows * max_rank);
     b.hot_partial = carver.Take<float>(PartialFloats(kHotBlocks, rows, config_.model_dim));
     b.streamed_partial = carver.Take<float>(PartialFloats(kStreamBlocks, rows, config_.model_dim));
-    b.streamed_sum = carver.Take<float>(rows * config_.model_dim);
-    b.rope_cos = carver.Take<float>(rows * half);
-    b.rope_sin = carver.Take<float>(rows * half);
-    b.logits = carver.Take<float>(rows * config_.vocab_size);
-    b.z = carver.Take<uint16_t>(rows * config_.model_dim);
-    b.active = carver.Take<uint64_t>(rows * words);
+    b.hot_computed = carver.Take<int32_t>(rows);
+    b.streamed_computed = carver.Take<int32_t>(rows);
+    b.rope_cos = carver.Take<float>(all_rows * half);
+    b.rope_sin = carver.Take<float>(all_rows * half);
+    b.logits = carver.Take<float>(max_logits_ * config_.vocab_size);
+    b.z = carver.Take<uint16_t>(all_rows * config_.model_dim);
+    b.active = carver.Take<uint64_t>(all_rows * words);
     b.predicted = carver.Take<uint32_t>(config_.num_layers * config_.ffn_dim);
     b.fired = carver.Take<uint32_t>(config_.num_layers * config_.ffn_dim);
     b.attention_scratch = carver.Take<unsigned char>(AttentionScratchBytes(shape, rows));
@@ -201,7 +209,7 @@ absl::Status CudaDevice::Allocate() {
                  weights_.rope_frequencies.size() * sizeof(double), cudaMemcpyHostToDevice));
   ISOTHERM_ASSIGN_OR_RETURN(inputs_, PinnedBytes::Make(input_layout_.bytes));
   ISOTHERM_ASSIGN_OR_RETURN(
-      results_, PinnedBytes::Make(kLogitsOffset + rows * config_.vocab_size * int64_t{4}));
+      results_, PinnedBytes::Make(kLogitsOffset + max_logits_ * config_.vocab_size * int64_t{4}));
   ISOTHERM_ASSIGN_OR_RETURN(bounce_, PinnedBytes::Make(kBounceBytes));
 
   ISOTHERM_ASSIGN_OR_RETURN(
@@ -219,6 +227,22 @@ absl::Status CudaDevice::Allocate() {
                                                         .logits_offset = kLogitsOffset,
                                                         .max_rows = rows});
   ISOTHERM_RETURN_IF_ERROR(graph_->Capture(stream_));
+  if (all_rows < kPrefillRows) return absl::OkStatus();
+  ISOTHERM_ASSIGN_OR_RETURN(prefill_,
+                            PrefillPass::Create({.config = &config_,
+                                                 .layout = &layout_,
+                                                 .weights = &weights_,
+                                                 .buffers = buffers_,
+                                                 .inputs = input_layout_,
+                                                 .kv = kv_.as<uint16_t>(),
+                                                 .kv_pages = options_.kv_pages,
+                                                 .pool = pool_memory_->data(),
+                                                 .host_inputs = inputs_.as<>(),
+                                                 .host_results = results_.as<>(),
+                                                 .logits_offset = kLogitsOffset,
+                                                 .max_rows = all_rows},
+                                                stream_));
+  memory_.workspace += prefill_->bytes();
   return absl::OkStatus();
 }
 
@@ -379,6 +403,13 @@ absl::Status CudaDevice::Check(const DeviceBatch& batch) const {
       }
     }
   }
+  const auto sampling = std::count_if(batch.rows.begin(), batch.rows.end(), [](const DeviceRow& row) {
+    return row.sampling != nullptr;
+  });
+  if (sampling > max_logits_) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("a step with ", sampling, " rows that sample; at most ", max_logits_));
+  }
   for (const LayerRange& range : batch.layers) {
     if (range.first < 0 || range.last < range.first || range.last > config_.num_layers) {
       return absl::InvalidArgumentError(absl::StrCat("layers ", range.first, " to ", range.last,
@@ -483,12 +514,30 @@ absl::Status CudaDevice::StepStatus() const {
 }
 
 absl::Status CudaDevice::RunOnce(const DeviceBatch& batch, const MappedCold* cold, ColdLink* link,
-                                 const LayerTable* tables, uint64_t nonce) {
-  const SlotRing ring = cold != nullptr && link != nullptr ? cold->ring() : SlotRing();
+                                 const EpochTables& epoch, const LayerTable* tables,
+                                 uint64_t nonce) {
+  const auto rows = static_cast<int32_t>(batch.rows.size());
+  const bool arena = cold != nullptr && cold->layers() != nullptr;
+  const bool in_products = rows > graph_rows_ || (prefill_ != nullptr && arena && rows >= kPrefillRows);
+  if (in_products && !arena) {
+    return absl::UnavailableError(
+        absl::StrCat("a step of ", rows, " rows reads neurons that are not mapped here; send at most ",
+                     graph_rows_, " rows, or attach a cpu_worker on this host"));
+  }
+  const SlotRing ring =
+      cold != nullptr && link != nullptr && !in_products ? cold->ring() : SlotRing();
   if (ring.base != nullptr) ISOTHERM_RETURN_IF_ERROR(cold->slots()->AwaitIdle(batch.deadline));
   FillInputs(batch, cold, ring, tables, nonce);
-  ISOTHERM_RETURN_IF_ERROR(graph_->Launch(static_cast<int32_t>(batch.rows.size()), num_logits_,
-                                          page_tables_, stream_));
+  if (in_products) {
+    PrefillPass::Step step{.rows = rows, .logits = num_logits_, .page_tables = page_tables_};
+    for (const EpochTables::Layer& layer : epoch.layers) {
+      step.counts.emplace_back(static_cast<int32_t>(layer.num_hot),
+                               static_cast<int32_t>(layout_.num_neurons - layer.num_hot));
+    }
+    ISOTHERM_RETURN_IF_ERROR(prefill_->Launch(step, stream_));
+  } else {
+    ISOTHERM_RETURN_IF_ERROR(graph_->Launch(rows, num_logits_, page_tables_, stream_));
+  }
   ISOTHERM_RETURN_IF_ERROR(AwaitStep(batch.deadline, link));
   if (ring.base != nullptr) {
     cold->slots()->Resume(state().next_sequence);
@@ -515,13 +564,13 @@ absl::Status CudaDevice::RunStep(const DeviceBatch& batch, const ColdSide& cold,
     if (link == nullptr) return absl::OkStatus();
     return link->EndOfStep(batch.step_id, batch.epoch, batch.attempt, batch.deadline);
   }
-  absl::Status status = RunOnce(batch, mapped.get(), link, tables, nonce);
+  absl::Status status = RunOnce(batch, mapped.get(), link, *epoch, tables, nonce);
   if (!status.ok() && link != nullptr && !link->alive() && cold.arena != nullptr &&
       (absl::IsUnavailable(status) || absl::IsInternal(status)) && cudaPeekAtLastError() == cudaSuccess) {
     // The cpu_worker was lost: the whole step again, its neurons from the arena.
     output->cpu_recomputed = true;
     link = nullptr;
-    status = RunOnce(batch, mapped.get(), nullptr, tables, nonce);
+    status = RunOnce(batch, mapped.get(), nullptr, *epoch, tables, nonce);
   }
   ISOTHERM_RETURN_IF_ERROR(status);
   output->owed_hash = state().owed_hash;

@@ -14,6 +14,7 @@
 #include "gpu_worker/cuda/device_memory.h"
 #include "gpu_worker/cuda/hot_memory.h"
 #include "gpu_worker/cuda/mapped_cold.h"
+#include "gpu_worker/cuda/prefill_pass.h"
 #include "gpu_worker/cuda/step_graph.h"
 #include "gpu_worker/device.h"
 #include "gpu_worker/engine/hot_pool.h"
@@ -75,7 +76,7 @@ class CudaDevice final : public Device {
   void FillInputs(const DeviceBatch& batch, const MappedCold* cold, const SlotRing& ring,
                   const LayerTable* tables, uint64_t nonce);
   absl::Status RunOnce(const DeviceBatch& batch, const MappedCold* cold, ColdLink* link,
-                       const LayerTable* tables, uint64_t nonce);
+                       const EpochTables& epoch, const LayerTable* tables, uint64_t nonce);
   absl::Status AwaitStep(TimePoint deadline, ColdLink* link);
   absl::Status StepStatus() const;
   absl::Status Sample(const DeviceBatch& batch, DeviceOutput* output);
@@ -87,7 +88,9 @@ class CudaDevice final : public Device {
   const ModelConfig config_;
   const BundleLayout layout_;
   const CudaDeviceOptions options_;
-  const int32_t max_pages_;  // of a sequence
+  const int32_t max_pages_;   // of a sequence
+  const int32_t graph_rows_;  // of a step of the graph
+  const int32_t max_logits_;  // rows of a step that sample
   std::string name_, isa_;
   cudaStream_t stream_ = nullptr;       // of steps
   cudaStream_t copy_stream_ = nullptr;  // of everything else
@@ -97,6 +100,7 @@ class CudaDevice final : public Device {
   StepBuffersCuda buffers_;
   StepInputs input_layout_;
   std::unique_ptr<StepGraph> graph_;
+  std::unique_ptr<PrefillPass> prefill_;  // null: every step fits the graph
   std::unique_ptr<HotMemory> pool_memory_;
   std::unique_ptr<HotPool> hot_pool_;
   std::unique_ptr<CudaTables> tables_;

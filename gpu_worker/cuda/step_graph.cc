@@ -170,7 +170,7 @@ void StepGraph::Record(int32_t rows, int64_t page_tables, int32_t logits, cudaSt
                      .bf16 = bf16,
                      .fired = b.fired + l * config.ffn_dim,
                      .partial = b.streamed_partial,
-                     .sum = b.streamed_sum};
+                     .computed = b.streamed_computed};
     cudaEventRecord(fork_, stream);
     cudaStreamWaitEvent(side_stream_, fork_, 0);
     LaunchNeurons(mine, rows, side_stream_);
@@ -178,14 +178,17 @@ void StepGraph::Record(int32_t rows, int64_t page_tables, int32_t logits, cudaSt
     if (config.parallel_attention) attend();
     mine.streamed = false;
     mine.partial = b.hot_partial;
-    mine.sum = b.x;
+    mine.computed = b.hot_computed;
     LaunchNeurons(mine, rows, stream);
     cudaStreamWaitEvent(stream, join_, 0);
     LaunchMerge({.step = step,
                  .layer = l,
                  .model_dim = dim,
                  .num_neurons = neurons,
-                 .streamed = b.streamed_sum,
+                 .hot = b.hot_partial,
+                 .streamed = b.streamed_partial,
+                 .hot_computed = b.hot_computed,
+                 .streamed_computed = b.streamed_computed,
                  .bias = layer.down_bias,
                  .x = b.x},
                 rows, stream);

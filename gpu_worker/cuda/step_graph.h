@@ -26,7 +26,8 @@ struct StepInputs {
 // Device memory that a step works in.
 struct StepBuffersCuda {
   float *x = nullptr, *q = nullptr, *attention = nullptr, *hidden = nullptr;
-  float *hot_partial = nullptr, *streamed_partial = nullptr, *streamed_sum = nullptr;
+  float *hot_partial = nullptr, *streamed_partial = nullptr;
+  int32_t *hot_computed = nullptr, *streamed_computed = nullptr;  // [row tiles]
   float *rope_cos = nullptr, *rope_sin = nullptr, *logits = nullptr;
   uint16_t* z = nullptr;
   uint64_t* active = nullptr;
@@ -57,7 +58,7 @@ class StepGraph {
     const std::byte* host_inputs = nullptr;  // pinned
     std::byte* host_results = nullptr;       // pinned: StepState, then logits
     int64_t logits_offset = 0;               // in host_results
-    int32_t max_rows = 0;
+    int32_t max_rows = 0;  // of a step through here
   };
   explicit StepGraph(const Parts& parts);
   ~StepGraph();

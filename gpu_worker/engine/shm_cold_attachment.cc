@@ -5,6 +5,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "common/base/status_macros.h"
+#include "common/shm/file_mapping.h"
 
 namespace isotherm::gpu {
 
@@ -13,22 +14,56 @@ shm::ArenaShape ArenaShapeOf(const BundleLayout& layout) {
           .rows = layout.rows,
           .model_dim = layout.model_dim,
           .num_neurons = layout.num_neurons,
-          .num_layers = layout.num_layers};
+          .num_layers = layout.num_layers,
+          .bundle_bytes = layout.bundle_bytes};
 }
 
-absl::StatusOr<std::unique_ptr<ShmColdAttachment>> ShmColdAttachment::Attach(
-    shm::Handoff handoff, const ShmHandshake& handshake, const BundleLayout& layout) {
-  const shm::ArenaShape shape = ArenaShapeOf(layout);
-  ISOTHERM_ASSIGN_OR_RETURN(const shm::ArenaGeometry geometry, shm::ArenaGeometry::Make(shape));
-  if (geometry.arena_bytes != handshake.arena_bytes) {
+namespace {
+
+absl::Status CheckArenaBytes(const shm::ArenaGeometry& geometry, const ShmHandshake& handshake) {
+  if (geometry.arena_bytes == handshake.arena_bytes) return absl::OkStatus();
+  return absl::FailedPreconditionError(
+      absl::StrCat("the cpu_worker's arena has ", handshake.arena_bytes, " bytes, this model's ",
+                   geometry.arena_bytes, "; start both with the same model file"));
+}
+
+// Where the neurons lie in the arena that the cpu_worker speaks of.
+absl::StatusOr<shm::ArenaGeometry> GeometryOf(const ModelFile& model,
+                                              const ShmHandshake& handshake) {
+  const shm::ArenaShape shape = ArenaShapeOf(model.bundle_layout());
+  if (!handshake.arena_is_model_file) return shm::ArenaGeometry::Make(shape);
+  const BundleFile* bundles = model.bundle_file();
+  if (bundles == nullptr) {
     return absl::FailedPreconditionError(
-        absl::StrCat("the cpu_worker's arena has ", handshake.arena_bytes, " bytes, this model's ",
-                     geometry.arena_bytes, "; start both with the same model file"));
+        "the cpu_worker serves a bundle-ordered model file, this one's is none; start both with "
+        "the same model file");
   }
-  ISOTHERM_ASSIGN_OR_RETURN(
-      shm::Mapping arena,
-      shm::MapShared(handoff.arena.get(), geometry.arena_bytes, shm::Access::kReadOnly));
+  return shm::ArenaGeometry::MakeInFile(shape, bundles->layer_offsets,
+                                        model.gguf().identity().bytes);
+}
+
+absl::StatusOr<shm::Mapping> MapArena(int fd, const shm::ArenaGeometry& geometry,
+                                      const ShmHandshake& handshake, const ModelFile& model) {
+  if (handshake.arena_is_model_file) {
+    // The file's header was checked when the model was opened: it is that file or another.
+    return shm::MapFile(fd, model.gguf().identity(), "the model file", {.may_be_opened = true});
+  }
+  ISOTHERM_ASSIGN_OR_RETURN(shm::Mapping arena,
+                            shm::MapShared(fd, geometry.arena_bytes, shm::Access::kReadOnly));
   ISOTHERM_RETURN_IF_ERROR(shm::CheckArenaHeader(geometry, arena.data()));
+  return arena;
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<ShmColdAttachment>> ShmColdAttachment::Attach(
+    shm::Handoff handoff, const ShmHandshake& handshake, const ModelFile& model) {
+  const BundleLayout& layout = model.bundle_layout();
+  const shm::ArenaShape shape = ArenaShapeOf(layout);
+  ISOTHERM_ASSIGN_OR_RETURN(const shm::ArenaGeometry geometry, GeometryOf(model, handshake));
+  ISOTHERM_RETURN_IF_ERROR(CheckArenaBytes(geometry, handshake));
+  ISOTHERM_ASSIGN_OR_RETURN(shm::Mapping arena,
+                            MapArena(handoff.arena.get(), geometry, handshake, model));
   ISOTHERM_ASSIGN_OR_RETURN(
       std::unique_ptr<shm::ControlRegion> region,
       shm::ControlRegion::Attach(std::move(handoff.control),

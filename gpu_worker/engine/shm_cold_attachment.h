@@ -10,6 +10,7 @@
 #include "common/shm/slot_client.h"
 #include "gpu_worker/engine/cold_attachment.h"
 #include "models/bundle_layout.h"
+#include "models/model_file.h"
 
 namespace isotherm::gpu {
 
@@ -18,16 +19,18 @@ struct ShmHandshake {
   shm::Nonce nonce;
   int64_t arena_bytes = 0;
   int64_t control_bytes = 0;
+  bool arena_is_model_file = false;
 };
 
 // The co-located cpu_worker: layer slots in shared memory and the mapped arena. Every size is
 // checked against our own model before anything is mapped.
 class ShmColdAttachment final : public ColdAttachment, private ColdLink, private NeuronStore {
  public:
-  // FailedPrecondition when seals, sizes or headers are not as expected.
+  // FailedPrecondition when seals, sizes or headers are not as expected, or the arena is a model
+  // file and not the very file that `model` was opened from, unchanged.
   static absl::StatusOr<std::unique_ptr<ShmColdAttachment>> Attach(shm::Handoff handoff,
                                                                    const ShmHandshake& handshake,
-                                                                   const BundleLayout& layout);
+                                                                   const ModelFile& model);
   ~ShmColdAttachment() override;
 
   ColdLink& link() override { return *this; }

@@ -1,6 +1,7 @@
 #include "gpu_worker/host/dense_section.h"
 
 #include <bit>
+#include <numeric>
 
 #include "common/base/check.h"
 #include "common/kernels/convert.h"
@@ -8,7 +9,6 @@
 #include "common/kernels/predictor.h"
 #include "common/telemetry/counter_table.h"
 #include "gpu_worker/host/ops/attention.h"
-#include "gpu_worker/host/ops/rms_norm.h"
 #include "gpu_worker/host/ops/rope.h"
 
 namespace isotherm::gpu {
@@ -17,14 +17,25 @@ namespace {
 // Up to so many rows every thread norms all of them for itself: cheaper than a barrier.
 constexpr int64_t kOwnNormRows = 2;
 
-MatMulParams Product(const float* x, int64_t rows, const Matrix& w, float* y, bool accumulate) {
+MatMulParams Product(const float* x, int64_t rows, const MatrixView& w, float* y, bool accumulate) {
   return {.x = x,
           .x_stride = w.columns,
           .num_rows = rows,
-          .w = View(w),
+          .w = w,
           .y = y,
           .y_stride = w.rows,
           .accumulate = accumulate};
+}
+
+// values: [rows, dim]; `bias` [dim], or empty: none.
+void AddBias(float* values, int64_t rows, int64_t dim, const std::vector<float>& bias,
+             Slice slice) {
+  if (bias.empty()) return;
+  for (int64_t r = 0; r < rows; ++r) {
+    for (int64_t i = slice.first; i < slice.last; ++i) {
+      values[r * dim + i] += bias[static_cast<size_t>(i)];
+    }
+  }
 }
 
 }  // namespace
@@ -38,6 +49,9 @@ DenseSection::DenseSection(const ModelConfig& config, bool bf16, int64_t max_kv_
       barrier_(pool.num_threads()),
       q_dim_(config.num_q_heads * config.head_dim),
       kv_dim_(config.num_kv_heads * config.head_dim),
+      // NeoX pairs lie half a head apart: heads stay whole.
+      projection_tile_(config.rope_neox ? std::lcm(kMatMulRowTile, config.head_dim)
+                                        : kMatMulRowTile),
       threads_(static_cast<size_t>(pool.num_threads())) {
   ISOTHERM_CHECK(config.head_dim % 2 == 0);
   for (PerThread& thread : threads_) {
@@ -46,11 +60,9 @@ DenseSection::DenseSection(const ModelConfig& config, bool bf16, int64_t max_kv_
   }
 }
 
-void DenseSection::NormRow(const std::vector<float>& weight, int64_t row, float* out) const {
-  const int64_t dim = config_.model_dim;
-  RmsNorm(buffers_.x.data() + row * dim, weight.data(), dim, config_.norm_eps, out);
-  const std::span<float> values(out, static_cast<size_t>(dim));
-  bf16_ ? RoundToBf16(values) : RoundToF16(values);
+void DenseSection::NormRow(const HostNorm& weights, int64_t row, float* out) const {
+  NormRounded(config_, bf16_, buffers_.x.data() + row * config_.model_dim, weights,
+              {out, static_cast<size_t>(config_.model_dim)});
 }
 
 // Elements `slice` of the rows' keys or values ([rows, kv_dim]) to their pages.
@@ -72,42 +84,47 @@ void DenseSection::StoreKv(const Input& input, const float* rows, uint16_t* page
   }
 }
 
+// Elements `slice` of the rows' queries or keys ([num_rows, dim]); no pair is split by its ends.
+void DenseSection::Rotate(float* values, int64_t dim, int64_t num_rows, Slice slice) const {
+  const int64_t head_dim = config_.head_dim, half = config_.rope_dims / 2;
+  for (int64_t r = 0; r < num_rows; ++r) {
+    const float* cos = buffers_.rope_cos.data() + r * half;
+    const float* sin = buffers_.rope_sin.data() + r * half;
+    for (int64_t at = slice.first; at < slice.last;) {
+      const int64_t head = at / head_dim * head_dim;
+      const int64_t end = std::min(slice.last, head + head_dim);
+      float* const first = values + r * dim + head;
+      config_.rope_neox ? RopeNeox(first, cos, sin, half)
+                        : RopeInterleaved(first, cos, sin, half, at - head, end - head);
+      at = end;
+    }
+  }
+}
+
 // Thread t's share of [q | k | v] as one row of outputs. Its elements are rotated and stored right
-// away: shares are cut at even elements, so no pair is split.
+// away: shares are cut where no pair is split.
 void DenseSection::Project(const Input& input, const float* h, int t) {
   const auto rows = static_cast<int64_t>(input.rows.size());
-  const int64_t head_dim = config_.head_dim, half = config_.rope_dims / 2;
-  const Slice share = Share(q_dim_ + 2 * kv_dim_, kMatMulRowTile, t, pool_.num_threads());
-  const auto part = [&](int64_t base, int64_t size) {
-    return Slice{std::clamp<int64_t>(share.first - base, 0, size),
-                 std::clamp<int64_t>(share.last - base, 0, size)};
+  const HostWeights::Layer& layer = *input.layer;
+  const Slice share = Share(q_dim_ + 2 * kv_dim_, projection_tile_, t, pool_.num_threads());
+  const auto project = [&](int64_t base, const MatrixView& w, const std::vector<float>& bias,
+                           float* out) {
+    const Slice slice{std::clamp<int64_t>(share.first - base, 0, w.rows),
+                      std::clamp<int64_t>(share.last - base, 0, w.rows)};
+    if (slice.empty()) return slice;
+    MatMulRows(Product(h, rows, w, out, false), slice.first, slice.last);
+    AddBias(out, rows, w.rows, bias, slice);
+    return slice;
   };
-  const auto rotate = [&](float* values, int64_t dim, Slice slice) {
-    for (int64_t r = 0; r < rows; ++r) {
-      const float* cos = buffers_.rope_cos.data() + r * half;
-      const float* sin = buffers_.rope_sin.data() + r * half;
-      for (int64_t at = slice.first; at < slice.last;) {
-        const int64_t head = at / head_dim;
-        const int64_t end = std::min(slice.last, (head + 1) * head_dim);
-        RopeInterleaved(values + r * dim + head * head_dim, cos, sin, half, at - head * head_dim,
-                        end - head * head_dim);
-        at = end;
-      }
-    }
-  };
-  if (const Slice q = part(0, q_dim_); !q.empty()) {
-    MatMulRows(Product(h, rows, input.layer->q, buffers_.q.data(), false), q.first, q.last);
-    rotate(buffers_.q.data(), q_dim_, q);
+  const Slice q = project(0, layer.q, layer.q_bias, buffers_.q.data());
+  const Slice k = project(q_dim_, layer.k, layer.k_bias, buffers_.k.data());
+  const Slice v = project(q_dim_ + kv_dim_, layer.v, layer.v_bias, buffers_.v.data());
+  if (config_.rotary) {
+    Rotate(buffers_.q.data(), q_dim_, rows, q);
+    Rotate(buffers_.k.data(), kv_dim_, rows, k);
   }
-  if (const Slice k = part(q_dim_, kv_dim_); !k.empty()) {
-    MatMulRows(Product(h, rows, input.layer->k, buffers_.k.data(), false), k.first, k.last);
-    rotate(buffers_.k.data(), kv_dim_, k);
-    StoreKv(input, buffers_.k.data(), input.kv.keys, k);
-  }
-  if (const Slice v = part(q_dim_ + kv_dim_, kv_dim_); !v.empty()) {
-    MatMulRows(Product(h, rows, input.layer->v, buffers_.v.data(), false), v.first, v.last);
-    StoreKv(input, buffers_.v.data(), input.kv.values, v);
-  }
+  StoreKv(input, buffers_.k.data(), input.kv.keys, k);
+  StoreKv(input, buffers_.v.data(), input.kv.values, v);
 }
 
 void DenseSection::AttendRows(const Input& input, int t) {
@@ -142,8 +159,8 @@ void DenseSection::Predict(const Input& input, int t) {
     const Matrix& fc1 = input.layer->fc1;
     const Slice slice = Share(fc1.rows, kMatMulRowTile, t, pool_.num_threads());
     if (!slice.empty()) {
-      MatMulRows(Product(buffers_.x.data(), rows, fc1, buffers_.hidden.data(), false), slice.first,
-                 slice.last);
+      MatMulRows(Product(buffers_.x.data(), rows, View(fc1), buffers_.hidden.data(), false),
+                 slice.first, slice.last);
       for (int64_t r = 0; r < rows; ++r) {
         Relu(std::span(buffers_.hidden.data() + r * fc1.rows + slice.first,
                        static_cast<size_t>(slice.last - slice.first)));
@@ -182,9 +199,9 @@ DenseSection::Output DenseSection::ActivateWords(const Input& input, Slice words
   if (words.empty()) return out;
   const bool predicted = config_.sparse && !input.exact;
   if (predicted) {
-    MatMulRows(
-        Product(buffers_.hidden.data(), rows, input.layer->fc2, buffers_.scores.data(), false),
-        first, last);
+    MatMulRows(Product(buffers_.hidden.data(), rows, View(input.layer->fc2), buffers_.scores.data(),
+                       false),
+               first, last);
     ScoresToBitmapWords({.scores = buffers_.scores.data(),
                          .stride = config_.ffn_dim,
                          .num_rows = rows,
@@ -225,13 +242,14 @@ DenseSection::Output DenseSection::Run(const Input& input) {
   pool_.Run([&](int t) {
     PerThread& thread = threads_[static_cast<size_t>(t)];
     const float* h = buffers_.h.data();
+    if (config_.parallel_attention) Predict(input, t);  // of the x that attention is added to below
     if (rows <= kOwnNormRows) {
       for (int64_t r = 0; r < rows; ++r)
-        NormRow(input.layer->attn_norm, r, thread.h.data() + r * dim);
+        NormRow(input.layer->attention_norm, r, thread.h.data() + r * dim);
       h = thread.h.data();
     } else {
       for (int64_t r = t; r < rows; r += num_threads)
-        NormRow(input.layer->attn_norm, r, buffers_.h.data() + r * dim);
+        NormRow(input.layer->attention_norm, r, buffers_.h.data() + r * dim);
       barrier_.Wait();
     }
     Project(input, h, t);
@@ -240,12 +258,16 @@ DenseSection::Output DenseSection::Run(const Input& input) {
     barrier_.Wait();
     const Slice out = Share(dim, kMatMulRowTile, t, num_threads);
     if (!out.empty()) {
-      MatMulRows(Product(buffers_.attention.data(), rows, input.layer->o, buffers_.x.data(), true),
-                 out.first, out.last);
+      MatMulRows(
+          Product(buffers_.attention.data(), rows, View(input.layer->o), buffers_.x.data(), true),
+          out.first, out.last);
+      AddBias(buffers_.x.data(), rows, dim, input.layer->o_bias, out);
     }
-    barrier_.Wait();
-    Predict(input, t);
-    barrier_.Wait();
+    if (!config_.parallel_attention) {
+      barrier_.Wait();
+      Predict(input, t);
+      barrier_.Wait();
+    }
     thread.output = ActivateWords(input, Share(buffers_.words, 1, t, num_threads));
   });
   Output total;

@@ -17,8 +17,9 @@
 namespace isotherm::gpu {
 
 // Everything of one layer before its neurons: attention, residual, predictor, z and the active set,
-// as one parallel section with four barriers (a fifth for large batches). Owned by the HostDevice;
-// Run is called by the thread that runs the step.
+// as one parallel section with four barriers (a fifth for large batches). With parallel attention
+// the predictor and z read the layer's input and so come first; else they read the residual after
+// attention. Owned by the HostDevice; Run is called by the thread that runs the step.
 //
 // A row's bits depend on the row and its KV alone: every product and sum has an order of its own
 // that neither batch-mates nor threads change.
@@ -45,12 +46,13 @@ class DenseSection {
     int64_t hot_together = 0;
   };
 
-  // Reads x, rope_cos and rope_sin; updates x (f, the residual after attention), z, z16 and active;
-  // writes the rows' keys and values to their pages.
+  // Reads x, rope_cos and rope_sin; updates x (attention is added), z, z16 and active; writes the
+  // rows' keys and values to their pages.
   Output Run(const Input& input);
 
  private:
-  void NormRow(const std::vector<float>& weight, int64_t row, float* out) const;
+  void NormRow(const HostNorm& weights, int64_t row, float* out) const;
+  void Rotate(float* values, int64_t dim, int64_t num_rows, Slice slice) const;
   void Project(const Input& input, const float* h, int t);
   void StoreKv(const Input& input, const float* rows, uint16_t* pages, Slice slice) const;
   void AttendRows(const Input& input, int t);
@@ -64,6 +66,7 @@ class DenseSection {
   ThreadPool& pool_;
   Barrier barrier_;
   const int64_t q_dim_, kv_dim_;
+  const int64_t projection_tile_;  // elements of [q | k | v] that stay with one thread
   // Of a thread: attention scratch, then normed rows of a small batch.
   struct alignas(64) PerThread {
     AlignedArray<float> scratch;

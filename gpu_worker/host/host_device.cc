@@ -119,6 +119,7 @@ HostDevice::HostDevice(const ModelFile& model, HostWeights weights,
       policies_(static_cast<size_t>(config_.num_layers)),
       counters_(config_.num_layers, config_.ffn_dim, /*predicted=*/true) {
   for (int32_t r = 0; r < options_.max_rows; ++r) row_keys_.push_back(r);
+  if (config_.learned_positions) position_row_.resize(static_cast<size_t>(config_.model_dim));
 }
 
 DeviceInfo HostDevice::Describe() const {
@@ -229,14 +230,27 @@ void HostDevice::Embed(const DeviceBatch& batch) {
         std::span(buffers_.x.data() + at * config_.model_dim,
                   static_cast<size_t>(config_.model_dim)));
     ISOTHERM_CHECK(status.ok());  // type and shape were validated while loading
+    if (config_.learned_positions)
+      AddPosition(row.position, buffers_.x.data() + at * config_.model_dim);
     rope_.Angles(row.position, buffers_.rope_cos.data() + at * rope_.half(),
                  buffers_.rope_sin.data() + at * rope_.half());
   }
 }
 
+void HostDevice::AddPosition(int32_t position, float* x) {
+  const Matrix& table = weights_.positions;
+  const int64_t row = position + config_.position_offset;
+  const std::span<float> values(position_row_.data(), position_row_.size());
+  const absl::Status status =
+      DecodeRow(table.dtype, table.data() + row * table.row_bytes, table.row_bytes, values);
+  ISOTHERM_CHECK(status.ok());  // as the embedding
+  AddTo(x, values.data(), config_.model_dim);
+}
+
 absl::Status HostDevice::ComputeOwned(int64_t layer, const BundleView& bundles,
                                       const uint64_t* owned, float* partial, StepState& step,
                                       uint64_t* bytes_read) {
+  const std::vector<float>& up_bias = weights_.layers[static_cast<size_t>(layer)].up_bias;
   uint64_t hash = 0;
   ISOTHERM_RETURN_IF_ERROR(SparseFfn({.bundles = bundles,
                                       .z = buffers_.z.data(),
@@ -246,6 +260,8 @@ absl::Status HostDevice::ComputeOwned(int64_t layer, const BundleView& bundles,
                                       .first_neuron = 0,
                                       .last_neuron = config_.ffn_dim,
                                       .activation = config_.activation,
+                                      .activate_up = config_.activate_up,
+                                      .up_bias = up_bias.empty() ? nullptr : up_bias.data(),
                                       .partial = partial,
                                       .hash = &step.hash,
                                       .work_hash = &hash,
@@ -253,8 +269,9 @@ absl::Status HostDevice::ComputeOwned(int64_t layer, const BundleView& bundles,
                                       .workspace = workspace_.get()},
                                      pool_));
   step.output.work_hash += hash;
-  step.output.open_neurons += SparseFfnOpenPairs(*workspace_);
-  *bytes_read = static_cast<uint64_t>(SparseFfnBytesRead(*workspace_, bundles));
+  const SparseFfnCounts counts = CountsOf(*workspace_);
+  step.output.open_neurons += counts.open_pairs;
+  *bytes_read = static_cast<uint64_t>(counts.BytesRead(bundles));
   return absl::OkStatus();
 }
 
@@ -329,6 +346,12 @@ absl::Status HostDevice::RunNeurons(int64_t layer, const DenseSection::Output& a
   const int64_t count = step.num_rows * config_.model_dim;
   if (any_hot) AddTo(buffers_.x.data(), buffers_.hot_partial.data(), count);
   if (cold_sums != nullptr) AddTo(buffers_.x.data(), cold_sums, count);
+  // Here alone, once, whoever computed the neurons and even if none was active.
+  const std::vector<float>& down_bias = weights_.layers[static_cast<size_t>(layer)].down_bias;
+  if (!down_bias.empty()) {
+    for (int64_t r = 0; r < step.num_rows; ++r)
+      AddTo(buffers_.x.data() + r * config_.model_dim, down_bias.data(), config_.model_dim);
+  }
   timing.merge_us = MicrosSince(start);
   CountLayer(layer, timing, bytes, step);
   return absl::OkStatus();

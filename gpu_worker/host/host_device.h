@@ -78,6 +78,7 @@ class HostDevice final : public Device {
   };
   absl::Status Check(const DeviceBatch& batch);
   void Embed(const DeviceBatch& batch);
+  void AddPosition(int32_t position, float* x);
   absl::Status RunLayer(int64_t layer, const ColdSide& cold, StepState& step);
   absl::Status RunNeurons(int64_t layer, const DenseSection::Output& active, const ColdSide& cold,
                           StepState& step, LayerTiming& timing);
@@ -105,6 +106,7 @@ class HostDevice final : public Device {
   std::vector<int32_t> row_keys_;  // 0, 1, ..: a row's number in its step
   std::vector<LayerPolicy> policies_;
   CounterTable counters_;
+  std::vector<float> position_row_;  // scratch
 };
 
 }  // namespace isotherm::gpu

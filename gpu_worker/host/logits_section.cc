@@ -4,9 +4,8 @@
 
 #include "absl/strings/str_cat.h"
 #include "common/base/status_macros.h"
-#include "common/kernels/convert.h"
 #include "common/kernels/matmul.h"
-#include "gpu_worker/host/ops/rms_norm.h"
+#include "gpu_worker/host/norm.h"
 
 namespace isotherm::gpu {
 
@@ -28,9 +27,7 @@ absl::Status LogitsSection::Run(std::span<const DeviceRow> rows, const float* x,
   logits_.resize(out.size() * vocab);
   for (size_t i = 0; i < out.size(); ++i) {
     const std::span<float> row(gathered_.data() + i * dim, dim);
-    RmsNorm(x + out[i].row * config_.model_dim, weights_.output_norm.data(), config_.model_dim,
-            config_.norm_eps, row.data());
-    bf16_ ? RoundToBf16(row) : RoundToF16(row);
+    NormRounded(config_, bf16_, x + out[i].row * config_.model_dim, weights_.output_norm, row);
   }
   ISOTHERM_RETURN_IF_ERROR(MatMul({.x = gathered_.data(),
                                    .x_stride = config_.model_dim,

@@ -3,6 +3,7 @@
 #include <grpcpp/grpcpp.h>
 #include <pthread.h>
 
+#include <algorithm>
 #include <utility>
 
 #include "common/base/status_macros.h"
@@ -19,7 +20,11 @@ namespace isotherm::gpu {
 namespace {
 
 constexpr std::chrono::milliseconds kPollEvery{50};
+// After an answer that will hardly change: another model, or memory that cannot be used.
+constexpr std::chrono::milliseconds kRefusedEvery{1000};
 constexpr std::chrono::milliseconds kRpcDeadline{2000};
+// Larger steps are prefill passes of a GPU, which reads cold neurons itself.
+constexpr int32_t kMostSharedRows = 256;
 
 }  // namespace
 
@@ -49,7 +54,8 @@ absl::StatusOr<std::shared_ptr<ColdAttachment>> CpuWorkerConnector::TryAttach() 
   request.set_layout_hash(shm::LayoutHash(ArenaShapeOf(layout)));
   request.set_model_digest(model_.config().digest);
   request.set_peer_instance_id(options_.instance_id);
-  request.set_max_rows(options_.max_rows);
+  request.set_max_rows(std::min(options_.max_rows, kMostSharedRows));
+  request.set_device_rings(options_.device_rings && options_.transport == ColdTransport::kShm);
   v1::OpenArenaResponse response;
   grpc::ClientContext context;
   context.set_deadline(std::chrono::system_clock::now() + kRpcDeadline);
@@ -67,20 +73,24 @@ absl::StatusOr<std::shared_ptr<ColdAttachment>> CpuWorkerConnector::TryAttach() 
       ShmColdAttachment::Attach(std::move(handoff),
                                 {.nonce = {response.nonce_high(), response.nonce_low()},
                                  .arena_bytes = response.arena_bytes(),
-                                 .control_bytes = response.control_bytes()},
-                                layout));
+                                 .control_bytes = response.control_bytes(),
+                                 .arena_is_model_file = response.arena_is_model_file()},
+                                model_));
   return std::shared_ptr<ColdAttachment>(std::move(attachment));
 }
 
 void CpuWorkerConnector::Loop() {
+  // Not reached: said once, however the transport words it.
+  static const std::string kAway = "away";
   std::shared_ptr<ColdAttachment> attached;
-  bool told = false;
+  std::string told;  // why there is none, as logged last
   std::unique_lock lock(mu_);
   while (!stop_) {
+    std::chrono::milliseconds wait = kPollEvery;
     if (attached == nullptr || !attached->link().alive()) {
       if (attached != nullptr) {
         SPDLOG_WARN("the cpu_worker is lost; cold neurons are computed here until it is back");
-        told = true;
+        told = kAway;
       }
       lock.unlock();
       absl::StatusOr<std::shared_ptr<ColdAttachment>> fresh = TryAttach();
@@ -95,15 +105,20 @@ void CpuWorkerConnector::Loop() {
         attached = *std::move(fresh);
         SPDLOG_INFO("attached to the cpu_worker by {}",
                     options_.transport == ColdTransport::kShm ? "shared memory" : "gRPC");
-        told = false;
-      } else if (!told) {
-        SPDLOG_INFO("waiting for the cpu_worker: {}", std::string(fresh.status().message()));
-        told = true;
+        told.clear();
+      } else {
+        const std::string why(fresh.status().message());
+        const bool away = absl::IsUnavailable(fresh.status());
+        if (const std::string& reason = away ? kAway : why; reason != told) {
+          SPDLOG_INFO("waiting for the cpu_worker: {}", why);
+          told = reason;
+        }
+        if (!away) wait = kRefusedEvery;
       }
       if (attached != nullptr && !attached->link().alive())
         attached = nullptr;  // the engine keeps its arena
     }
-    changed_.wait_for(lock, kPollEvery, [this] { return stop_; });
+    changed_.wait_for(lock, wait, [this] { return stop_; });
   }
 }
 

@@ -21,6 +21,7 @@ class CpuWorkerConnector {
     ColdTransport transport = ColdTransport::kShm;
     std::string instance_id;
     int32_t max_rows = 0;
+    bool device_rings = false;  // DeviceInfo::rings_by_itself
   };
   CpuWorkerConnector(const Options& options, const ModelFile& model, StepEngine& engine);
   ~CpuWorkerConnector();

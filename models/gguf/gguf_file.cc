@@ -1,13 +1,13 @@
 #include "models/gguf/gguf_file.h"
 
 #include <fcntl.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
 #include <limits>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "common/base/exit_code.h"
@@ -27,13 +27,11 @@ absl::StatusOr<std::unique_ptr<GgufFile>> GgufFile::Open(const std::string& path
                                                          std::strerror(errno), "; check the path")),
                         ExitCode::kBadData);
   }
-  struct stat info {};
-  if (::fstat(file->fd_.get(), &info) != 0 || !S_ISREG(info.st_mode)) {
-    return file->Bad("not a regular file");
-  }
-  file->file_bytes_ = info.st_size;
+  const absl::StatusOr<FileIdentity> identity = IdentityOf(file->fd_.get());
+  if (!identity.ok()) return file->Bad("not a regular file");
+  file->identity_ = *identity;
   ISOTHERM_RETURN_IF_ERROR(
-      GgufHeaderReader(file.get(), static_cast<uint64_t>(info.st_size)).Parse());
+      GgufHeaderReader(file.get(), static_cast<uint64_t>(identity->bytes)).Parse());
   return file;
 }
 
@@ -205,6 +203,39 @@ std::vector<std::string> GgufFile::keys() const {
   for (const auto& [key, value] : keys_) out.push_back(key);
   std::sort(out.begin(), out.end());
   return out;
+}
+
+std::vector<std::string> GgufFile::KeysInFileOrder() const {
+  std::vector<std::pair<uint64_t, std::string>> order;
+  for (const auto& [key, value] : keys_) order.emplace_back(value.offset, key);
+  std::sort(order.begin(), order.end());
+  std::vector<std::string> out;
+  for (auto& [offset, key] : order) out.push_back(std::move(key));
+  return out;
+}
+
+absl::StatusOr<std::string> GgufFile::EncodedValue(absl::string_view key) const {
+  const auto it = keys_.find(key);
+  if (it == keys_.end()) return absl::InvalidArgumentError(absl::StrCat("no key ", key));
+  const GgufValue& value = it->second;
+  // The text between the key and what follows the value: tag, an array's element tag and count, a
+  // string's length.
+  const uint64_t word = sizeof(uint64_t), tag = sizeof(uint32_t);
+  uint64_t begin = value.offset - tag, end = value.offset;
+  if (value.is_array()) {
+    begin -= tag + word;
+    if (value.element == GgufValueType::kString) {
+      for (uint64_t i = 0; i < value.count; ++i) end += word + Load<uint64_t>(end);
+    } else {
+      end += value.count * FindGgufValueType(static_cast<uint32_t>(value.element))->bytes;
+    }
+  } else if (value.type == GgufValueType::kString) {
+    begin -= word;
+    end += value.count;
+  } else {
+    end += FindGgufValueType(static_cast<uint32_t>(value.type))->bytes;
+  }
+  return std::string(Text(begin, end - begin));
 }
 
 std::string GgufFile::ShowScalar(GgufValueType type, uint64_t offset) const {

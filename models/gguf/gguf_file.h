@@ -13,6 +13,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
+#include "common/base/file_identity.h"
 #include "common/base/unique_fd.h"
 #include "models/gguf/gguf_value.h"
 
@@ -41,7 +42,11 @@ class GgufFile {
 
   const std::string& path() const { return path_; }
   bool is_powerinfer() const { return powerinfer_; }
-  int64_t file_bytes() const { return file_bytes_; }
+  int64_t file_bytes() const { return identity_.bytes; }
+  // Of the file as it was opened.
+  const FileIdentity& identity() const { return identity_; }
+  // Read-only; the file's as long as this object lives.
+  int fd() const { return fd_.get(); }
   int64_t num_keys() const { return static_cast<int64_t>(keys_.size()); }
 
   // The getters name the key that is missing or of another type, and the type wanted.
@@ -71,6 +76,13 @@ class GgufFile {
   std::string Show(absl::string_view key) const;
   std::vector<std::string> keys() const;
 
+  // For those that write the file anew. A power of two.
+  int64_t alignment() const { return alignment_; }
+  std::vector<std::string> KeysInFileOrder() const;
+  // The value as the file holds it, its type tags and lengths included. InvalidArgument for a key
+  // that is not there.
+  absl::StatusOr<std::string> EncodedValue(absl::string_view key) const;
+
  private:
   friend class GgufHeaderReader;
   GgufFile() = default;
@@ -90,7 +102,8 @@ class GgufFile {
   std::string path_;
   UniqueFd fd_;
   bool powerinfer_ = false;
-  int64_t file_bytes_ = 0;
+  FileIdentity identity_;
+  int64_t alignment_ = 32;
   std::string header_digest_;
   std::vector<char> header_;  // its text; values are decoded when asked for
   absl::flat_hash_map<std::string, GgufValue> keys_;

@@ -326,6 +326,7 @@ absl::Status GgufHeaderReader::ParseTensor() {
 }
 
 absl::Status GgufHeaderReader::CheckExtents() {
+  file_->alignment_ = static_cast<int64_t>(alignment_);
   file_->header_.resize(at_);
   file_->header_.shrink_to_fit();
   uint64_t digest = 0xcbf29ce484222325u;  // FNV-1a

@@ -1,6 +1,7 @@
 #include "models/gguf/gguf_writer.h"
 
 #include <fcntl.h>
+#include <sys/statvfs.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -39,7 +40,7 @@ absl::StatusOr<std::unique_ptr<GgufWriter>> GgufWriter::Create(const std::string
   // Never through a link that someone else put there.
   ::unlink(writer->temporary_.c_str());
   writer->fd_.Reset(
-      ::open(writer->temporary_.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0644));
+      ::open(writer->temporary_.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0644));
   if (!writer->fd_.valid()) return Errno("create", writer->temporary_);
   return writer;
 }
@@ -106,18 +107,31 @@ void GgufWriter::AddInts(absl::string_view key, std::span<const int32_t> values)
   Raw(values.data(), values.size_bytes());
 }
 
+void GgufWriter::AddEncoded(absl::string_view key, absl::string_view value) {
+  ISOTHERM_CHECK(!header_written_);
+  Text(&keys_, key);
+  Raw(value.data(), value.size());
+  ++num_keys_;
+}
+
 absl::Status GgufWriter::DeclareTensor(absl::string_view name, DType dtype,
                                        std::span<const int64_t> shape) {
-  ISOTHERM_CHECK(!header_written_ && !shape.empty() && shape.size() <= 4);
+  ISOTHERM_CHECK(!shape.empty());
   ISOTHERM_ASSIGN_OR_RETURN(int64_t bytes, RowBytes(dtype, shape[0]));
   for (size_t d = 1; d < shape.size(); ++d) {
     ISOTHERM_ASSIGN_OR_RETURN(bytes, CheckedMul<int64_t>(bytes, shape[d]));
   }
+  DeclareEncoded(name, static_cast<uint32_t>(dtype), shape, bytes);
+  return absl::OkStatus();
+}
+
+void GgufWriter::DeclareEncoded(absl::string_view name, uint32_t ggml_type,
+                                std::span<const int64_t> shape, int64_t bytes) {
+  ISOTHERM_CHECK(!header_written_ && !shape.empty() && shape.size() <= 4);
   Declare({.name = std::string(name),
            .shape = {shape.begin(), shape.end()},
-           .ggml_type = static_cast<uint32_t>(dtype),
+           .ggml_type = ggml_type,
            .bytes = bytes});
-  return absl::OkStatus();
 }
 
 void GgufWriter::DeclareInts(absl::string_view name, int64_t count) {
@@ -161,18 +175,56 @@ absl::Status GgufWriter::WriteHeader() {
   for (const Tensor& tensor : tensors_) {
     Text(&header, tensor.name);
     const auto num_dims = static_cast<uint32_t>(tensor.shape.size());
-    const uint32_t type = tensor.ggml_type;
     header.append(reinterpret_cast<const char*>(&num_dims), 4);
     header.append(reinterpret_cast<const char*>(tensor.shape.data()), tensor.shape.size() * 8);
-    header.append(reinterpret_cast<const char*>(&type), 4);
+    header.append(reinterpret_cast<const char*>(&tensor.ggml_type), 4);
     header.append(reinterpret_cast<const char*>(&tensor.offset), 8);
   }
   header.resize(RoundUp<size_t>(header.size(), alignment_), '\0');
   header_written_ = true;
+  data_start_ = static_cast<int64_t>(header.size());
   return WriteRaw(header.data(), header.size());
 }
 
+absl::Status GgufWriter::Reserve() {
+  ISOTHERM_CHECK(!header_written_);
+  ISOTHERM_RETURN_IF_ERROR(WriteHeader());
+  const int64_t bytes = data_start_ + RoundUp<int64_t>(declared_bytes_, alignment_);
+  struct statvfs free {};
+  if (::fstatvfs(fd_.get(), &free) == 0 &&
+      static_cast<uint64_t>(bytes) / free.f_frsize >= free.f_bavail) {
+    return WithExitCode(
+        absl::ResourceExhaustedError(absl::StrCat(
+            "'", path_, "' needs ", bytes, " bytes, its file system has ",
+            static_cast<uint64_t>(free.f_bavail) * free.f_frsize,
+            " free; choose another folder, or make room (tmpfs: mount -o remount,size=...)")),
+        ExitCode::kShortage);
+  }
+  if (::ftruncate(fd_.get(), bytes) != 0) return Errno("size", temporary_);
+  file_bytes_ = bytes;
+  reserved_ = true;
+  return absl::OkStatus();
+}
+
+absl::Status GgufWriter::WriteAt(size_t tensor_idx, int64_t offset,
+                                 std::span<const std::byte> bytes) const {
+  ISOTHERM_CHECK(reserved_ && tensor_idx < tensors_.size());
+  const Tensor& tensor = tensors_[tensor_idx];
+  ISOTHERM_CHECK(offset >= 0 && offset <= tensor.bytes &&
+                 static_cast<int64_t>(bytes.size()) <= tensor.bytes - offset);
+  int64_t at = TensorOffset(tensor_idx) + offset;
+  while (!bytes.empty()) {
+    const ssize_t put = ::pwrite(fd_.get(), bytes.data(), bytes.size(), at);
+    if (put < 0 && errno == EINTR) continue;
+    if (put < 0) return Errno("write", temporary_);
+    bytes = bytes.subspan(static_cast<size_t>(put));
+    at += put;
+  }
+  return absl::OkStatus();
+}
+
 absl::Status GgufWriter::Write(std::span<const std::byte> bytes) {
+  ISOTHERM_CHECK(!reserved_);
   if (!header_written_) ISOTHERM_RETURN_IF_ERROR(WriteHeader());
   while (!bytes.empty()) {
     SkipEmptyTensors();
@@ -195,11 +247,12 @@ absl::Status GgufWriter::Write(std::span<const std::byte> bytes) {
   return absl::OkStatus();
 }
 
-absl::Status GgufWriter::Finish() {
+absl::Status GgufWriter::Finish(const std::function<absl::Status(const std::string& path)>& check) {
   if (!header_written_) ISOTHERM_RETURN_IF_ERROR(WriteHeader());
   SkipEmptyTensors();
-  ISOTHERM_CHECK(current_ == tensors_.size());
+  ISOTHERM_CHECK(reserved_ || current_ == tensors_.size());
   if (::fsync(fd_.get()) != 0) return Errno("sync", temporary_);
+  if (check) ISOTHERM_RETURN_IF_ERROR(check(temporary_));
   if (::rename(temporary_.c_str(), path_.c_str()) != 0) return Errno("rename to", path_);
   fd_.Reset();
   return SyncFolder();

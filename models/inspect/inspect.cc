@@ -1,5 +1,6 @@
 #include "models/inspect/inspect.h"
 
+#include <algorithm>
 #include <cmath>
 #include <filesystem>
 #include <map>
@@ -26,7 +27,8 @@ absl::Status Bad(const std::string& path, absl::string_view what) {
   return WithExitCode(absl::DataLossError(absl::StrCat(path, ": ", what)), ExitCode::kBadData);
 }
 
-absl::Status VerifyTensor(const GgufFile& file, const GgufTensor& tensor,
+// `padding_bytes` at the end of each row must be zero.
+absl::Status VerifyTensor(const GgufFile& file, const GgufTensor& tensor, int64_t padding_bytes,
                           const std::function<void(int64_t)>& advance) {
   const absl::StatusOr<DType> dtype = DTypeFromGgml(tensor.ggml_type);
   if (!dtype.ok()) {  // known size, not computed with: readable is all that can be said
@@ -42,6 +44,12 @@ absl::Status VerifyTensor(const GgufFile& file, const GgufTensor& tensor,
     ISOTHERM_RETURN_IF_ERROR(file.Read(
         tensor, row * row_bytes, std::span(bytes.data(), static_cast<size_t>(rows * row_bytes))));
     for (int64_t r = 0; r < rows; ++r) {
+      const std::byte* const end = bytes.data() + (r + 1) * row_bytes;
+      if (std::any_of(end - padding_bytes, end, [](std::byte b) { return b != std::byte{0}; })) {
+        return Bad(file.path(), absl::StrCat("tensor ", tensor.name, " row ", row + r,
+                                             " has other padding than zeros: the file is damaged; "
+                                             "convert it again"));
+      }
       if (!AllFinite(*dtype, bytes.data() + r * row_bytes, tensor.columns())) {
         return Bad(file.path(), absl::StrCat("tensor ", tensor.name, " row ", row + r,
                                              " holds a value that is infinite or no number: the "
@@ -51,6 +59,18 @@ absl::Status VerifyTensor(const GgufFile& file, const GgufTensor& tensor,
     advance(rows * row_bytes);
   }
   return absl::OkStatus();
+}
+
+absl::string_view Spelled(Activation activation) {
+  switch (activation) {
+    case Activation::kRelu:
+      return "ReLU";
+    case Activation::kSilu:
+      return "SiLU";
+    case Activation::kGelu:
+      return "GELU";
+  }
+  return Name(activation);
 }
 
 // The vocabulary's arrays have an element a token, and every named id is one of its tokens.
@@ -109,14 +129,19 @@ absl::StatusOr<ModelSummary> Inspect(const std::string& path, const ModelOptions
   for (const GgufTensor& tensor : file.tensors()) {
     ++types[FindGgmlType(tensor.ggml_type)->name];
     summary.parameters += tensor.rows() * tensor.columns();
-    if (!absl::StrContains(tensor.name, ".ffn_gate.") &&
-        !absl::StrContains(tensor.name, ".ffn_up.") &&
-        !absl::StrContains(tensor.name, ".ffn_down")) {
-      summary.dense_bytes += tensor.bytes;
+    if (absl::StrContains(tensor.name, ".ffn_bundle.")) {  // padding holds no weights
+      summary.parameters -= tensor.rows() * (tensor.columns() - layout.rows * layout.model_dim);
+      continue;
     }
+    const bool neurons =
+        absl::EndsWith(tensor.name, ".weight") &&
+        (absl::StrContains(tensor.name, ".ffn_gate.") ||
+         absl::StrContains(tensor.name, ".ffn_up.") || absl::StrContains(tensor.name, ".ffn_down"));
+    if (!neurons) summary.dense_bytes += tensor.bytes;
   }
   summary.weight_types = absl::StrJoin(types, ", ", absl::PairFormatter(" "));
   summary.ffn_type = std::string(Name(layout.dtype));
+  summary.bundle_ordered = model->bundle_file() != nullptr;
   summary.ffn_bytes = layout.layer_bytes() * layout.num_layers;
   summary.kv_bytes_per_token = 2 * 2 * config.num_layers * config.num_kv_heads * config.head_dim;
   summary.repacked = model->repacked();
@@ -155,7 +180,10 @@ std::string ToText(const ModelSummary& summary) {
                     " KV heads"));
   line("parameters", absl::StrFormat("%.1f M", static_cast<double>(summary.parameters) / 1e6));
   line("weights", summary.weight_types);
-  line("activation", config.activation == Activation::kRelu ? "ReLU" : "SiLU");
+  line("activation",
+       absl::StrCat(Spelled(config.activation), config.activate_up ? ", on gate and up"
+                                                : config.gated     ? ""
+                                                                   : ", no gate"));
   line("sparse", config.sparse
                      ? absl::StrCat("yes, with predictors; threshold ", config.sparse_threshold)
                      : "no: every neuron is computed for every token");
@@ -165,6 +193,8 @@ std::string ToText(const ModelSummary& summary) {
   line("memory", absl::StrCat("neurons ", FormatBytes(summary.ffn_bytes), " (", summary.ffn_type,
                               "), the rest ", FormatBytes(summary.dense_bytes), ", KV ",
                               FormatBytes(summary.kv_bytes_per_token), " a token"));
+  line("neurons",
+       summary.bundle_ordered ? "in bundle order: workers map the file, nothing is copied" : "");
   line("profiles", absl::StrJoin(summary.profiles, ", "));
   line("note", summary.repacked);
   return out;
@@ -192,6 +222,7 @@ std::string ToJson(const ModelSummary& summary) {
   json["tokenizer"] = summary.tokenizer;
   json["chat_template"] = summary.chat_template;
   json["file_bytes"] = summary.file_bytes;
+  json["bundle_ordered"] = summary.bundle_ordered;
   json["ffn_bytes"] = summary.ffn_bytes;
   json["ffn_type"] = summary.ffn_type;
   json["dense_bytes"] = summary.dense_bytes;
@@ -207,15 +238,17 @@ absl::Status Verify(const std::string& path,
   const GgufFile& file = model->gguf();
   int64_t total = 0, done = 0;
   for (const GgufTensor& tensor : file.tensors()) total += tensor.bytes;
+  const BundleLayout& layout = model->bundle_layout();
   for (const GgufTensor& tensor : file.tensors()) {
-    ISOTHERM_RETURN_IF_ERROR(VerifyTensor(file, tensor, [&](int64_t bytes) {
+    const bool bundles = absl::EndsWith(tensor.name, ".ffn_bundle.weight");
+    const int64_t padding = bundles ? layout.bundle_bytes - layout.rows * layout.row_bytes : 0;
+    ISOTHERM_RETURN_IF_ERROR(VerifyTensor(file, tensor, padding, [&](int64_t bytes) {
       done += bytes;
       if (progress) progress(done, total);
     }));
   }
   ISOTHERM_RETURN_IF_ERROR(VerifyTokenizer(file, model->config().vocab_size));
   ISOTHERM_RETURN_IF_ERROR(VerifyProfile(path, model->config()));
-  const BundleLayout& layout = model->bundle_layout();
   std::vector<std::byte> bundle(static_cast<size_t>(layout.bundle_bytes));
   for (int64_t layer = 0; layer < layout.num_layers; ++layer) {
     ISOTHERM_RETURN_IF_ERROR(model->PackBundles(layer, layout.num_neurons - 1, 1, bundle));

@@ -19,10 +19,11 @@ struct ModelSummary {
   bool powerinfer = false;
   int64_t num_tensors = 0;
   int64_t parameters = 0;
-  std::string weight_types;  // "Q8_0 273, F32 61"
-  std::string ffn_type;      // of the bundles
-  int64_t ffn_bytes = 0;     // all bundles: the arena
-  int64_t dense_bytes = 0;   // everything else that is computed with
+  std::string weight_types;     // "Q8_0 273, F32 61"
+  std::string ffn_type;         // of the bundles
+  bool bundle_ordered = false;  // the file itself serves as the arena
+  int64_t ffn_bytes = 0;        // all bundles: the arena
+  int64_t dense_bytes = 0;      // everything else that is computed with
   int64_t kv_bytes_per_token = 0;
   std::string repacked;   // in words; empty when nothing is
   std::string tokenizer;  // "gpt2 / smollm, 49152 tokens"

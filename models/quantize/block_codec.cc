@@ -9,17 +9,13 @@
 #include "absl/strings/str_cat.h"
 #include "common/base/status_macros.h"
 #include "common/tensor/half.h"
+#include "models/quantize/block_decoder.h"
 
 namespace isotherm {
 namespace {
 
 constexpr int kBlock = 32;
 
-float LoadHalf(const std::byte* at) {
-  uint16_t bits;
-  std::memcpy(&bits, at, 2);
-  return F16ToF32(bits);
-}
 void StoreHalf(std::byte* at, float value) {
   const uint16_t bits = F32ToF16(value);
   std::memcpy(at, &bits, 2);
@@ -43,37 +39,6 @@ bool PlainFinite(const std::byte* at, int64_t bytes, uint64_t exponent, uint64_t
   std::memcpy(&word, at, static_cast<size_t>(bytes));
   found |= (word & exponent) + lowest;
   return (found & sign) == 0;
-}
-
-bool HalfFinite(const std::byte* at) {
-  uint16_t bits;
-  std::memcpy(&bits, at, 2);
-  return (bits & 0x7c00u) != 0x7c00u;
-}
-
-void DecodeBlock(DType dtype, const std::byte* block, float* out) {
-  const float d = LoadHalf(block);
-  switch (dtype) {
-    case DType::kQ8_0:
-      for (int i = 0; i < kBlock; ++i)
-        out[i] = d * static_cast<float>(static_cast<int8_t>(block[2 + i]));
-      return;
-    case DType::kQ4_0:
-      for (int i = 0; i < kBlock / 2; ++i) {
-        const auto byte = static_cast<unsigned>(block[2 + i]);
-        out[i] = d * static_cast<float>(static_cast<int>(byte & 15) - 8);
-        out[i + kBlock / 2] = d * static_cast<float>(static_cast<int>(byte >> 4) - 8);
-      }
-      return;
-    default: {  // Q4_1
-      const float m = LoadHalf(block + 2);
-      for (int i = 0; i < kBlock / 2; ++i) {
-        const auto byte = static_cast<unsigned>(block[4 + i]);
-        out[i] = d * static_cast<float>(byte & 15) + m;
-        out[i + kBlock / 2] = d * static_cast<float>(byte >> 4) + m;
-      }
-    }
-  }
 }
 
 void PackNibbles(const uint8_t* n, std::byte* out) {
@@ -129,6 +94,20 @@ void EncodeBlock(DType dtype, const float* x, std::byte* block) {
 
 }  // namespace
 
+bool CanEncode(DType dtype) {
+  switch (dtype) {
+    case DType::kF32:
+    case DType::kF16:
+    case DType::kBF16:
+    case DType::kQ8_0:
+    case DType::kQ4_0:
+    case DType::kQ4_1:
+      return true;
+    default:
+      return false;
+  }
+}
+
 absl::Status DecodeRow(DType dtype, const std::byte* row, std::span<float> out) {
   ISOTHERM_RETURN_IF_ERROR(RowBytes(dtype, static_cast<int64_t>(out.size())).status());
   switch (dtype) {
@@ -143,16 +122,23 @@ absl::Status DecodeRow(DType dtype, const std::byte* row, std::span<float> out) 
         out[i] = dtype == DType::kF16 ? F16ToF32(bits) : Bf16ToF32(bits);
       }
       return absl::OkStatus();
-    default:
-      for (size_t i = 0; i < out.size(); i += kBlock, row += Info(dtype).block_bytes) {
+    default: {
+      const DTypeInfo& info = Info(dtype);
+      const auto step = static_cast<size_t>(info.block_elements);
+      for (size_t i = 0; i < out.size(); i += step, row += info.block_bytes) {
         DecodeBlock(dtype, row, out.data() + i);
       }
       return absl::OkStatus();
+    }
   }
 }
 
 absl::Status EncodeRow(DType dtype, std::span<const float> in, std::byte* row) {
   ISOTHERM_RETURN_IF_ERROR(RowBytes(dtype, static_cast<int64_t>(in.size())).status());
+  if (!CanEncode(dtype)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("no encoder for ", Name(dtype), "; encode to Q8_0 or Q4_0"));
+  }
   switch (dtype) {
     case DType::kF32:
       std::memcpy(row, in.data(), in.size_bytes());
@@ -181,9 +167,10 @@ bool AllFinite(DType dtype, const std::byte* row, int64_t columns) {
     case DType::kBF16:
       return PlainFinite(row, columns * 2, 0x7f807f807f807f80u, 0x0080008000800080u);
     default: {
+      const DTypeInfo& info = Info(dtype);
       bool finite = true;
-      for (int64_t i = 0; i < columns; i += kBlock, row += Info(dtype).block_bytes) {
-        finite &= HalfFinite(row) && (dtype != DType::kQ4_1 || HalfFinite(row + 2));
+      for (int64_t i = 0; i < columns; i += info.block_elements, row += info.block_bytes) {
+        finite &= BlockFinite(dtype, row);
       }
       return finite;
     }

@@ -21,6 +21,9 @@ namespace isotherm {
 // 1 / d is taken in F32 from the unrounded d; d is stored as F16. Plain types round to nearest
 // even. Values given to a quantising EncodeRow must be finite; a block beyond what an F16 scale
 // holds comes out infinite, which AllFinite() finds.
+//
+// Every DType is decoded; EncodeRow takes those that CanEncode() names.
+bool CanEncode(DType dtype);
 absl::Status DecodeRow(DType dtype, const std::byte* row, std::span<float> out);
 absl::Status EncodeRow(DType dtype, std::span<const float> in, std::byte* row);
 

@@ -8,9 +8,13 @@
 #include <fstream>
 #include <functional>
 #include <iterator>
+#include <string>
 #include <utility>
+#include <vector>
 
 #include "common/base/unique_fd.h"
+#include "common/threading/cores.h"
+#include "common/threading/cpu_list.h"
 #include "tests/cpu_worker/toy_model.h"
 #include "tests/reference/integer_model.h"
 
@@ -32,7 +36,7 @@ class ProcessTest : public testing::Test {
   }
   void Start(
       const std::string& model, const std::string& listen,
-      const std::function<void()>& before = [] {}) {
+      const std::function<void()>& before = [] {}, const std::vector<std::string>& more = {}) {
     int out[2];
     ASSERT_EQ(::pipe(out), 0);
     errors_ = directory_.path() + "/errors";
@@ -42,9 +46,14 @@ class ProcessTest : public testing::Test {
       ::close(out[0]);
       if (::freopen(errors_.c_str(), "w", stderr) == nullptr) ::_exit(127);
       before();
-      ::execl(ISOTHERM_BINARY_DIR "/bin/isotherm-cpu-worker", "isotherm-cpu-worker", "--model",
-              model.c_str(), "--listen", listen.c_str(), "--socket-dir", directory_.path().c_str(),
-              "--threads", "1", nullptr);
+      std::vector<std::string> args = {
+          "isotherm-cpu-worker", "--model",         model,       "--listen", listen,
+          "--socket-dir",        directory_.path(), "--threads", "1"};
+      args.insert(args.end(), more.begin(), more.end());
+      std::vector<char*> argv;
+      for (std::string& arg : args) argv.push_back(arg.data());
+      argv.push_back(nullptr);
+      ::execv(ISOTHERM_BINARY_DIR "/bin/isotherm-cpu-worker", argv.data());
       ::_exit(127);
     }
     ::close(out[1]);
@@ -85,6 +94,40 @@ TEST_F(ProcessTest, ListensLoadsServesAndEndsOnSigterm) {
   EXPECT_EQ(ExitCode(), 0);
   for (const auto& entry : std::filesystem::directory_iterator(directory_.path())) {
     EXPECT_NE(entry.path().extension(), ".sock") << entry.path();
+  }
+}
+
+TEST_F(ProcessTest, KeepsComputeThreadsAndTheOthersToTheirCpus) {
+  const std::vector<int> allowed = AllowedCpus();
+  Start(model_, "127.0.0.1:0", [] {},
+        {"--compute-cpus", FormatCpuList({allowed.back()}), "--cpus",
+         FormatCpuList({allowed.front()})});
+  while (Line() != "ready") ASSERT_FALSE(::testing::Test::HasFailure());
+  int compute = 0, others = 0;
+  for (const auto& task :
+       std::filesystem::directory_iterator("/proc/" + std::to_string(pid_) + "/task")) {
+    std::string name, cpus;
+    std::getline(std::ifstream(task.path() / "comm"), name);
+    std::ifstream status(task.path() / "status");
+    for (std::string line; std::getline(status, line);) {
+      if (line.rfind("Cpus_allowed_list:", 0) == 0) cpus = line.substr(line.find_last_of('\t') + 1);
+    }
+    if (cpus.empty()) continue;  // it has ended meanwhile
+    const bool computes = name == "cold-compute";
+    EXPECT_EQ(cpus, std::to_string(computes ? allowed.back() : allowed.front())) << name;
+    ++(computes ? compute : others);
+  }
+  EXPECT_EQ(compute, 1);
+  EXPECT_GT(others, 0);
+}
+
+TEST_F(ProcessTest, ListsThatAreNoCpusAre64) {
+  for (const std::vector<std::string>& args : std::vector<std::vector<std::string>>{
+           {"--cpus", "x"}, {"--cpus", "8000"}, {"--compute-cpus", "3-1"}}) {
+    Start(
+        model_, "127.0.0.1:0", [] {}, args);
+    EXPECT_EQ(ExitCode(), 64);
+    EXPECT_NE(Errors().find(args[1]), std::string::npos) << Errors();
   }
 }
 

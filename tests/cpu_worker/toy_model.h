@@ -21,10 +21,10 @@ namespace isotherm::cpu {
 inline constexpr char kToyDigest[] = "toy-digest";
 
 // Small integer weights in F16, so that sums are exact in any order.
-inline BundleSource ToySource() {
+inline BundleSource ToySource(int rows = 3) {
   BundleSource source;
   source.shape = {
-      .dtype = DType::kF16, .rows = 3, .model_dim = 32, .num_neurons = 100, .num_layers = 3};
+      .dtype = DType::kF16, .rows = rows, .model_dim = 32, .num_neurons = 100, .num_layers = 3};
   source.pack = [shape = source.shape](int64_t layer, int64_t first, int64_t count,
                                        std::byte* out) {
     const auto geometry = shm::ArenaGeometry::Make(shape).value();
@@ -84,8 +84,9 @@ struct ToyPost {
 // What the cold side owes, by the plain formula. `cold`: null for all neurons.
 inline reference::SparseFfnResult ToyReference(const std::byte* layer,
                                                const shm::ColdLayerHeader& header, uint64_t nonce,
-                                               const ToyPost& post, const uint64_t* cold) {
-  const auto geometry = shm::ArenaGeometry::Make(ToySource().shape).value();
+                                               const ToyPost& post, const uint64_t* cold,
+                                               const BundleSource& source = ToySource()) {
+  const auto geometry = shm::ArenaGeometry::Make(source.shape).value();
   std::vector<uint64_t> keys;
   for (const int32_t key : post.row_keys) {
     keys.push_back(StepKey(nonce, static_cast<uint64_t>(header.step_id),
@@ -107,6 +108,11 @@ inline reference::SparseFfnResult ToyReference(const std::byte* layer,
   params.active = post.active.data();
   params.owned = cold;
   params.last_neuron = header.cut;
+  params.activation = source.rule.activation;
+  params.activate_up = source.rule.activate_up;
+  if (!source.rule.up_bias.empty()) {
+    params.up_bias = source.rule.up_bias[static_cast<size_t>(header.layer)].data();
+  }
   params.hash = &hash;
   return reference::SparseFfn(params);
 }

@@ -4,19 +4,20 @@
 #include <cmath>
 
 #include "tests/gpu_worker/device_harness.h"
-#include "tests/reference/llama_reference.h"
-#include "tests/reference/random_llama.h"
+#include "tests/reference/model_reference.h"
+#include "tests/reference/random_model.h"
 
 namespace isotherm::gpu {
 namespace {
 
-using reference::LlamaReference;
-using reference::RandomLlamaOptions;
+using reference::ModelReference;
+using reference::RandomModelOptions;
 
 struct Case {
   std::string name;
-  RandomLlamaOptions options;
+  RandomModelOptions options;
   bool exact = false;
+  ModelOptions model = {};
 };
 
 void PrintTo(const Case& c, std::ostream* os) { *os << c.name; }
@@ -28,10 +29,10 @@ double Tolerance(DType dtype) { return dtype == DType::kBF16 ? 0.04 : 0.005; }
 class ReferenceModelTest : public testing::TestWithParam<Case> {
  protected:
   void SetUp() override { ISOTHERM_SKIP_WITHOUT_DEVICE(); }
-  static std::string Write(const RandomLlamaOptions& options) {
+  static std::string Write(const RandomModelOptions& options) {
     const std::string path = testing::TempDir() + "/random-" + std::to_string(options.seed) + "-" +
                              std::to_string(::getpid()) + ".gguf";
-    const absl::Status status = reference::WriteRandomLlama(path, options);
+    const absl::Status status = reference::WriteRandomModel(path, options);
     EXPECT_TRUE(status.ok()) << status;
     return path;
   }
@@ -49,7 +50,7 @@ class ReferenceModelTest : public testing::TestWithParam<Case> {
     EXPECT_TRUE(model.ok()) << model.status();
     for (uint64_t seed = 1; seed < 500; ++seed) {
       std::vector<TokenId> prompt = Prompt(5, vocab_size, seed);
-      if (LlamaReference(**model).Forward(prompt, false).narrowest > 1e-3) return prompt;
+      if (ModelReference(**model).Forward(prompt, false).narrowest > 1e-3) return prompt;
     }
     ADD_FAILURE() << "every prompt has a score within 1e-3 of the threshold";
     return {};
@@ -73,15 +74,15 @@ class ReferenceModelTest : public testing::TestWithParam<Case> {
 };
 
 TEST_P(ReferenceModelTest, LogitsEqualPlainLoopsUnderEveryPlacement) {
-  const RandomLlamaOptions& options = GetParam().options;
+  const RandomModelOptions& options = GetParam().options;
   const std::string path = Write(options);
   const bool predicted = options.sparse && !GetParam().exact;
   const std::vector<TokenId> prompt =
       predicted ? WidePrompt(path, options.vocab_size) : Prompt(41, options.vocab_size, 5);
   for (const double share : {0.0, 0.3, 1.0}) {
-    DeviceHarness harness(path, 3, share, 9);
-    const LlamaReference::Result want =
-        LlamaReference(harness.model()).Forward(prompt, GetParam().exact);
+    DeviceHarness harness(path, 3, share, 9, GetParam().model);
+    const ModelReference::Result want =
+        ModelReference(harness.model()).Forward(prompt, GetParam().exact);
     const std::vector<float> got = Logits(harness, prompt, GetParam().exact);
     ASSERT_EQ(got.size(), prompt.size() * static_cast<size_t>(options.vocab_size));
     double difference = 0, size = 0;
@@ -103,8 +104,8 @@ TEST_P(ReferenceModelTest, LogitsEqualPlainLoopsUnderEveryPlacement) {
 TEST_P(ReferenceModelTest, ChunksAndBatchMatesChangeNoBitOfARow) {
   if (TestedDevice::kCuda) GTEST_SKIP() << "a CUDA batch's sums are ordered by its size";
   // One thread: the neurons' partial sums then have one order, too.
-  const RandomLlamaOptions& options = GetParam().options;
-  DeviceHarness harness(Write(options), 1, 0.4);
+  const RandomModelOptions& options = GetParam().options;
+  DeviceHarness harness(Write(options), 1, 0.4, 1, GetParam().model);
   const std::vector<TokenId> prompt = Prompt(37, options.vocab_size, 6);
   const std::vector<TokenId> whole = harness.Greedy(prompt, 12, GetParam().exact, 64);
   const std::vector<float> last = harness.Logits();
@@ -127,7 +128,71 @@ INSTANTIATE_TEST_SUITE_P(
                           .sparse = false,
                           .dtype = DType::kQ4_0,
                           .seed = 26}},
-                    Case{"no_groups", {.num_q_heads = 2, .num_kv_heads = 2, .seed = 27}}),
+                    Case{"no_groups", {.num_q_heads = 2, .num_kv_heads = 2, .seed = 27}},
+                    Case{"dense_relu",
+                         {.sparse = false, .seed = 28},
+                         false,
+                         {.activation = Activation::kRelu}}),
+    [](const auto& test) { return test.param.name; });
+
+INSTANTIATE_TEST_SUITE_P(
+    Bamboo, ReferenceModelTest,
+    testing::Values(
+        Case{"sparse", {.architecture = "bamboo", .seed = 31}},
+        Case{"exact_bf16", {.architecture = "bamboo", .dtype = DType::kBF16, .seed = 32}, true},
+        Case{"dense_q8",
+             {.architecture = "bamboo", .sparse = false, .dtype = DType::kQ8_0, .seed = 33}}),
+    [](const auto& test) { return test.param.name; });
+
+INSTANTIATE_TEST_SUITE_P(
+    Falcon, ReferenceModelTest,
+    testing::Values(Case{"one_kv_head", {.architecture = "falcon", .num_kv_heads = 1, .seed = 41}},
+                    Case{"two_norms",
+                         {.architecture = "falcon",
+                          .num_q_heads = 8,
+                          .num_kv_heads = 2,
+                          .second_norm = true,
+                          .seed = 42}},
+                    Case{"exact_tied_q4",
+                         {.architecture = "falcon",
+                          .ffn_dim = 192,
+                          .tied = true,
+                          .dtype = DType::kQ4_0,
+                          .seed = 43},
+                         true},
+                    Case{"half_a_head_rotated_bf16",
+                         {.architecture = "falcon",
+                          .num_q_heads = 2,
+                          .num_kv_heads = 1,
+                          .rope_dims = 16,
+                          .second_norm = true,
+                          .dtype = DType::kBF16,
+                          .seed = 44},
+                         true},
+                    // Heads that are no multiple of a product's tile.
+                    Case{"odd_heads",
+                         {.architecture = "falcon",
+                          .model_dim = 96,
+                          .num_q_heads = 4,
+                          .num_kv_heads = 2,
+                          .seed = 45}},
+                    Case{"dense_gelu", {.architecture = "falcon", .sparse = false, .seed = 46}},
+                    Case{"dense_relu",
+                         {.architecture = "falcon", .sparse = false, .seed = 47},
+                         false,
+                         {.activation = Activation::kRelu}}),
+    [](const auto& test) { return test.param.name; });
+
+INSTANTIATE_TEST_SUITE_P(
+    Opt, ReferenceModelTest,
+    testing::Values(
+        Case{"sparse", {.architecture = "opt", .num_kv_heads = 4, .seed = 51}},
+        Case{"exact_bf16",
+             {.architecture = "opt", .num_kv_heads = 4, .dtype = DType::kBF16, .seed = 52},
+             true},
+        Case{"sparse_q8",
+             {.architecture = "opt", .num_kv_heads = 4, .dtype = DType::kQ8_0, .seed = 53}},
+        Case{"dense", {.architecture = "opt", .num_kv_heads = 4, .sparse = false, .seed = 54}}),
     [](const auto& test) { return test.param.name; });
 
 }  // namespace

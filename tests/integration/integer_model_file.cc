@@ -8,15 +8,23 @@
 #include "common/base/check.h"
 #include "common/rpc/channel.h"
 #include "gtest/gtest.h"
+#include "models/convert/conversion.h"
 #include "tests/integration/process_state.h"
 
 namespace isotherm::integration {
 
-IntegerModelFile::IntegerModelFile(uint64_t seed)
+IntegerModelFile::IntegerModelFile(uint64_t seed, bool bundle_ordered)
     : model_(reference::IntegerModelOptions{.seed = seed}), seed_(seed) {
   path_ = testing::TempDir() + "/integer-" + std::to_string(::getpid()) + "-" +
           std::to_string(seed) + ".gguf";
   ISOTHERM_CHECK(model_.Write(path_, DType::kQ8_0).ok());
+  if (!bundle_ordered) return;
+  const std::string plain = path_ + ".plain";
+  std::filesystem::rename(path_, plain);
+  ISOTHERM_CHECK(
+      ConvertModel({.input_path = plain, .output_path = path_, .arena = true, .num_threads = 1})
+          .ok());
+  std::filesystem::remove(plain);
 }
 
 IntegerModelFile::~IntegerModelFile() {

@@ -15,7 +15,8 @@ class IntegerModelFile {
  public:
   static constexpr int64_t kAllNeuronBytes = 4 * 256 * 256;
 
-  explicit IntegerModelFile(uint64_t seed);
+  // bundle_ordered: neurons in bundle order, for the cpu_worker to map (--arena map).
+  explicit IntegerModelFile(uint64_t seed, bool bundle_ordered = false);
   ~IntegerModelFile();
   IntegerModelFile(const IntegerModelFile&) = delete;
   IntegerModelFile& operator=(const IntegerModelFile&) = delete;

@@ -3,6 +3,7 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <optional>
 #include <thread>
 #include <tuple>
 
@@ -246,24 +247,148 @@ TEST(ModelFileTest, RepacksMixedNeuronsToOneType) {
 }
 
 TEST(ModelFileTest, NamesEachTensorThatIsMissingOrMisshaped) {
-  for (const bool powerinfer : {true, false}) {
-    const TinyModel good(powerinfer);
-    for (const auto& [name, tensor] : good.tensors) {
-      TinyModel missing = good;
-      missing.tensors.erase(name);
-      ExpectRefused(missing, name);
-      for (size_t d = 0; d < tensor.shape.size(); ++d) {
-        if (name == "token_embd.weight" && d == 1) continue;  // the vocabulary is its rows
-        TinyModel longer = good;
-        longer.tensors[name].shape[d] += 32;
-        // A longer fc1 is another rank: its fc2 is what does not fit.
-        const bool rank = absl::StrContains(name, "fc1") && d == 1;
-        ExpectRefused(longer, rank ? "fc2" : name);
+  for (const char* architecture : {"llama", "bamboo", "falcon", "opt"}) {
+    for (const bool powerinfer : {true, false}) {
+      const TinyModel good(powerinfer, DType::kF16, architecture);
+      ASSERT_NE(OpenOrDie(good), nullptr) << architecture;
+      for (const auto& [name, tensor] : good.tensors) {
+        TinyModel missing = good;
+        missing.tensors.erase(name);
+        ExpectRefused(missing, name);
+        for (size_t d = 0; d < tensor.shape.size(); ++d) {
+          if (name == "token_embd.weight" && d == 1) continue;  // the vocabulary is its rows
+          TinyModel longer = good;
+          longer.tensors[name].shape[d] += 32;
+          // A longer fc1 is another rank: its fc2 is what does not fit.
+          const bool rank = absl::StrContains(name, "fc1") && d == 1;
+          ExpectRefused(longer, rank ? "fc2" : name);
+        }
+        TinyModel deeper = good;
+        deeper.tensors[name].shape.resize(2, 1);
+        deeper.tensors[name].shape.push_back(2);
+        ExpectRefused(deeper, name);
       }
-      TinyModel deeper = good;
-      deeper.tensors[name].shape.resize(2, 1);
-      deeper.tensors[name].shape.push_back(2);
-      ExpectRefused(deeper, name);
+    }
+  }
+}
+
+TEST(ModelFileTest, DescribesEachArchitecturesGraph) {
+  const auto config = [](const std::string& architecture) {
+    return OpenOrDie(TinyModel(/*is_powerinfer=*/true, DType::kF16, architecture))->config();
+  };
+  const ModelConfig llama = config("llama"), bamboo = config("bamboo");
+  for (const ModelConfig& c : {llama, bamboo}) {
+    EXPECT_EQ(c.norm, NormKind::kRms);
+    EXPECT_TRUE(c.gated && c.rotary);
+    EXPECT_EQ(c.bundle_rows(), 3);
+    EXPECT_FALSE(c.parallel_attention || c.fused_qkv || c.rope_neox || c.attention_bias ||
+                 c.ffn_bias || c.learned_positions);
+    EXPECT_EQ(c.ffn_norm_tensor, "ffn_norm");
+    EXPECT_EQ(c.activate_up, c.architecture == Architecture::kBamboo);
+  }
+  const ModelConfig falcon = config("falcon");
+  EXPECT_EQ(falcon.norm, NormKind::kLayer);
+  EXPECT_TRUE(falcon.parallel_attention && falcon.fused_qkv && falcon.rope_neox && falcon.rotary);
+  EXPECT_FALSE(falcon.gated || falcon.attention_bias || falcon.ffn_bias || falcon.activate_up);
+  EXPECT_EQ(falcon.bundle_rows(), 2);
+  EXPECT_EQ(falcon.attention_norm_tensor, "attn_norm_2");
+  EXPECT_EQ(falcon.ffn_norm_tensor, "attn_norm");
+  const ModelConfig opt = config("opt");
+  EXPECT_EQ(opt.norm, NormKind::kLayer);
+  EXPECT_EQ(opt.norm_eps, 1e-5f);
+  EXPECT_TRUE(opt.attention_bias && opt.ffn_bias && opt.learned_positions);
+  EXPECT_FALSE(opt.gated || opt.rotary || opt.parallel_attention || opt.fused_qkv);
+  EXPECT_EQ(opt.rope_dims, 0);
+  EXPECT_EQ(opt.position_offset, 2);
+  for (const ModelConfig& c : {llama, bamboo, falcon, opt}) {
+    EXPECT_TRUE(c.sparse);
+    EXPECT_EQ(c.activation, Activation::kRelu);
+    EXPECT_EQ(c.context_length, c.architecture == Architecture::kOpt ? 126 : 128);
+  }
+}
+
+TEST(ModelFileTest, AFalconWithOneNormFeedsBothFromIt) {
+  TinyModel one(/*is_powerinfer=*/true, DType::kF16, "falcon");
+  for (const char* part : {"weight", "bias"}) {
+    one.tensors.erase(absl::StrCat("blk.0.attn_norm_2.", part));
+    // One layer of two without is no 7B: it is damaged.
+    ExpectRefused(one, absl::StrCat("blk.0.attn_norm_2.weight is missing"));
+  }
+  for (const char* part : {"weight", "bias"}) {
+    one.tensors.erase(absl::StrCat("blk.1.attn_norm_2.", part));
+  }
+  const auto model = OpenOrDie(one);
+  ASSERT_NE(model, nullptr);
+  EXPECT_EQ(model->config().attention_norm_tensor, "attn_norm");
+  EXPECT_EQ(model->config().ffn_norm_tensor, "attn_norm");
+}
+
+TEST(ModelFileTest, RefusesAFalconWhoseQkvIsNotSorted) {
+  TinyModel falcon(/*is_powerinfer=*/false, DType::kF16, "falcon");
+  falcon.keys["falcon.tensor_data_layout"] = TinyModel::Text("by head");
+  ExpectRefused(falcon, "key falcon.tensor_data_layout is 'by head'; jploski is wanted");
+  falcon.keys.erase("falcon.tensor_data_layout");
+  ExpectRefused(falcon, "key falcon.tensor_data_layout is missing");
+}
+
+TEST(ModelFileTest, TakesThePositionTableWithOrWithoutItsTwoExtraRows) {
+  TinyModel opt(/*is_powerinfer=*/true, DType::kF16, "opt");
+  EXPECT_EQ(OpenOrDie(opt)->config().context_length, TinyModel::kContext - 2);
+  opt.tensors["position_embd.weight"].shape[1] = TinyModel::kContext + 2;
+  EXPECT_EQ(OpenOrDie(opt)->config().context_length, TinyModel::kContext);
+  for (const int64_t rows : {TinyModel::kContext - 1, TinyModel::kContext + 1, int64_t{2}}) {
+    opt.tensors["position_embd.weight"].shape[1] = rows;
+    ExpectRefused(opt, absl::StrCat("position_embd.weight has ", rows, " rows"));
+  }
+}
+
+TEST(ModelFileTest, TakesADenseModelsActivationFromItsArchitecture) {
+  const auto open = [](const std::string& architecture, std::optional<Activation> asked) {
+    const MemoryFile file(TinyModel(/*is_powerinfer=*/false, DType::kF16, architecture).Bytes());
+    const auto model = ModelFile::Open(file.path(), {.activation = asked});
+    return model.ok() ? absl::StatusOr<Activation>((*model)->config().activation)
+                      : absl::StatusOr<Activation>(model.status());
+  };
+  const std::vector<std::pair<std::string, Activation>> own = {{"llama", Activation::kSilu},
+                                                               {"bamboo", Activation::kRelu},
+                                                               {"falcon", Activation::kGelu},
+                                                               {"opt", Activation::kRelu}};
+  for (const auto& [architecture, dense] : own) {
+    EXPECT_EQ(*open(architecture, {}), dense) << architecture;
+    for (const Activation asked : {Activation::kRelu, Activation::kSilu, Activation::kGelu}) {
+      const auto got = open(architecture, asked);
+      if (asked == Activation::kRelu || asked == dense) {
+        EXPECT_EQ(*got, asked) << architecture;
+      } else {
+        EXPECT_EQ(ExitCodeOf(got.status()), ExitCode::kUsage) << architecture;
+        EXPECT_THAT(std::string(got.status().message()), HasSubstr(std::string(Name(dense))))
+            << architecture;
+      }
+    }
+  }
+}
+
+TEST(ModelFileTest, PacksTwoRowsWhereThereIsNoGate) {
+  for (const char* architecture : {"falcon", "opt"}) {
+    for (const bool powerinfer : {true, false}) {
+      const auto model = OpenOrDie(TinyModel(powerinfer, DType::kF16, architecture));
+      ASSERT_NE(model, nullptr);
+      const BundleLayout& layout = model->bundle_layout();
+      EXPECT_EQ(layout.rows, 2);
+      EXPECT_EQ(layout.bundle_bytes, 2 * 64 * 2);
+      const std::vector<std::byte> bundles = Pack(*model, 1, 0, 96);
+      std::vector<float> row(64);
+      for (int64_t n = 0; n < 96; ++n) {
+        const std::byte* bundle = bundles.data() + n * layout.bundle_bytes;
+        for (const char* stem : {"ffn_up", "ffn_down"}) {
+          ASSERT_TRUE(DecodeRow(DType::kF16, bundle, row).ok());
+          bundle += layout.row_bytes;
+          for (int64_t c = 0; c < 64; ++c) {
+            EXPECT_EQ(row[static_cast<size_t>(c)],
+                      TinyModel::Weight(ModelFile::LayerTensor(1, stem), n, c));
+          }
+        }
+      }
     }
   }
 }
@@ -276,9 +401,17 @@ TEST(ModelFileTest, RefusesTypesItDoesNotComputeWith) {
 }
 
 TEST(ModelFileTest, RefusesTensorsWithoutWhichAnswersWouldBeWrong) {
-  for (const char* name : {"blk.0.attn_q.bias", "blk.1.attn_q_norm.weight",
-                           "blk.0.ffn_gate_inp.weight", "output.bias"}) {
+  for (const char* name :
+       {"blk.0.attn_q.bias", "blk.1.attn_q_norm.weight", "blk.0.ffn_gate_inp.weight",
+        "blk.1.attn_qkv.weight", "blk.1.attn_norm_2.weight", "output.bias", "output_norm.bias",
+        "position_embd.weight", "token_embd_norm.weight"}) {
     TinyModel tiny(/*is_powerinfer=*/false);
+    tiny.tensors[name] = {{64}};
+    ExpectRefused(tiny, name);
+  }
+  for (const char* name : {"blk.0.ffn_gate.weight", "blk.0.ffn_norm.weight", "blk.1.attn_qkv.bias",
+                           "blk.1.ffn_up.bias", "blk.0.ffn_down.bias"}) {
+    TinyModel tiny(/*is_powerinfer=*/false, DType::kF16, "falcon");
     tiny.tensors[name] = {{64}};
     ExpectRefused(tiny, name);
   }

@@ -14,10 +14,10 @@
 
 namespace isotherm {
 
-// A small llama model in memory, with every key and tensor open to a test's changes.
+// A small model in memory, with every key and tensor open to a test's changes.
 struct TinyModel {
   static constexpr int64_t kLayers = 2, kDim = 64, kFfn = 96, kHeads = 4, kKvHeads = 2;
-  static constexpr int64_t kHeadDim = 16, kVocab = 11;
+  static constexpr int64_t kHeadDim = 16, kVocab = 11, kContext = 128;
 
   struct Tensor {
     std::vector<int64_t> shape;  // fastest first
@@ -34,41 +34,64 @@ struct TinyModel {
     return GgufBytes().Put<uint32_t>(8).Text(text).bytes();
   }
 
-  explicit TinyModel(bool is_powerinfer, DType dtype = DType::kF16) : powerinfer(is_powerinfer) {
-    keys = {{"general.architecture", Text("llama")},
-            {"general.name", Text("tiny")},
-            {"llama.block_count", Value<uint32_t>(4, kLayers)},
-            {"llama.context_length", Value<uint32_t>(4, 128)},
-            {"llama.embedding_length", Value<uint32_t>(4, kDim)},
-            {"llama.feed_forward_length", Value<uint32_t>(4, kFfn)},
-            {"llama.attention.head_count", Value<uint32_t>(4, kHeads)},
-            {"llama.attention.head_count_kv", Value<uint32_t>(4, kKvHeads)},
-            {"llama.attention.layer_norm_rms_epsilon", Value<float>(6, 1e-5f)},
-            {"llama.rope.dimension_count", Value<uint32_t>(4, kHeadDim)},
-            {"llama.rope.freq_base", Value<float>(6, 10000.0f)}};
+  // architecture: llama, bamboo, falcon (with the second norm) or opt.
+  explicit TinyModel(bool is_powerinfer, DType dtype = DType::kF16,
+                     const std::string& architecture = "llama")
+      : powerinfer(is_powerinfer) {
+    const bool falcon = architecture == "falcon", opt = architecture == "opt";
+    keys = {{"general.architecture", Text(architecture)}, {"general.name", Text("tiny")}};
+    const auto key = [&](const std::string& suffix, std::string value) {
+      keys[architecture + "." + suffix] = std::move(value);
+    };
+    key("block_count", Value<uint32_t>(4, kLayers));
+    key("context_length", Value<uint32_t>(4, kContext));
+    key("embedding_length", Value<uint32_t>(4, kDim));
+    key("feed_forward_length", Value<uint32_t>(4, kFfn));
+    key("attention.head_count", Value<uint32_t>(4, kHeads));
+    key("attention.head_count_kv", Value<uint32_t>(4, kKvHeads));
+    if (falcon) key("tensor_data_layout", Text("jploski"));
+    if (!opt) {
+      key(falcon ? "attention.layer_norm_epsilon" : "attention.layer_norm_rms_epsilon",
+          Value<float>(6, 1e-5f));
+      key("rope.dimension_count", Value<uint32_t>(4, kHeadDim));
+      key("rope.freq_base", Value<float>(6, 10000.0f));
+    }
     if (powerinfer) keys["powerinfer.sparse_threshold"] = Value<float>(6, 0.25f);
+    const auto norm = [&](const std::string& stem) {
+      tensors[stem + ".weight"] = {{kDim}};
+      if (falcon || opt) tensors[stem + ".bias"] = {{kDim}};
+    };
     tensors["token_embd.weight"] = {{kDim, kVocab}, dtype};
-    tensors["output_norm.weight"] = {{kDim}};
+    if (opt) tensors["position_embd.weight"] = {{kDim, kContext}, dtype};
+    norm("output_norm");
     for (int64_t layer = 0; layer < kLayers; ++layer) {
-      const auto add = [&](const char* stem, std::vector<int64_t> shape, DType type) {
-        tensors[absl::StrCat("blk.", layer, ".", stem, ".weight")] = {std::move(shape), type};
+      const std::string prefix = absl::StrCat("blk.", layer, ".");
+      const auto add = [&](const std::string& stem, std::vector<int64_t> shape, DType type,
+                           int64_t bias = 0) {
+        tensors[prefix + stem + ".weight"] = {std::move(shape), type};
+        if (opt && bias > 0) tensors[prefix + stem + ".bias"] = {{bias}};
       };
-      add("attn_norm", {kDim}, DType::kF32);
-      add("ffn_norm", {kDim}, DType::kF32);
-      add("attn_q", {kDim, kHeads * kHeadDim}, dtype);
-      add("attn_k", {kDim, kKvHeads * kHeadDim}, dtype);
-      add("attn_v", {kDim, kKvHeads * kHeadDim}, dtype);
-      add("attn_output", {kHeads * kHeadDim, kDim}, dtype);
-      add("ffn_gate", {kDim, kFfn}, dtype);
-      add("ffn_up", {kDim, kFfn}, dtype);
+      norm(prefix + "attn_norm");
+      norm(prefix + (falcon ? "attn_norm_2" : "ffn_norm"));
+      constexpr int64_t kQ = kHeads * kHeadDim, kKv = kKvHeads * kHeadDim;
+      if (falcon) {
+        add("attn_qkv", {kDim, kQ + 2 * kKv}, dtype);
+      } else {
+        add("attn_q", {kDim, kQ}, dtype, kQ);
+        add("attn_k", {kDim, kKv}, dtype, kKv);
+        add("attn_v", {kDim, kKv}, dtype, kKv);
+      }
+      add("attn_output", {kQ, kDim}, dtype, kDim);
+      if (!falcon && !opt) add("ffn_gate", {kDim, kFfn}, dtype);
+      add("ffn_up", {kDim, kFfn}, dtype, kFfn);
       if (powerinfer) {
         const int64_t rank = 32 * (layer + 1);  // differs by layer
-        add("ffn_down_t", {kDim, kFfn}, dtype);
+        add("ffn_down_t", {kDim, kFfn}, dtype, kDim);
         add("fc1", {kDim, rank}, DType::kQ8_0);
         add("fc2", {rank, kFfn}, DType::kQ8_0);
       } else {
-        add("ffn_down", {kFfn, kDim}, dtype);
-        tensors[absl::StrCat("blk.", layer, ".ffn_down.weight")].transposed = true;
+        add("ffn_down", {kFfn, kDim}, dtype, kDim);
+        tensors[prefix + "ffn_down.weight"].transposed = true;
       }
     }
   }
@@ -111,17 +134,18 @@ struct TinyModel {
     for (const auto& [key, value] : keys) file.Text(key).Raw(value);
     GgufBytes data;
     for (const auto& [name, tensor] : tensors) {
-      data.Pad();
+      data.Pad(alignment);
       file.Text(name).Put<uint32_t>(static_cast<uint32_t>(tensor.shape.size()));
       for (const int64_t size : tensor.shape) file.Put<int64_t>(size);
       file.Put(static_cast<uint32_t>(tensor.dtype)).Put<uint64_t>(data.bytes().size());
       const auto changed = contents.find(name);
       data.Raw(changed != contents.end() ? changed->second : Encoded(name, tensor));
     }
-    return file.Pad().Raw(data.bytes()).bytes();
+    return file.Pad(alignment).Raw(data.bytes()).bytes();
   }
 
   bool powerinfer;
+  size_t alignment = 32;  // other ones need the key, too
   std::map<std::string, std::string> keys;
   std::map<std::string, Tensor> tensors;
   std::map<std::string, std::string> contents;  // instead of the encoded weights

@@ -26,6 +26,36 @@ T ReadAt(const std::byte* p) {
   return value;
 }
 
+// Types that are read from files only. Each formula gives element i of a block from its bytes.
+inline double RareElement(DType dtype, const std::byte* row, int64_t k) {
+  const DTypeInfo& info = Info(dtype);
+  const std::byte* const block = row + k / info.block_elements * info.block_bytes;
+  const int i = static_cast<int>(k % info.block_elements);
+  const auto byte = [block](int at) { return static_cast<int>(ReadAt<uint8_t>(block + at)); };
+  const auto half = [block](int at) { return HalfToDouble(ReadAt<uint16_t>(block + at)); };
+  const auto nibble = [&](int q) { return i < 16 ? byte(q + i) & 15 : byte(q + i - 16) >> 4; };
+  const auto fifth = [&](int h) {
+    return 16 * static_cast<int>(ReadAt<uint32_t>(block + h) >> i & 1);
+  };
+  if (dtype == DType::kQ4_1) return half(0) * nibble(4) + half(2);
+  if (dtype == DType::kQ5_0) return half(0) * (nibble(6) + fifth(2) - 16);
+  if (dtype == DType::kQ5_1) return half(0) * (nibble(8) + fifth(4)) + half(2);
+  if (dtype == DType::kQ6_K) {
+    const int a = i / 128, g = i % 128 / 32, l = i % 32;
+    const int low = (byte(64 * a + l + 32 * (g & 1)) >> 4 * (g >> 1)) & 15;
+    const int high = (byte(128 + 32 * a + l) >> 2 * g) & 3;
+    return half(208) * ReadAt<int8_t>(block + 192 + i / 16) * (low + 16 * high - 32);
+  }
+  // Q4_K, Q5_K
+  const int j = i / 32, q = dtype == DType::kQ5_K ? 48 : 16;
+  const auto sc = [&](int at) { return byte(4 + at); };
+  const int s = j < 4 ? sc(j) & 63 : (sc(j + 4) & 15) + 16 * (sc(j - 4) >> 6);
+  const int m = j < 4 ? sc(j + 4) & 63 : (sc(j + 4) >> 4) + 16 * (sc(j) >> 6);
+  int n = (byte(q + 32 * (j / 2) + i % 32) >> 4 * (j % 2)) & 15;
+  if (dtype == DType::kQ5_K) n += 16 * ((byte(16 + i % 32) >> j) & 1);
+  return half(0) * s * n - half(2) * m;
+}
+
 // Element k of a row of `dtype`.
 inline double Element(DType dtype, const std::byte* row, int64_t k) {
   switch (dtype) {
@@ -50,7 +80,12 @@ inline double Element(DType dtype, const std::byte* row, int64_t k) {
       return HalfToDouble(ReadAt<uint16_t>(block)) * ((i < 16 ? byte & 15 : byte >> 4) - 8);
     }
     case DType::kQ4_1:
-      break;
+    case DType::kQ5_0:
+    case DType::kQ5_1:
+    case DType::kQ4_K:
+    case DType::kQ5_K:
+    case DType::kQ6_K:
+      return RareElement(dtype, row, k);
   }
   return NAN;
 }

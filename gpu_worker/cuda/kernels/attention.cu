@@ -33,8 +33,8 @@ __host__ __device__ inline int GroupsOf(const AttentionShape& shape) {
 template <int kLanes>
 __global__ void __launch_bounds__(kThreads) AttentionKernel(AttentionArgs args) {
   const StepHeader& header = *args.step.header;
-  const int row = blockIdx.z;
-  if (row >= header.num_rows) return;
+  const int row = blockIdx.z;  // of q and out
+  if (args.first_row + row >= header.num_rows) return;
   const AttentionShape& shape = args.shape;
   const int share = shape.num_q_heads / shape.num_kv_heads;
   const int pieces = (share + kHeads - 1) / kHeads;
@@ -43,12 +43,12 @@ __global__ void __launch_bounds__(kThreads) AttentionKernel(AttentionArgs args) 
   const int first_head = kv_head * share + group % pieces * kHeads;
   const int num_heads = min(kHeads, (kv_head + 1) * share - first_head);
   const int head_dim = shape.head_dim;
-  const StepRow& what = args.step.rows[row];
+  const StepRow& what = args.step.rows[args.first_row + row];
   const int32_t* const pages = args.step.page_tables + int64_t{what.table} * header.max_pages;
   const int length = what.position + 1;
   const int split = blockIdx.y;
   // Ranges are whole pages.
-  const int range = ((length + kAttentionSplits - 1) / kAttentionSplits + 15) / 16 * 16;
+  const int range = ((length + args.splits - 1) / args.splits + 15) / 16 * 16;
   const int begin = split * range, end = min(length, begin + range);
 
   constexpr int kTokens = kWarp / kLanes;  // at a time, of a warp
@@ -150,6 +150,10 @@ __global__ void __launch_bounds__(kThreads) AttentionKernel(AttentionArgs args) 
       sum += shared_soft[w][h].sum * weight;
       out += shared_acc[w][h][d] * weight;
     }
+    if (args.splits == 1) {
+      args.out[(int64_t{row} * shape.num_q_heads + first_head + h) * head_dim + d] = out / sum;
+      continue;
+    }
     float* const to = part(first_head + h, split);
     to[2 + d] = out;
     if (d == 0) {
@@ -157,12 +161,13 @@ __global__ void __launch_bounds__(kThreads) AttentionKernel(AttentionArgs args) 
       to[1] = sum;
     }
   }
+  if (args.splits == 1) return;
   __threadfence();
   __syncthreads();
   __shared__ bool last;
   if (threadIdx.x == 0) {
     uint32_t* const counter = counters + int64_t{row} * groups + group;
-    last = atomicAdd(counter, 1u) == kAttentionSplits - 1;
+    last = atomicAdd(counter, 1u) == static_cast<uint32_t>(args.splits) - 1;
     if (last) *counter = 0;
   }
   __syncthreads();
@@ -171,8 +176,8 @@ __global__ void __launch_bounds__(kThreads) AttentionKernel(AttentionArgs args) 
   for (int i = threadIdx.x; i < num_heads * head_dim; i += kThreads) {
     const int h = i / head_dim, d = i % head_dim;
     float top = -FLT_MAX, sum = 0, out = 0;
-    for (int s = 0; s < kAttentionSplits; ++s) top = fmaxf(top, __ldcg(part(first_head + h, s)));
-    for (int s = 0; s < kAttentionSplits; ++s) {
+    for (int s = 0; s < args.splits; ++s) top = fmaxf(top, __ldcg(part(first_head + h, s)));
+    for (int s = 0; s < args.splits; ++s) {
       const float* const from = part(first_head + h, s);
       const float weight = __expf(__ldcg(from) - top);
       sum += __ldcg(from + 1) * weight;
@@ -190,7 +195,7 @@ int64_t AttentionScratchBytes(const AttentionShape& shape, int max_rows) {
 }
 
 void LaunchAttention(const AttentionArgs& args, int max_rows, cudaStream_t stream) {
-  const dim3 grid(GroupsOf(args.shape), kAttentionSplits, max_rows);
+  const dim3 grid(GroupsOf(args.shape), args.splits, max_rows);
   const int lanes = (args.shape.head_dim + kDims - 1) / kDims;
   const auto launch = [&](auto count) {
     AttentionKernel<decltype(count)::value><<<grid, kThreads, 0, stream>>>(args);

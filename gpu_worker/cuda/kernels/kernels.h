@@ -107,15 +107,19 @@ struct QkvArgs {
 };
 void LaunchQkv(const QkvArgs& args, int max_rows, cudaStream_t stream);
 
-inline constexpr int kAttentionSplits = 8;
+inline constexpr int kAttentionSplits = 8;  // at most
 // Bytes of `scratch` for rows and heads.
 int64_t AttentionScratchBytes(const AttentionShape& shape, int max_rows);
 
 struct AttentionArgs {
   StepPointers step;
   AttentionShape shape;
-  const float* q = nullptr;
+  int32_t first_row = 0;     // of the step; q and out begin with it
+  const float* q = nullptr;  // [max_rows, num_q_heads * head_dim]
   KvPages kv;
+  // Ranges that a row's tokens are split into, so that few rows fill the device; 1: none, without
+  // scratch.
+  int32_t splits = kAttentionSplits;
   unsigned char* scratch = nullptr;  // zero before its first use
   int32_t max_rows = 0;              // that scratch was made for
   float* out = nullptr;              // [max_rows, num_q_heads * head_dim]
@@ -156,11 +160,17 @@ void LaunchActivate(const ActivateArgs& args, int max_rows, cudaStream_t stream)
 inline constexpr int64_t kMaxModelDim = 8192;  // of LaunchNeurons
 inline constexpr int kHotBlocks = 132;
 inline constexpr int kStreamBlocks = 32;
+// Of a step's rows, how many share a block, and how many blocks each of their tiles then has.
+struct RowTiling {
+  int rows = 1, tiles = 1;
+  int BlocksOfTile(int blocks) const { return tiles >= blocks ? 1 : blocks / tiles; }
+};
+RowTiling TilingOf(int max_rows);
 // Floats of a partial-sum buffer for `blocks` that serves every batch up to max_rows.
 int64_t PartialFloats(int blocks, int max_rows, int64_t model_dim);
 
 // Partial sums of this side's active neurons: the hot ones from the pool, or the cold ones from the
-// cut on from the mapped arena.
+// cut on from the mapped arena. LaunchMerge adds them up.
 struct NeuronsArgs {
   StepPointers step;
   int32_t layer = 0;
@@ -175,19 +185,20 @@ struct NeuronsArgs {
   const uint16_t* z = nullptr;
   bool bf16 = false;
   uint32_t* fired = nullptr;  // [num_neurons], counts of the rows whose gate was open
-  float* partial = nullptr;  // PartialFloats()
-  float* sum = nullptr;      // [max_rows, model_dim]: x to add to, or overwritten if `streamed`
+  float* partial = nullptr;      // PartialFloats()
+  int32_t* computed = nullptr;   // [row tiles]: how many neurons there were
 };
 void LaunchNeurons(const NeuronsArgs& args, int max_rows, cudaStream_t stream);
 
-// Waits for the cpu side's result of the layer, if one is due, and adds it and the streamed sums
-// to x.
+// Waits for the cpu side's result of the layer, if one is due, and adds it and the partial sums to x.
 struct MergeArgs {
   StepPointers step;
   int32_t layer = 0;
   int32_t model_dim = 0;
   int32_t num_neurons = 0;
-  const float* streamed = nullptr;  // [max_rows, model_dim]; null: none
+  // As written by LaunchNeurons for the same max_rows.
+  const float *hot = nullptr, *streamed = nullptr;
+  const int32_t *hot_computed = nullptr, *streamed_computed = nullptr;
   const float* bias = nullptr;      // [model_dim], added to every row; null: none
   float* x = nullptr;
 };

@@ -8,6 +8,8 @@ using shm::ResultFields;
 using shm::WireStatus;
 
 constexpr int kThreads = 1024;
+constexpr int kColumnsOfBlock = 32;
+constexpr int kGroups = kThreads / kColumnsOfBlock;  // share the partial sums of a column
 
 // What the result of the awaited post says; kStepOk also when it is not there yet (`*there` tells).
 __device__ int32_t ReadResult(const MergeArgs& args, const unsigned char* result, bool* there,
@@ -47,85 +49,142 @@ __device__ int32_t ReadResult(const MergeArgs& args, const unsigned char* result
   return sound ? kStepOk : kStepPoisoned;
 }
 
-// One block: waits, checks, adds. The wait ends with the answer, the deadline, or when either side
-// ends the attachment; a failed step waits no more.
-__global__ void __launch_bounds__(kThreads) MergeKernel(MergeArgs args) {
+// Until the answer is there, the deadline has passed or either side ended the attachment; a failed step
+// waits no more. One thread.
+__device__ void AwaitCold(const MergeArgs& args) {
   const StepHeader& header = *args.step.header;
   StepState& state = *args.step.state;
   const SlotRing& ring = header.ring;
-  const bool trace = (args.step.layers[args.layer].flags & kLayerTrace) != 0;
-  __shared__ int accepted;
-  const unsigned char* result = nullptr;
-  if (threadIdx.x == 0) {
-    accepted = 0;
-    if (state.posted != 0 && state.failure == kStepOk) {
-      const uint64_t sequence = state.next_sequence;
-      result = ring.base + ring.slots_offset +
-               static_cast<int64_t>(sequence & ring.slot_mask) * ring.slot_stride +
-               ring.result_offset;
-      const uint64_t deadline = state.start_ns + static_cast<uint64_t>(header.time_left_ns);
-      ResultFields fields;
-      int32_t failure = kStepOk;
-      for (uint32_t polls = 0;; ++polls) {
-        bool there = false;
-        failure = ReadResult(args, result, &there, &fields);
-        if (there) break;
-        if (polls % 16 == 15) {
-          if (LoadSystem32(ring.base + ring.own_abort_offset) != 0 ||
-              LoadSystem32(ring.base + ring.peer_abort_offset) != 0) {
-            failure = kStepAborted;
-          } else if (GlobalTimer() > deadline) {
-            failure = kStepDeadline;
-          }
-          if (failure != kStepOk) break;
+  int32_t accepted = 0;
+  if (state.posted != 0 && state.failure == kStepOk) {
+    const uint64_t sequence = state.next_sequence;
+    const unsigned char* const result =
+        ring.base + ring.slots_offset +
+        static_cast<int64_t>(sequence & ring.slot_mask) * ring.slot_stride + ring.result_offset;
+    const uint64_t deadline = state.start_ns + static_cast<uint64_t>(header.time_left_ns);
+    ResultFields fields;
+    int32_t failure = kStepOk;
+    uint32_t polls = 0;
+    for (;; ++polls) {
+      bool there = false;
+      failure = ReadResult(args, result, &there, &fields);
+      if (there) break;
+      if (polls % 16 == 15) {
+        if (LoadSystem32(ring.base + ring.own_abort_offset) != 0 ||
+            LoadSystem32(ring.base + ring.peer_abort_offset) != 0) {
+          failure = kStepAborted;
+        } else if (GlobalTimer() > deadline) {
+          failure = kStepDeadline;
         }
+        if (failure != kStepOk) break;
       }
-      if (failure == kStepOk) {
-        accepted = 1;
-        state.cold_hash += fields.work_hash;
-        state.cpu_ns += static_cast<uint64_t>(fields.compute_us * 1000.0f);
-        if (trace) args.step.traces[args.layer].cpu_us = fields.compute_us;
-      } else {
-        state.failure = failure;
-        state.failed_layer = args.layer;
-      }
-      state.next_sequence = sequence + 1;
-      state.posted = 0;
     }
-    if (trace) args.step.traces[args.layer].resumed = GlobalTimer();
+    if (failure == kStepOk) {
+      accepted = 1;
+      state.accepted_sequence = sequence;
+      state.cold_hash += fields.work_hash;
+      // Who was waited for ended just now; who was not, when it says, and some way there and back.
+      constexpr uint64_t kHandoffNs = 8000;
+      state.cpu_ns += polls > 1 ? GlobalTimer() - state.posted_ns
+                                : static_cast<uint64_t>(fields.compute_us * 1000.0f) + kHandoffNs;
+      if (state.streamed_end_ns > state.posted_ns)
+        state.streamed_ns += state.streamed_end_ns - state.posted_ns;
+      args.step.traces[args.layer].cpu_us = fields.compute_us;
+    } else {
+      state.failure = failure;
+      state.failed_layer = args.layer;
+    }
+    state.next_sequence = sequence + 1;
+    state.posted = 0;
+  }
+  state.accepted = accepted;
+  if ((args.step.layers[args.layer].flags & kLayerTrace) != 0) {
+    LayerTrace& trace = args.step.traces[args.layer];
+    trace.gpu_done = state.hot_end_ns;
+    trace.streamed = state.streamed_end_ns;
+    trace.resumed = GlobalTimer();
+  }
+}
+
+// A block takes kColumnsOfBlock columns of a row. It adds this side's sums first; then the first block
+// waits for the cpu side, and the others for that block.
+__global__ void __launch_bounds__(kThreads) MergeKernel(MergeArgs args, int tile_rows,
+                                                        int hot_blocks, int streamed_blocks) {
+  const StepHeader& header = *args.step.header;
+  StepState& state = *args.step.state;
+  const int row = blockIdx.y, dim = args.model_dim;
+  if (row >= header.num_rows) return;
+  const int tile = row / tile_rows;
+  const int column = blockIdx.x * kColumnsOfBlock + threadIdx.x % kColumnsOfBlock;
+  const int group = threadIdx.x / kColumnsOfBlock;
+  const int64_t stride = int64_t{tile_rows} * dim;
+  float sum = 0;
+  const auto add = [&](const float* partial, int computed, int blocks) {
+    const int used = min(computed, blocks);
+    const float* const from =
+        partial + int64_t{tile} * blocks * stride + int64_t{row % tile_rows} * dim + column;
+#pragma unroll 4
+    for (int b = group; b < used; b += kGroups) sum += __ldcg(from + b * stride);
+  };
+  if (column < dim) {
+    add(args.hot, args.hot_computed[tile], hot_blocks);
+    add(args.streamed, args.streamed_computed[tile], streamed_blocks);
+  }
+  __shared__ float sums[kGroups][kColumnsOfBlock];
+  sums[group][threadIdx.x % kColumnsOfBlock] = sum;
+  const auto awaited = static_cast<uint32_t>(args.layer) + 1;
+  if (threadIdx.x == 0) {
+    if (blockIdx.x == 0 && row == 0) {
+      AwaitCold(args);
+      asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(&state.waited_layers), "r"(awaited)
+                   : "memory");
+    } else {
+      uint32_t seen = 0;
+      do {
+        asm volatile("ld.acquire.gpu.global.u32 %0, [%1];"
+                     : "=r"(seen)
+                     : "l"(&state.waited_layers)
+                     : "memory");
+      } while (seen < awaited);
+    }
   }
   __syncthreads();
-  const int64_t count = int64_t{header.num_rows} * args.model_dim;
-  const float* cold = nullptr;
-  if (accepted != 0) {
-    const uint64_t sequence = state.next_sequence - 1;
-    cold = reinterpret_cast<const float*>(
-        ring.base + ring.slots_offset +
-        static_cast<int64_t>(sequence & ring.slot_mask) * ring.slot_stride + ring.partial_offset);
-  }
   bool bad = false;
-  for (int64_t i = threadIdx.x; i < count; i += kThreads) {
-    float sum = args.x[i];
-    if (args.streamed != nullptr) sum += args.streamed[i];
-    if (args.bias != nullptr) sum += args.bias[i % args.model_dim];
-    if (cold != nullptr) {
-      const float part = __ldcv(cold + i);
-      bad |= !isfinite(part);
-      sum += part;
+  if (group == 0 && column < dim) {
+    float* const x = args.x + int64_t{row} * dim + column;
+    float total = *x;
+    for (int g = 0; g < kGroups; ++g) total += sums[g][threadIdx.x];
+    if (args.bias != nullptr) total += args.bias[column];
+    if (__ldcg(&state.accepted) != 0) {
+      const SlotRing& ring = header.ring;
+      const uint64_t sequence = __ldcg(&state.accepted_sequence);
+      const auto* const cold = reinterpret_cast<const float*>(
+          ring.base + ring.slots_offset +
+          static_cast<int64_t>(sequence & ring.slot_mask) * ring.slot_stride + ring.partial_offset);
+      const float part = __ldcv(cold + int64_t{row} * dim + column);
+      bad = !isfinite(part);
+      total += part;
     }
-    args.x[i] = sum;
+    *x = total;
   }
-  if (__syncthreads_or(bad) != 0 && threadIdx.x == 0) {
+  if (bad) {
     state.failure = kStepPoisoned;
     state.failed_layer = args.layer;
   }
-  if (trace && threadIdx.x == 0) args.step.traces[args.layer].merged = GlobalTimer();
+  if (blockIdx.x == 0 && row == 0 && threadIdx.x == 0 &&
+      (args.step.layers[args.layer].flags & kLayerTrace) != 0) {
+    args.step.traces[args.layer].merged = GlobalTimer();
+  }
 }
 
 }  // namespace
 
 void LaunchMerge(const MergeArgs& args, int max_rows, cudaStream_t stream) {
-  MergeKernel<<<1, kThreads, 0, stream>>>(args);
+  const RowTiling tiling = TilingOf(max_rows);
+  const dim3 grid(static_cast<unsigned>((args.model_dim + kColumnsOfBlock - 1) / kColumnsOfBlock),
+                  static_cast<unsigned>(max_rows));
+  MergeKernel<<<grid, kThreads, 0, stream>>>(args, tiling.rows, tiling.BlocksOfTile(kHotBlocks),
+                                             tiling.BlocksOfTile(kStreamBlocks));
 }
 
 }  // namespace isotherm::gpu

@@ -35,6 +35,7 @@ __device__ inline int Compact(bool stays, int* scratch, int* count) {
   if (lane == 0) scratch[warp] = __popc(ballot);
   __syncthreads();
   int before = 0, total = 0;
+#pragma unroll
   for (int w = 0; w < kWarps; ++w) {
     before += w < warp ? scratch[w] : 0;
     total += scratch[w];
@@ -42,6 +43,92 @@ __device__ inline int Compact(bool stays, int* scratch, int* count) {
   __syncthreads();
   *count = total;
   return before + __popc(ballot & ((1u << lane) - 1));
+}
+
+// The neurons of a row tile as bits, with the number of bits before each word: every block finds its
+// own share by rank, so that all have the same number whichever neurons fire.
+struct Selection {
+  unsigned long long* bits;  // [words]
+  int* before;               // [words]
+  int* hot_before;           // [words]: of the table's hot bits, for their slots
+  int count;                 // of all words
+};
+
+// Bytes of shared memory of a selection.
+__host__ __device__ inline int SelectionBytes(int words) { return words * 16; }
+
+// By the whole block; ends with a barrier. scratch: kWarps words of 64 bits.
+__device__ inline Selection Select(const NeuronsArgs& args, const LayerTable& table, int first,
+                                   int row0, int rows, unsigned char* shared,
+                                   unsigned long long* scratch) {
+  const int words = (args.num_neurons + 63) / 64;
+  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
+  Selection out;
+  out.bits = reinterpret_cast<unsigned long long*>(shared);
+  out.before = reinterpret_cast<int*>(shared + words * 8);
+  out.hot_before = out.before + words;
+  unsigned long long carry = 0;  // low half: selected, high half: hot
+  for (int base = 0; base < words; base += kThreads) {
+    const int w = base + static_cast<int>(threadIdx.x);
+    unsigned long long mask = 0, bits = 0;
+    if (w < words) {
+      mask = args.streamed ? table.cold[w] : table.hot[w];
+      for (int r = 0; r < rows; ++r) bits |= args.active[int64_t{row0 + r} * words + w];
+      bits &= mask;
+      if (w * 64 < first) bits &= first - w * 64 >= 64 ? 0ull : ~0ull << (first - w * 64);
+    }
+    unsigned long long sum = static_cast<unsigned long long>(__popcll(bits)) |
+                             static_cast<unsigned long long>(__popcll(mask)) << 32;
+    const unsigned long long own = sum;
+#pragma unroll
+    for (int offset = 1; offset < kWarp; offset *= 2) {
+      const unsigned long long other = __shfl_up_sync(0xffffffffu, sum, offset);
+      if (lane >= offset) sum += other;
+    }
+    if (lane == kWarp - 1) scratch[warp] = sum;
+    __syncthreads();
+    unsigned long long before = carry, total = 0;
+#pragma unroll
+    for (int i = 0; i < kWarps; ++i) {
+      before += i < warp ? scratch[i] : 0;
+      total += scratch[i];
+    }
+    if (w < words) {
+      before += sum - own;
+      out.bits[w] = bits;
+      out.before[w] = static_cast<int>(before & 0xffffffffu);
+      out.hot_before[w] = static_cast<int>(before >> 32);
+    }
+    carry += total;
+    __syncthreads();
+  }
+  out.count = static_cast<int>(carry & 0xffffffffu);
+  return out;
+}
+
+// Id of the selection's k-th neuron, k < count.
+__device__ inline int IdOf(const Selection& s, int words, int k) {
+  int low = 0, high = words - 1;  // the last word with before <= k
+  while (low < high) {
+    const int middle = (low + high + 1) / 2;
+    if (s.before[middle] <= k) {
+      low = middle;
+    } else {
+      high = middle - 1;
+    }
+  }
+  unsigned long long bits = s.bits[low];
+  int rank = k - s.before[low], bit = 0;
+#pragma unroll
+  for (int width = 32; width > 0; width /= 2) {
+    const int in_low = __popcll(bits & ((1ull << width) - 1));
+    if (rank >= in_low) {
+      rank -= in_low;
+      bits >>= width;
+      bit += width;
+    }
+  }
+  return low * 64 + bit;
 }
 
 template <class Format, int R>
@@ -90,13 +177,11 @@ __global__ void __launch_bounds__(kThreads) NeuronsKernel(NeuronsArgs args) {
   const int dim = static_cast<int>(bundles.model_dim);
   const int words = (args.num_neurons + 63) / 64;
 
-  // Candidates: the hot list, or the ids from the cut on.
-  int first = 0, candidates = table.num_hot;
+  int first = 0;
   const unsigned char* source = args.pool;
   if (args.streamed) {
     const bool to_cpu = header.ring.base != nullptr && (layer.flags & kLayerGpuOnly) == 0;
     first = to_cpu ? layer.cut : 0;
-    candidates = args.num_neurons - first;
     source = header.arena != nullptr ? header.arena[args.layer] : nullptr;
   }
 
@@ -105,10 +190,33 @@ __global__ void __launch_bounds__(kThreads) NeuronsKernel(NeuronsArgs args) {
   __shared__ uint32_t masks[kCandidates];
   __shared__ float values[kCandidates][R];
   __shared__ int scratch[kWarps];
+  __shared__ unsigned long long wide_scratch[kWarps];
+  const Selection selection =
+      Select(args, table, first, row0, rows, reinterpret_cast<unsigned char*>(zs + R * dim),
+             wide_scratch);
+  const int blocks = static_cast<int>(gridDim.x), block = static_cast<int>(blockIdx.x);
+  if (block == 0 && threadIdx.x == 0) args.computed[blockIdx.y] = selection.count;
+  const int mine = (selection.count - block + blocks - 1) / blocks;  // of this block
+  if (mine <= 0) return;
+  if (source == nullptr) {
+    if (threadIdx.x == 0) {
+      state.failure = kStepNoColdSide;
+      state.failed_layer = args.layer;
+    }
+    return;
+  }
   for (int r = 0; r < R; ++r) {
-    for (int c = threadIdx.x; c < dim; c += kThreads) {
-      zs[r * dim + StagedIndex<8>(c, dim)] =
-          r < rows ? From16(args.z[int64_t{row0 + r} * dim + c], args.bf16) : 0.0f;
+    for (int c = 8 * static_cast<int>(threadIdx.x); c < dim; c += 8 * kThreads) {
+      uint4 raw = {0, 0, 0, 0};
+      if (r < rows) raw = *reinterpret_cast<const uint4*>(args.z + int64_t{row0 + r} * dim + c);
+      float v[8];
+      if (args.bf16) {
+        Bf16Format::Decode(raw, v);
+      } else {
+        F16Format::Decode(raw, v);
+      }
+      *Staged4<8>(zs + r * dim, c, dim) = {v[0], v[1], v[2], v[3]};
+      *Staged4<8>(zs + r * dim, c + 4, dim) = {v[4], v[5], v[6], v[7]};
     }
   }
   const uint64_t seed = HashLayerSeed(static_cast<uint64_t>(header.epoch),
@@ -125,42 +233,28 @@ __global__ void __launch_bounds__(kThreads) NeuronsKernel(NeuronsArgs args) {
   unsigned long long hash = 0;
   unsigned int open = 0;
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
-  const int step = static_cast<int>(gridDim.x) * kCandidates;
-  __syncthreads();
-  for (int base = 0; base < candidates; base += step) {
-    // Which of them fire, in order.
-    const int at = base + static_cast<int>(threadIdx.x) * static_cast<int>(gridDim.x) + blockIdx.x;
-    int id = -1, slot = -1;
-    uint32_t mask = 0;
-    if (at < candidates) {
-      id = args.streamed ? first + at : table.hot_ids[at];
-      slot = args.streamed ? id : table.hot_slots[at];
-      if (!args.streamed || (table.cold[id / 64] >> (id % 64) & 1) != 0) {
-        for (int r = 0; r < rows; ++r) {
-          mask |= static_cast<uint32_t>(
-                      args.active[int64_t{row0 + r} * words + id / 64] >> (id % 64) & 1)
-                  << r;
-        }
+  for (int base = 0; base < mine; base += kCandidates) {
+    const int count = min(kCandidates, mine - base);
+    if (static_cast<int>(threadIdx.x) < count) {
+      const int id = IdOf(selection, words, (base + static_cast<int>(threadIdx.x)) * blocks + block);
+      const int w = id / 64, bit = id % 64;
+      uint32_t mask = 0;
+      for (int r = 0; r < rows; ++r) {
+        mask |= static_cast<uint32_t>(args.active[int64_t{row0 + r} * words + w] >> bit & 1) << r;
       }
-    }
-    int count = 0;
-    const int to = Compact(mask != 0, scratch, &count);
-    if (mask != 0) {
-      list[to] = id;
-      slots[to] = slot;
-      masks[to] = mask;
+      list[threadIdx.x] = id;
+      masks[threadIdx.x] = mask;
+      slots[threadIdx.x] =
+          args.streamed ? id
+                        : table.hot_slots[selection.hot_before[w] +
+                                          __popcll(table.hot[w] & ((1ull << bit) - 1))];
     }
     __syncthreads();
-    if (count > 0 && source == nullptr) {
-      if (threadIdx.x == 0) {
-        state.failure = kStepNoColdSide;
-        state.failed_layer = args.layer;
-      }
-      return;
-    }
     for (int n = warp; n < count; n += kWarps) {
       const unsigned char* const bundle = source + slots[n] * bundles.bundle_bytes;
       float gate[R], up[R];
+      // One row after the other: a shut gate saves the second. Both at once took 41 us a layer instead
+      // of 30 (7B, all resident): the registers that it needs halve the loads under way.
       RowDot<Format, R>(bundle, dim, zs, gate);
       bool any = false;
       const float bias = args.up_bias != nullptr ? args.up_bias[list[n]] : 0.0f;
@@ -192,22 +286,22 @@ __global__ void __launch_bounds__(kThreads) NeuronsKernel(NeuronsArgs args) {
     __syncthreads();
     // Those with a value.
     bool has_value = false;
-    float mine[R];
-    int my_slot = 0;
+    float own[R];
+    int own_slot = 0;
     if (static_cast<int>(threadIdx.x) < count) {
-      my_slot = slots[threadIdx.x];
+      own_slot = slots[threadIdx.x];
 #pragma unroll
       for (int r = 0; r < R; ++r) {
-        mine[r] = values[threadIdx.x][r];
-        has_value |= mine[r] != 0;
+        own[r] = values[threadIdx.x][r];
+        has_value |= own[r] != 0;
       }
     }
     int kept = 0;
     const int place = Compact(has_value, scratch, &kept);
     if (has_value) {
-      slots[place] = my_slot;
+      slots[place] = own_slot;
 #pragma unroll
-      for (int r = 0; r < R; ++r) values[place][r] = mine[r];
+      for (int r = 0; r < R; ++r) values[place][r] = own[r];
     }
     __syncthreads();
     const unsigned char* const down = source + (bundles.rows - 1) * bundles.row_bytes;
@@ -239,8 +333,7 @@ __global__ void __launch_bounds__(kThreads) NeuronsKernel(NeuronsArgs args) {
     }
     __syncthreads();
   }
-  float* const partial =
-      args.partial + (int64_t{blockIdx.y} * gridDim.x + blockIdx.x) * R * dim;
+  float* const partial = args.partial + (int64_t{blockIdx.y} * blocks + block) * R * dim;
 #pragma unroll
   for (int t = 0; t < kTiles; ++t) {
     const int column = t * kTile + static_cast<int>(threadIdx.x) * kColumns;
@@ -257,68 +350,42 @@ __global__ void __launch_bounds__(kThreads) NeuronsKernel(NeuronsArgs args) {
     atomicAdd(reinterpret_cast<unsigned long long*>(&state.open_neurons),
               static_cast<unsigned long long>(open));
   }
-}
-
-// sum[r, c] (+)= partial sums of the blocks, in order.
-template <int R>
-__global__ void __launch_bounds__(256) ReduceKernel(NeuronsArgs args, int blocks) {
-  const StepHeader& header = *args.step.header;
-  const int dim = static_cast<int>(args.bundles.model_dim);
-  const int row = blockIdx.y;
-  if (row >= header.num_rows) return;
-  const float* const from = args.partial + int64_t{row / R} * blocks * R * dim + row % R * dim;
-  // A warp takes 32 neighbouring columns; its block's 8 warps take every 8th partial.
-  __shared__ float sums[8][33];
-  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
-  const int column = blockIdx.x * kWarp + lane;
-  float sum = 0;
-  if (column < dim) {
-    for (int b = warp; b < blocks; b += 8) sum += __ldcg(from + int64_t{b} * R * dim + column);
-  }
-  sums[warp][lane] = sum;
-  __syncthreads();
-  if (warp == 0 && column < dim) {
-    float total = 0;
-    for (int w = 0; w < 8; ++w) total += sums[w][lane];
-    float* const to = args.sum + int64_t{row} * dim + column;
-    *to = args.streamed ? total : *to + total;
-  }
-  if (threadIdx.x == 0 && blockIdx.x == 0 && row == 0) {
-    const uint64_t now = GlobalTimer();
-    StepState& state = *args.step.state;
-    if (args.streamed && state.posted != 0) state.streamed_ns += now - state.posted_ns;
-    if ((args.step.layers[args.layer].flags & kLayerTrace) != 0) {
-      LayerTrace& trace = args.step.traces[args.layer];
-      (args.streamed ? trace.streamed : trace.gpu_done) = now;
-    }
+  if (threadIdx.x == 0) {
+    atomicMax(reinterpret_cast<unsigned long long*>(args.streamed ? &state.streamed_end_ns
+                                                                  : &state.hot_end_ns),
+              static_cast<unsigned long long>(GlobalTimer()));
   }
 }
-
-// Blocks of each row tile, so that all together they are about `blocks`.
-int BlocksOfTile(int blocks, int tiles) { return tiles >= blocks ? 1 : blocks / tiles; }
 
 }  // namespace
+
+RowTiling TilingOf(int max_rows) {
+  RowTiling out;
+  out.rows = max_rows >= 3 ? 4 : max_rows < 1 ? 1 : max_rows;
+  out.tiles = (max_rows + out.rows - 1) / out.rows;
+  return out;
+}
 
 int64_t PartialFloats(int blocks, int max_rows, int64_t model_dim) {
   int64_t most = 0;
   for (int rows = 1; rows <= max_rows; ++rows) {
-    const int tile = rows >= 3 ? 4 : rows;
-    const int tiles = (rows + tile - 1) / tile;
-    most = std::max(most, int64_t{tile} * tiles * BlocksOfTile(blocks, tiles));
+    const RowTiling tiling = TilingOf(rows);
+    most = std::max(most, int64_t{tiling.rows} * tiling.tiles * tiling.BlocksOfTile(blocks));
   }
   return most * model_dim;
 }
 
 void LaunchNeurons(const NeuronsArgs& args, int max_rows, cudaStream_t stream) {
   const int64_t dim = args.bundles.model_dim;
+  const RowTiling tiling = TilingOf(max_rows);
   ForRowTile(max_rows, [&](auto tile) {
     constexpr int R = decltype(tile)::value;
-    const int tiles = (max_rows + R - 1) / R;
-    const int blocks = BlocksOfTile(args.streamed ? kStreamBlocks : kHotBlocks, tiles);
-    const int shared = static_cast<int>(R * dim * int64_t{sizeof(float)});
+    const int blocks = tiling.BlocksOfTile(args.streamed ? kStreamBlocks : kHotBlocks);
+    const int shared = static_cast<int>(R * dim * int64_t{sizeof(float)}) +
+                       SelectionBytes((args.num_neurons + 63) / 64);
     const auto launch = [&](auto kernel) {
       AllowShared(kernel, shared);
-      kernel<<<dim3(blocks, tiles), kThreads, shared, stream>>>(args);
+      kernel<<<dim3(blocks, tiling.tiles), kThreads, shared, stream>>>(args);
     };
     ForFormat(args.bundles.dtype, [&](auto format) {
       using Format = decltype(format);
@@ -328,8 +395,6 @@ void LaunchNeurons(const NeuronsArgs& args, int max_rows, cudaStream_t stream) {
         launch(NeuronsKernel<Format, R, 2>);
       }
     });
-    ReduceKernel<R><<<dim3((static_cast<int>(dim) + kWarp - 1) / kWarp, max_rows), 256, 0,
-                      stream>>>(args, blocks);
   });
 }
 

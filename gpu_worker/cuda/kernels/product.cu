@@ -6,22 +6,26 @@ namespace isotherm::gpu {
 namespace {
 
 template <class Format, int R>
-__global__ void __launch_bounds__(kProductThreads) ProductKernel(ProductArgs args) {
+__global__ void __launch_bounds__(kProductThreads, R == 1 ? kBlocksAtOnce : 1) ProductKernel(ProductArgs args) {
   const int row0 = blockIdx.y * R;
   const int rows = min(R, *args.in.num_rows - row0);
   if (rows <= 0) return;
   extern __shared__ float xs[];
   const DeviceMatrix& w = args.w;
   const int padded = static_cast<int>(w.padded_columns);
-  StageRows<Format::kElems, R>(args.in, row0, rows, static_cast<int>(w.columns), padded, xs);
   const int lane = threadIdx.x % kWarp;
   const int matrix_rows = static_cast<int>(w.rows);
   const int tasks = (matrix_rows + 1) / 2;
-  for (int task = blockIdx.x * kProductWarps + threadIdx.x / kWarp; task < tasks;
-       task += gridDim.x * kProductWarps) {
+  const int first = blockIdx.x * kProductWarps + threadIdx.x / kWarp;
+  // Weights wait for nobody: their first pieces are under way while x is staged.
+  WeightBatch<Format, 2> batch;
+  if (first < tasks) batch.Load(w, {2 * first, min(2 * first + 1, matrix_rows - 1)}, lane);
+  StageRows<Format::kElems, R>(args.in, row0, rows, static_cast<int>(w.columns), padded, xs);
+  for (int task = first; task < tasks; task += gridDim.x * kProductWarps) {
     const int which[2] = {2 * task, min(2 * task + 1, matrix_rows - 1)};
+    if (task != first) batch.Load(w, which, lane);
     float acc[2][R];
-    WarpDots<Format, 2, R>(w, which, xs, acc);
+    WarpDots<Format, 2, R>(w, which, xs, batch, acc);
 #pragma unroll
     for (int r = 0; r < R; ++r) {
 #pragma unroll
@@ -72,7 +76,7 @@ __device__ QkvTask DescribeQkv(const AttentionShape& shape, int task) {
 }
 
 template <class Format, int R>
-__global__ void __launch_bounds__(kProductThreads) QkvKernel(QkvArgs args) {
+__global__ void __launch_bounds__(kProductThreads, R == 1 ? kBlocksAtOnce : 1) QkvKernel(QkvArgs args) {
   const int row0 = blockIdx.y * R;
   const int rows = min(R, args.step.header->num_rows - row0);
   if (rows <= 0) return;
@@ -83,18 +87,24 @@ __global__ void __launch_bounds__(kProductThreads) QkvKernel(QkvArgs args) {
   extern __shared__ float xs[];
   const DeviceMatrix& w = args.w;
   const int padded = static_cast<int>(w.padded_columns);
-  StageRows<Format::kElems, R>(args.in, row0, rows, static_cast<int>(w.columns), padded, xs);
   const AttentionShape& shape = args.shape;
   const int lane = threadIdx.x % kWarp;
   const int head_dim = shape.head_dim;
   const int q_dim = shape.num_q_heads * head_dim;
   const int tasks = (shape.num_q_heads + 2 * shape.num_kv_heads) * (head_dim / 2);
-  for (int t = blockIdx.x * kProductWarps + threadIdx.x / kWarp; t < tasks;
-       t += gridDim.x * kProductWarps) {
+  const int first = blockIdx.x * kProductWarps + threadIdx.x / kWarp;
+  WeightBatch<Format, 2> batch;
+  if (first < tasks) {
+    const QkvTask task = DescribeQkv(shape, first);
+    batch.Load(w, {task.head * head_dim + task.i0, task.head * head_dim + task.i1}, lane);
+  }
+  StageRows<Format::kElems, R>(args.in, row0, rows, static_cast<int>(w.columns), padded, xs);
+  for (int t = first; t < tasks; t += gridDim.x * kProductWarps) {
     const QkvTask task = DescribeQkv(shape, t);
     const int which[2] = {task.head * head_dim + task.i0, task.head * head_dim + task.i1};
+    if (t != first) batch.Load(w, which, lane);
     float acc[2][R];
-    WarpDots<Format, 2, R>(w, which, xs, acc);
+    WarpDots<Format, 2, R>(w, which, xs, batch, acc);
 #pragma unroll
     for (int r = 0; r < R; ++r) {
       if (lane != r || r >= rows) continue;

@@ -51,71 +51,121 @@ __device__ inline RowNorm MeasureRow(const NormWeights& norm, const float* x, in
   return out;
 }
 
+// Four neighbouring columns, the first a multiple of 4, at their staged place.
+template <int kElems>
+__device__ inline float4* Staged4(float* xs, int column, int padded) {
+  return reinterpret_cast<float4*>(xs + StagedIndex<kElems>(column, padded));
+}
+
 // Rows row0 .. row0 + rows of the input to shared memory, zero in the padding and in rows that are
-// not there. Ends with a barrier.
+// not there. Ends with a barrier. Rows of x begin on 16 bytes where columns is a multiple of 4.
 template <int kElems, int R>
 __device__ inline void StageRows(const ProductInput& in, int row0, int rows, int columns, int padded,
                                  float* xs) {
   __shared__ float scratch[32];
+  const int step = 4 * static_cast<int>(blockDim.x);
   for (int r = 0; r < R; ++r) {
     float* const to = xs + r * padded;
-    if (r >= rows) {
-      for (int c = threadIdx.x; c < padded; c += blockDim.x) to[c] = 0;
-      continue;
-    }
-    const int from = in.gather != nullptr ? in.gather[row0 + r] : row0 + r;
+    const int from = in.gather != nullptr && r < rows ? in.gather[row0 + r] : row0 + r;
     const float* const x = in.x + from * in.stride;
-    const RowNorm norm = MeasureRow(in.norm, x, columns, scratch);
-    for (int c = threadIdx.x; c < padded; c += blockDim.x) {
-      to[StagedIndex<kElems>(c, padded)] =
-          c < columns ? Normed(in.norm, x[c], c, norm.scale, norm.shift) : 0.0f;
+    const bool aligned = (in.stride % 4) == 0;
+    float sum = 0, squares = 0;
+#pragma unroll 4
+    for (int c = 4 * static_cast<int>(threadIdx.x); c < padded; c += step) {
+      float4 value = {0, 0, 0, 0};
+      if (r < rows) {
+        if (aligned && c + 4 <= columns) {
+          value = *reinterpret_cast<const float4*>(x + c);
+        } else {
+          value.x = c < columns ? x[c] : 0.0f;
+          value.y = c + 1 < columns ? x[c + 1] : 0.0f;
+          value.z = c + 2 < columns ? x[c + 2] : 0.0f;
+          value.w = c + 3 < columns ? x[c + 3] : 0.0f;
+        }
+      }
+      *Staged4<kElems>(to, c, padded) = value;
+      sum += value.x + value.y + value.z + value.w;
+      squares += value.x * value.x + value.y * value.y + value.z * value.z + value.w * value.w;
+    }
+    if (in.norm.kind == NormOp::kNone || r >= rows) continue;
+    RowNorm norm;
+    if (in.norm.kind == NormOp::kLayer) {
+      norm.shift = BlockSum(sum, scratch) / static_cast<float>(columns);
+      squares = 0;
+      for (int c = threadIdx.x; c < columns; c += blockDim.x) {
+        const float d = x[c] - norm.shift;
+        squares += d * d;
+      }
+    }
+    squares = BlockSum(squares, scratch);
+    norm.scale = 1.0f / sqrtf(squares / static_cast<float>(columns) + in.norm.eps);
+    // Each thread norms what it staged itself.
+    for (int c = 4 * static_cast<int>(threadIdx.x); c < padded; c += step) {
+      float4* const at = Staged4<kElems>(to, c, padded);
+      float4 value = *at;
+      float* const v = reinterpret_cast<float*>(&value);
+#pragma unroll
+      for (int i = 0; i < 4; ++i)
+        v[i] = c + i < columns ? Normed(in.norm, v[i], c + i, norm.scale, norm.shift) : 0.0f;
+      *at = value;
     }
   }
   __syncthreads();
 }
 
-// acc[i][r] = weights row i . x row r, in every lane. rows: the matrix rows, each inside the matrix.
-template <class Format, int kOutputs, int R>
-__device__ inline void WarpDots(const DeviceMatrix& w, const int (&rows)[kOutputs], const float* xs,
-                                float (&acc)[kOutputs][R]) {
-  const int lane = threadIdx.x % kWarp;
-  const int padded = static_cast<int>(w.padded_columns);
-  const int chunks = padded / Format::kElems;
-  const uint4* data[kOutputs];
-  const uint16_t* scales[kOutputs];
-#pragma unroll
-  for (int i = 0; i < kOutputs; ++i) {
-    data[i] = reinterpret_cast<const uint4*>(static_cast<const unsigned char*>(w.data) +
-                                             rows[i] * Format::RowBytes(padded));
-    scales[i] = Format::kScaled ? w.scales + int64_t{rows[i]} * (padded / 32) : nullptr;
-#pragma unroll
-    for (int r = 0; r < R; ++r) acc[i][r] = 0;
-  }
-  const int plane = padded / (Format::kElems / 4);
-  constexpr int kUnroll = kOutputs >= 4 ? 2 : 4;
-  for (int c0 = lane; c0 < chunks; c0 += kWarp * kUnroll) {
-    uint4 raw[kUnroll][kOutputs];
-    float scale[kUnroll][kOutputs];
+// What a warp's first loads of a product fetch: kUnroll pieces of each of its matrix rows.
+template <class Format, int kOutputs>
+struct WeightBatch {
+  static constexpr int kUnroll = kOutputs >= 4 ? 2 : kOutputs == 1 ? 8 : 4;
+  uint4 raw[kUnroll][kOutputs];
+  uint16_t scale[kUnroll][kOutputs];
+
+  __device__ inline void Load(const DeviceMatrix& w, const int (&rows)[kOutputs], int c0) {
+    const int padded = static_cast<int>(w.padded_columns);
+    const int chunks = padded / Format::kElems;
 #pragma unroll
     for (int u = 0; u < kUnroll; ++u) {
       const int c = c0 + u * kWarp;
 #pragma unroll
       for (int i = 0; i < kOutputs; ++i) {
-        raw[u][i] = c < chunks ? __ldcs(data[i] + c) : uint4{0, 0, 0, 0};
+        const auto* const data =
+            reinterpret_cast<const uint4*>(static_cast<const unsigned char*>(w.data) +
+                                           rows[i] * Format::RowBytes(padded));
+        raw[u][i] = c < chunks ? __ldcs(data + c) : uint4{0, 0, 0, 0};
         if constexpr (Format::kScaled) {
-          scale[u][i] =
-              c < chunks ? __half2float(__ushort_as_half(__ldg(scales[i] + c * Format::kElems / 32)))
-                         : 0.0f;
+          scale[u][i] = c < chunks ? __ldg(w.scales + int64_t{rows[i]} * (padded / 32) +
+                                           c * Format::kElems / 32)
+                                   : uint16_t{0};
         }
       }
     }
+  }
+};
+
+// acc[i][r] = weights row i . x row r, in every lane. rows: the matrix rows, each inside the matrix;
+// `batch`: their first pieces, loaded from the lane's own on.
+template <class Format, int kOutputs, int R>
+__device__ inline void WarpDots(const DeviceMatrix& w, const int (&rows)[kOutputs], const float* xs,
+                                WeightBatch<Format, kOutputs>& batch, float (&acc)[kOutputs][R]) {
+  using Batch = WeightBatch<Format, kOutputs>;
+  const int lane = threadIdx.x % kWarp;
+  const int padded = static_cast<int>(w.padded_columns);
+  const int chunks = padded / Format::kElems;
 #pragma unroll
-    for (int u = 0; u < kUnroll; ++u) {
+  for (int i = 0; i < kOutputs; ++i) {
+#pragma unroll
+    for (int r = 0; r < R; ++r) acc[i][r] = 0;
+  }
+  const int plane = padded / (Format::kElems / 4);
+  for (int c0 = lane; c0 < chunks; c0 += kWarp * Batch::kUnroll) {
+    if (c0 != lane) batch.Load(w, rows, c0);
+#pragma unroll
+    for (int u = 0; u < Batch::kUnroll; ++u) {
       const int c = c0 + u * kWarp;
       if (c >= chunks) break;
       float decoded[kOutputs][Format::kElems];
 #pragma unroll
-      for (int i = 0; i < kOutputs; ++i) Format::Decode(raw[u][i], decoded[i]);
+      for (int i = 0; i < kOutputs; ++i) Format::Decode(batch.raw[u][i], decoded[i]);
 #pragma unroll
       for (int r = 0; r < R; ++r) {
         float dot[kOutputs] = {};
@@ -131,7 +181,7 @@ __device__ inline void WarpDots(const DeviceMatrix& w, const int (&rows)[kOutput
 #pragma unroll
         for (int i = 0; i < kOutputs; ++i) {
           if constexpr (Format::kScaled) {
-            acc[i][r] += scale[u][i] * dot[i];
+            acc[i][r] += __half2float(__ushort_as_half(batch.scale[u][i])) * dot[i];
           } else {
             acc[i][r] += dot[i];
           }
@@ -171,18 +221,22 @@ void ForRowTile(int max_rows, const Launch& launch) {
   return launch(std::integral_constant<int, 4>());
 }
 
-// Lets `kernel` use `bytes` of shared memory; 48 KiB need no leave.
+// Lets `kernel` use `bytes` of shared memory beside what it declares itself; 48 KiB of both together
+// need no leave.
 template <class Kernel>
 void AllowShared(Kernel kernel, int bytes) {
-  if (bytes > 48 * 1024)
+  if (bytes > 16 * 1024)
     cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
 }
 
 inline constexpr int kMultiprocessors = 132;  // grids are sized for it; any number is right
 
+// Blocks of a one-row product that a multiprocessor holds at once: registers for no more.
+inline constexpr int kBlocksAtOnce = 3;
+
 // As many blocks as fit at once or fewer, so that every warp takes the same number of tasks.
 inline int ProductBlocks(int64_t tasks) {
-  constexpr int64_t kMost = int64_t{4} * kMultiprocessors * kProductWarps;
+  constexpr int64_t kMost = int64_t{kBlocksAtOnce} * kMultiprocessors * kProductWarps;
   const int64_t each = (tasks + kMost - 1) / kMost;  // tasks of a warp
   return static_cast<int>((tasks + kProductWarps * each - 1) / (kProductWarps * each));
 }

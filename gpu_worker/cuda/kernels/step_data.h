@@ -99,10 +99,14 @@ struct StepState {
   int64_t open_neurons = 0;
   // Of the running layer.
   int32_t posted = 0;
-  uint32_t cold_below_cut = 0;  // active in any row
-  uint32_t union_active = 0, union_hot = 0;
-  uint32_t arrived = 0;  // blocks of the activation kernel
+  uint32_t cold_below_cut = 0;  // active, of all rows
+  uint32_t arrived = 0;         // blocks of the activation kernel
+  int32_t accepted = 0;         // the cpu side's sums are to be added
+  uint32_t waited_layers = 0;   // layers whose wait is over
+  uint32_t reserved = 0;
+  uint64_t accepted_sequence = 0;
   uint64_t posted_ns = 0;  // when its post was made
+  uint64_t hot_end_ns = 0, streamed_end_ns = 0;
   // Summed over layers that were posted, from the post to each side's end.
   uint64_t cpu_ns = 0, streamed_ns = 0;
 };

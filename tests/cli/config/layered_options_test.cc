@@ -96,14 +96,12 @@ TEST_F(LayeredOptionsTest, ABadValueNamesOptionOriginAndWhatIsWanted) {
 
 TEST_F(LayeredOptionsTest, RefusesEachBadValue) {
   const std::vector<std::pair<std::string, std::string>> bad = {
-      {"parallel", "0"},      {"parallel", "-1"},
-      {"parallel", "257"},    {"max-queue", "x"},
-      {"context", "1e30"},    {"device", "cuda"},
-      {"transport", "tcp"},   {"vram-budget", "-3"},
-      {"vram-budget", "nan"}, {"drain-timeout", "soon"},
-      {"log-level", "loud"},  {"grpc-listen", "8001"},
-      {"grpc-listen", "a:b"}, {"grpc-listen", "0.0.0.0:8001"},
-      {"activation", "gelu"}, {"sparse-threshold", "?"}};
+      {"parallel", "0"},       {"parallel", "-1"},        {"parallel", "257"},
+      {"max-queue", "x"},      {"context", "1e30"},       {"device", "tpu"},
+      {"transport", "tcp"},    {"arena", "file"},         {"vram-budget", "-3"},
+      {"vram-budget", "nan"},  {"drain-timeout", "soon"}, {"log-level", "loud"},
+      {"grpc-listen", "8001"}, {"grpc-listen", "a:b"},    {"grpc-listen", "0.0.0.0:8001"},
+      {"activation", "tanh"},  {"sparse-threshold", "?"}};
   for (const auto& [key, value] : bad) {
     EXPECT_EQ(ExitCodeOf(Parse({{key, value}}).status()), ExitCode::kUsage) << key << " " << value;
   }

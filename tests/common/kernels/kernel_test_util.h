@@ -81,7 +81,7 @@ class RandomWeights {
           }
           k += 32;
           break;
-        case DType::kQ4_1:
+        default:
           GTEST_FAIL();
       }
     }

@@ -4,8 +4,10 @@
 #include <cmath>
 #include <initializer_list>
 #include <limits>
+#include <thread>
 #include <utility>
 
+#include "common/kernels/sparse_ffn_workspace.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "tests/common/kernels/kernel_test_util.h"
@@ -148,8 +150,8 @@ TEST_P(SparseFfnTest, CountsOpenGatesAndBytesReadByNeuron) {
     std::vector<uint32_t> fired(static_cast<size_t>(neurons), 10);  // counts are added to
     c.params.fired = fired.data();
     ASSERT_TRUE(SparseFfn(c.params, pool_).ok());
-    const int64_t bytes = SparseFfnBytesRead(*c.workspace, c.params.bundles);
-    const int64_t pairs = SparseFfnOpenPairs(*c.workspace);
+    const int64_t bytes = CountsOf(*c.workspace).BytesRead(c.params.bundles);
+    const int64_t pairs = CountsOf(*c.workspace).open_pairs;
 
     std::vector<uint32_t> want(static_cast<size_t>(neurons), 10);
     int64_t want_bytes = 0, want_pairs = 0;
@@ -167,8 +169,8 @@ TEST_P(SparseFfnTest, CountsOpenGatesAndBytesReadByNeuron) {
         if ((c.active[static_cast<size_t>(row * words) + word] & one[word]) == 0) continue;
         single.z_f16 = c.z.data() + row * c.params.bundles.model_dim;
         ASSERT_TRUE(SparseFfn(single, pool_).ok());
-        computed |= SparseFfnBytesRead(*c.workspace, c.params.bundles) > 0;
-        if (SparseFfnOpenPairs(*c.workspace) == 0) continue;
+        computed |= CountsOf(*c.workspace).BytesRead(c.params.bundles) > 0;
+        if (CountsOf(*c.workspace).open_pairs == 0) continue;
         open = true;
         ++want[static_cast<size_t>(n)];
         ++want_pairs;
@@ -240,7 +242,8 @@ TEST_P(SparseFfnTest, ASkippedNeuronGivesNothingThoughItsBiasIsPositive) {
     c.active[1] |= uint64_t{1} << 7;
     ASSERT_TRUE(SparseFfn(c.params, pool_).ok());
     c.ExpectNearReference();
-    EXPECT_EQ(SparseFfnOpenPairs(*c.workspace), 1);
+    EXPECT_EQ(CountsOf(*c.workspace).open_pairs, 1);
+    EXPECT_EQ(CountsOf(*c.workspace).pairs, 1);
   }
 }
 
@@ -339,17 +342,93 @@ TEST_P(SparseFfnTest, WritesZeroAndHashesNothingWhereNothingIsActive) {
   EXPECT_TRUE(SparseFfn(none.params, pool_).ok());
 }
 
-TEST_P(SparseFfnTest, PiecesInsideOneSectionGiveTheSame) {
-  Case c(dtype(), {.model_dim = 64, .num_neurons = 300, .num_rows = 2, .integer_limit = 2});
-  Barrier barrier(pool_.num_threads());
-  ASSERT_TRUE(SparseFfnBegin(c.params).ok());
-  pool_.Run([&](int thread) {
-    SparseFfnWork(c.params, thread);
-    barrier.Wait();
-    SparseFfnReduce(c.params, thread, pool_.num_threads());
-  });
-  c.work_hash = SparseFfnWorkHash(c.params);
-  c.ExpectEqualsReference();
+TEST_P(SparseFfnTest, TuningDoesNotChangeIntegers) {
+  for (const int64_t rows : {1, 5}) {
+    Case c(dtype(),
+           {.model_dim = Dim(150), .num_neurons = 500, .num_rows = rows, .integer_limit = 1});
+    for (const SparseFfnTuning& tuning : std::initializer_list<SparseFfnTuning>{
+             {.pass = 1, .phase = 1, .chunk = 1, .tail = 1},
+             {.pass = 2, .phase = 3, .chunk = 16, .tail = 1, .fetch = FetchInto::kNone},
+             {.pass = 4, .phase = 16, .chunk = 5, .tail = 16, .fetch = FetchInto::kL1},
+             {.pass = 4, .phase = 4, .chunk = 8, .fetch = FetchInto::kNonTemporal},
+             {.pass = 2, .phase = 8, .chunk = 8, .fetch_lines = 3},
+             {.fetch_lines = 0}}) {
+      ASSERT_TRUE(c.workspace->SetTuning(tuning).ok());
+      ASSERT_TRUE(SparseFfn(c.params, pool_).ok());
+      c.ExpectEqualsReference();
+    }
+  }
+}
+
+TEST_P(SparseFfnTest, CompletesOnceOnTheCallersThreadWithTheFinalResult) {
+  for (const double density : {0.0, 0.3}) {
+    for (const int64_t rows : {1, 3}) {
+      Case c(dtype(), {.model_dim = 64,
+                       .num_neurons = 700,
+                       .num_rows = rows,
+                       .density = density,
+                       .integer_limit = 2});
+      int calls = 0;
+      std::thread::id thread;
+      std::vector<float> partial;
+      uint64_t work_hash = 0;
+      SparseFfnCounts counts;
+      ASSERT_TRUE(SparseFfn(c.params, pool_, [&] {
+                    ++calls;
+                    thread = std::this_thread::get_id();
+                    partial = c.partial;
+                    work_hash = c.work_hash;
+                    counts = CountsOf(*c.workspace);
+                  }).ok());
+      EXPECT_EQ(calls, 1);
+      EXPECT_EQ(thread, std::this_thread::get_id());
+      EXPECT_EQ(partial, c.partial);
+      EXPECT_EQ(work_hash, c.work_hash);
+      c.ExpectEqualsReference();
+      int64_t pairs = 0;
+      for (int64_t row = 0; row < rows; ++row) {
+        for (int64_t id = 0; id < 700; ++id) pairs += c.active[row * 11 + id / 64] >> (id % 64) & 1;
+      }
+      EXPECT_EQ(counts.pairs, pairs);
+      EXPECT_LE(counts.open_pairs, pairs);
+    }
+  }
+}
+
+TEST(SparseFfnTuningTest, RefusesWhatIsNotBuilt) {
+  Case c(DType::kF16, {});
+  EXPECT_TRUE(c.workspace->SetTuning({}).ok());
+  EXPECT_FALSE(c.workspace->SetTuning({.pass = 3}).ok());
+  EXPECT_FALSE(c.workspace->SetTuning({.phase = 17}).ok());
+  EXPECT_FALSE(c.workspace->SetTuning({.chunk = 0}).ok());
+  EXPECT_FALSE(c.workspace->SetTuning({.tail = -1}).ok());
+  EXPECT_FALSE(c.workspace->SetTuning({.fetch_lines = 65}).ok());
+}
+
+TEST(ChunkPlanTest, CoversEveryPositionOnceInChunksThatShrink) {
+  for (const SparseFfnTuning& tuning : std::initializer_list<SparseFfnTuning>{
+           {}, {.chunk = 16, .tail = 1}, {.chunk = 2, .tail = 5}, {.chunk = 1, .tail = 1}}) {
+    for (const int threads : {1, 3, 15}) {
+      for (const int64_t num_ids : {0, 1, 7, 60, 331, 1321}) {
+        const ChunkPlan plan(num_ids, threads, tuning);
+        int64_t at = 0, chunk = 0;
+        for (ChunkPlan::Range range; (range = plan.At(chunk)).count > 0; ++chunk) {
+          ASSERT_EQ(range.first, at);
+          ASSERT_LE(range.count, SparseFfnTuning::kMaxChunk);
+          at += range.count;
+        }
+        EXPECT_EQ(at, num_ids);
+        EXPECT_EQ(plan.At(chunk + 1000).count, 0);
+      }
+    }
+  }
+  // 15 threads, 330 neurons: most in chunks of 8, a round of 4, a round of 2.
+  const ChunkPlan plan(330, 15, {});
+  EXPECT_EQ(plan.At(0).count, 8);
+  EXPECT_EQ(plan.At(30).count, 4);
+  EXPECT_EQ(plan.At(45).count, 2);
+  EXPECT_EQ(plan.At(59).count, 2);
+  EXPECT_EQ(plan.At(60).count, 0);
 }
 
 TEST(SparseFfnNanTest, LetsABrokenInputShow) {

@@ -198,6 +198,38 @@ TEST(ArenaLayoutTest, LayersStartOnPagesAndBundlesOnCacheLines) {
   EXPECT_EQ(geometry->arena_bytes, geometry->LayerOffset(30));
 }
 
+TEST(ArenaLayoutTest, InAModelFileLayersLieWhereItsTensorsDo) {
+  ArenaShape shape{DType::kQ8_0, 3, 576, 1536, 2};
+  shape.bundle_bytes = 2176;  // 54 blocks of 34 bytes, and 10 of padding
+  const int64_t layer = 1536 * 2176;
+  const int64_t file = 4096 + 2 * layer + 100;
+  auto geometry = ArenaGeometry::MakeInFile(shape, {4096 + layer, 4096}, file);
+  ASSERT_TRUE(geometry.ok()) << geometry.status();
+  EXPECT_EQ(geometry->bundle_bytes, 2176);
+  EXPECT_EQ(geometry->row_bytes, 612);
+  EXPECT_EQ(geometry->LayerOffset(0), 4096 + layer);
+  EXPECT_EQ(geometry->LayerOffset(1), 4096);
+  EXPECT_EQ(geometry->arena_bytes, file);
+  // Padding is part of how bundles are cut.
+  EXPECT_NE(LayoutHash(shape), LayoutHash({DType::kQ8_0, 3, 576, 1536, 2}));
+
+  const auto refused = [&](std::vector<int64_t> offsets) {
+    return absl::IsInvalidArgument(
+        ArenaGeometry::MakeInFile(shape, std::move(offsets), file).status());
+  };
+  EXPECT_TRUE(refused({4096}));
+  EXPECT_TRUE(refused({4096, 4096 + layer, 8192}));
+  EXPECT_TRUE(refused({4096, -64}));
+  EXPECT_TRUE(refused({4096, 4096 + 32}));
+  EXPECT_TRUE(refused({4096, 4096 + layer + 128}));
+  EXPECT_TRUE(refused({4096, int64_t{1} << 62}));
+  for (const int64_t bytes : {int64_t{1}, int64_t{1792}, int64_t{2180}, int64_t{-64}}) {
+    shape.bundle_bytes = bytes;
+    EXPECT_TRUE(refused({4096, 4096 + layer})) << bytes;
+    EXPECT_TRUE(absl::IsInvalidArgument(ArenaGeometry::Make(shape).status())) << bytes;
+  }
+}
+
 TEST(ArenaLayoutTest, RefusesShapesThatWrap) {
   EXPECT_FALSE(ArenaGeometry::Make({DType::kF16, 3, int64_t{1} << 62, 1, 1}).ok());
   EXPECT_FALSE(ArenaGeometry::Make({DType::kF16, 3, 64, int64_t{1} << 56, 1}).ok());

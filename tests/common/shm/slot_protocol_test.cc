@@ -60,6 +60,32 @@ INSTANTIATE_TEST_SUITE_P(AlsoWhenSequencesWrap, SlotProtocolTest,
                          testing::Values(uint64_t{1}, (uint64_t{1} << 32) - 2,
                                          std::numeric_limits<uint64_t>::max() - 1));
 
+// State, not time: how long the server would spin, by what its last wait brought.
+TEST(SpinPolicyTest, AServerThatWaitsInVainSleepsUntilAPostComes) {
+  RegionPair pair;
+  const WaitOptions options{.spin = std::chrono::microseconds(7),
+                            .device_spin = std::chrono::microseconds(900)};
+  auto client = *SlotClient::Create(*pair.gpu);
+  auto server = *SlotServer::Create(*pair.cpu, options, /*device_rings=*/true);
+  EXPECT_EQ(server->next_spin(), options.device_spin);
+  EXPECT_TRUE(absl::IsDeadlineExceeded(server->Next(In(milliseconds(-1))).status()));
+  EXPECT_EQ(server->next_spin(), std::chrono::microseconds(0));
+  ASSERT_TRUE(client->PostEndOfStep(1, 2, 3, In(milliseconds(10'000))).ok());
+  auto work = server->Next(In(milliseconds(10'000)));
+  ASSERT_TRUE(work.ok()) << work.status();
+  EXPECT_EQ(server->next_spin(), options.device_spin);
+}
+
+TEST(SpinPolicyTest, OnlyADeviceThatCannotWakeIsWaitedForLonger) {
+  RegionPair pair;
+  const WaitOptions options{.spin = std::chrono::microseconds(7),
+                            .device_spin = std::chrono::microseconds(900)};
+  EXPECT_EQ((*SlotServer::Create(*pair.cpu, options))->next_spin(), options.spin);
+  const WaitOptions patient{.spin = std::chrono::microseconds(2000),
+                            .device_spin = std::chrono::microseconds(900)};
+  EXPECT_EQ((*SlotServer::Create(*pair.cpu, patient, true))->next_spin(), patient.spin);
+}
+
 // Each side's "I sleep" is wiped out all the time, so that nobody is ever woken.
 TEST(LostWakeTest, TimedRoundsKeepTheStepsGoing) {
   RegionPair pair;

@@ -1,9 +1,12 @@
 #include "common/threading/cores.h"
 
+#include <atomic>
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
+#include <thread>
 
+#include "gmock/gmock.h"
 #include "gtest/gtest.h"
 
 namespace isotherm {
@@ -49,12 +52,60 @@ TEST_F(CgroupQuotaTest, FindsNoneWhereNoneIsSet) {
   EXPECT_EQ(CgroupQuotaCores("/nonexistent", "0::/a"), std::nullopt);
 }
 
+TEST_F(CgroupQuotaTest, ReadsTheInnermostCpuset) {
+  Write("/cpuset.cpus.effective", "0-7\n");
+  Write("/pods/cpuset.cpus.effective", "2-3\n");
+  EXPECT_THAT(CgroupCpus(root_, "0::/pods/a\n"), testing::Optional(testing::ElementsAre(2, 3)));
+  Write("/cpuset/job/cpuset.cpus", "4\n");
+  Write("/cpuset/cpuset.cpus", "0-15\n");
+  EXPECT_THAT(CgroupCpus(root_, "3:cpuset:/job\n"), testing::Optional(testing::ElementsAre(4)));
+  EXPECT_THAT(CgroupCpus(root_, "3:cpuset:/elsewhere\n"), testing::Optional(testing::SizeIs(16)));
+  EXPECT_EQ(CgroupCpus("/nonexistent", "0::/a\n3:cpuset:/a\n"), std::nullopt);
+}
+
+TEST(QuotaWarningTest, SpeaksOfAShareOfTimeOnly) {
+  EXPECT_EQ(QuotaWarning(std::nullopt, 16), "");
+  EXPECT_EQ(QuotaWarning(16.0, 16), "");
+  EXPECT_THAT(QuotaWarning(2.5, 16), testing::HasSubstr("2.5 of 16 CPUs"));
+  EXPECT_THAT(QuotaWarning(8.0, 16), testing::HasSubstr("cpuset"));
+}
+
+TEST(CoresTest, BindsEveryThreadOfTheProcess) {
+  const std::vector<int> allowed = AllowedCpus();
+  std::atomic<int> stage{0};
+  std::vector<int> seen;
+  std::thread other([&] {
+    stage = 1;
+    while (stage != 2) std::this_thread::yield();
+    seen = AllowedCpus();
+  });
+  while (stage != 1) std::this_thread::yield();
+  EXPECT_TRUE(BindProcess({allowed.front()}));
+  stage = 2;
+  other.join();
+  EXPECT_EQ(seen, std::vector<int>{allowed.front()});
+  EXPECT_EQ(AllowedCpus(), std::vector<int>{allowed.front()});
+  EXPECT_TRUE(BindProcess(allowed));
+  EXPECT_EQ(AllowedCpus(), allowed);
+}
+
 TEST(CoresTest, DefaultLeavesOneCoreFromThreeUp) {
   EXPECT_EQ(DefaultThreadCountFor(0), 1);
   EXPECT_EQ(DefaultThreadCountFor(1), 1);
   EXPECT_EQ(DefaultThreadCountFor(2), 2);
   EXPECT_EQ(DefaultThreadCountFor(3), 2);
   EXPECT_EQ(DefaultThreadCountFor(16), 15);
+}
+
+TEST(CoresTest, BindsOnlyToCpusThatExist) {
+  const std::vector<int> allowed = AllowedCpus();
+  std::thread([&] {
+    EXPECT_FALSE(BindThisThread({}));
+    EXPECT_FALSE(BindThisThread({-1, 100'000}));
+    EXPECT_EQ(AllowedCpus(), allowed);
+    EXPECT_TRUE(BindThisThread({allowed.front()}));
+    EXPECT_EQ(AllowedCpus(), std::vector<int>{allowed.front()});
+  }).join();
 }
 
 TEST(CoresTest, AllowedCoresIsWithinTheAffinityMask) {

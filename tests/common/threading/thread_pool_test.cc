@@ -90,12 +90,27 @@ TEST(ThreadPoolLifeTest, StartsAndStopsWithoutASection) {
 }
 
 TEST(ThreadPoolLifeTest, ThreadsCarryThePoolsNameCutToTheKernelsLimit) {
-  ThreadPool pool({.num_threads = 2, .pin = true, .name = "a-rather-long-name"});
+  ThreadPool pool({.num_threads = 2, .name = "a-rather-long-name"});
   std::string name(32, '\0');
   pool.Run([&](int idx) {
     if (idx == 1) pthread_getname_np(pthread_self(), name.data(), name.size());
   });
   EXPECT_EQ(name.substr(0, 15), "a-rather-long-n");
+}
+
+TEST(ThreadPoolLifeTest, BindsThreadsToTheirCpusAndTheCallerWhenAsked) {
+  const std::vector<int> allowed = AllowedCpus();
+  ThreadPool pool({.num_threads = 3, .cpus = {allowed.back(), allowed.front()}});
+  std::vector<std::vector<int>> masks(3);
+  std::thread caller([&] {
+    EXPECT_TRUE(pool.BindCaller());
+    pool.Run([&](int idx) { masks[static_cast<size_t>(idx)] = AllowedCpus(); });
+  });
+  caller.join();
+  EXPECT_THAT(masks[0], testing::ElementsAre(allowed.back()));
+  EXPECT_THAT(masks[1], testing::ElementsAre(allowed.front()));
+  EXPECT_THAT(masks[2], testing::ElementsAre(allowed.back()));
+  EXPECT_EQ(AllowedCpus(), allowed) << "this thread did not call BindCaller";
 }
 
 TEST(ThreadPoolLifeTest, ZeroThreadsMeansTheDefaultCount) {

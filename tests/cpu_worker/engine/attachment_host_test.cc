@@ -91,6 +91,19 @@ TEST_F(AttachmentHostTest, AGpuWorkerReadsTheArenaAndGetsItsColdLayers) {
   EXPECT_TRUE(host_->attached());
 }
 
+TEST_F(AttachmentHostTest, StaysAwakeLongerForADeviceThatRingsByItself) {
+  const std::chrono::nanoseconds usual = engine_->spin();
+  auto offer = host_->Open("gpu", shm::LayoutHash(ToySource().shape), 4, /*device_rings=*/true);
+  ASSERT_TRUE(offer.ok()) << offer.status();
+  auto attachment = shm::GpuAttachment::Open(*offer, {.shape = ToySource().shape});
+  ASSERT_TRUE(attachment.ok()) << attachment.status();
+  EXPECT_TRUE(OneLayer(**attachment, 1).ok());
+  EXPECT_EQ(engine_->spin(), shm::WaitOptions().device_spin);
+  attachment->reset();
+  ASSERT_TRUE(AttachedBecomes(false));
+  EXPECT_EQ(engine_->spin(), usual);
+}
+
 TEST_F(AttachmentHostTest, AnotherGpuWorkerHasToWait) {
   auto first = Attach("first");
   ASSERT_TRUE(first.ok()) << first.status();

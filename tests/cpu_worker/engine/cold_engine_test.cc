@@ -70,11 +70,44 @@ TEST_P(ColdEngineTest, EqualsTheFormulaForEveryEpochCutAndBatch) {
         for (size_t i = 0; i < partial_.size(); ++i) {
           ASSERT_EQ(static_cast<double>(partial_[i]), want.partial[i]) << i;
         }
-        if (cut == 0) {
-          EXPECT_EQ(got.neurons, 0);
+        int64_t pairs = 0;
+        for (int64_t row = 0; row < rows; ++row) {
+          for (int64_t id = 0; id < cut; ++id) {
+            const auto word = static_cast<size_t>(id / 64);
+            pairs += static_cast<int64_t>((post.active[static_cast<size_t>(row) * 2 + word] &
+                                           table->cold[static_cast<size_t>(header.layer)][word]) >>
+                                              (id % 64) &
+                                          1);
+          }
         }
+        EXPECT_EQ(got.neurons, pairs);
       }
     }
+  }
+}
+
+TEST_P(ColdEngineTest, HandsTheOutcomeOverOnceAndBeforeItReturnsIt) {
+  const ToyPost post(2, 9);
+  for (const shm::ColdLayerHeader& header : {Header(1, 0, 2), Header(9, 0, 2)}) {
+    std::vector<shm::ColdLayerOutcome> handed;
+    std::vector<float> then;
+    partial_.assign(2 * 32, 0.0f);
+    const shm::ColdLayerOutcome returned =
+        engine_->Compute({.header = header,
+                          .nonce = kNonce,
+                          .z = post.z.data(),
+                          .active = post.active.data(),
+                          .row_keys = post.row_keys.data(),
+                          .partial = partial_.data()},
+                         [&](const shm::ColdLayerOutcome& outcome) {
+                           handed.push_back(outcome);
+                           then = partial_;
+                         });
+    ASSERT_EQ(handed.size(), 1u);
+    EXPECT_EQ(handed[0].status, returned.status);
+    EXPECT_EQ(handed[0].work_hash, returned.work_hash);
+    EXPECT_EQ(handed[0].neurons, returned.neurons);
+    EXPECT_EQ(then, partial_);
   }
 }
 
@@ -153,6 +186,41 @@ TEST_P(ColdEngineTest, CountsWhatItComputed) {
     EXPECT_TRUE(cold || count == 0) << n;
   }
   EXPECT_GT(fired, 0u);
+}
+
+TEST_P(ColdEngineTest, ComputesNeuronsByTheModelsRule) {
+  BundleSource twice = ToySource(), biased = ToySource(/*rows=*/2);
+  twice.rule.activate_up = true;
+  for (int64_t layer = 0; layer < 3; ++layer) {
+    std::vector<float> bias;
+    for (int64_t n = 0; n < 100; ++n) bias.push_back(static_cast<float>((n + layer) % 7) - 3);
+    biased.rule.up_bias.push_back(bias);
+  }
+  for (const BundleSource& source : {twice, biased}) {
+    const auto arena = *Arena::Load(source, {});
+    const auto engine =
+        *ColdEngine::Create(*arena, epochs_, ledger_, events_,
+                            {.num_threads = GetParam(), .max_rows = 8, .rule = source.rule});
+    for (int32_t layer = 0; layer < 3; ++layer) {
+      const ToyPost post(3, static_cast<uint32_t>(layer));
+      const shm::ColdLayerHeader header = Header(1, layer, 3);
+      const auto table = epochs_.Find(1);
+      const auto want = ToyReference(arena->layer(layer), header, kNonce, post,
+                                     table->cold[static_cast<size_t>(layer)].data(), source);
+      std::vector<float> partial(3 * 32, NAN);
+      const shm::ColdLayerOutcome got = engine->Compute({.header = header,
+                                                         .nonce = kNonce,
+                                                         .z = post.z.data(),
+                                                         .active = post.active.data(),
+                                                         .row_keys = post.row_keys.data(),
+                                                         .partial = partial.data()});
+      ASSERT_EQ(got.status, shm::ColdLayerStatus::kDone);
+      EXPECT_EQ(got.work_hash, want.work_hash);
+      for (size_t i = 0; i < partial.size(); ++i) {
+        ASSERT_EQ(static_cast<double>(partial[i]), want.partial[i]) << i;
+      }
+    }
+  }
 }
 
 INSTANTIATE_TEST_SUITE_P(Threads, ColdEngineTest, testing::Values(1, 2, 4));

@@ -19,6 +19,47 @@ namespace {
 using ::testing::ElementsAre;
 using ::testing::IsEmpty;
 
+TEST(GgufWriterTest, ReservedFileIsWrittenInAnyOrder) {
+  const TempFolder folder;
+  const auto write = [&](const std::string& name, bool reserve) {
+    auto writer = GgufWriter::Create(folder.File(name), /*powerinfer=*/false, 64).value();
+    writer->AddUint32("general.alignment", 64);
+    ASSERT_TRUE(writer->DeclareTensor("t", DType::kF32, std::array<int64_t, 2>{3, 2}).ok());
+    ASSERT_TRUE(writer->DeclareTensor("u", DType::kQ8_0, std::array<int64_t, 1>{32}).ok());
+    const std::string bytes = std::string(24, 'a') + std::string(34, 'b');
+    const auto piece = [&](size_t at, size_t count) {
+      return std::as_bytes(std::span(bytes.data() + at, count));
+    };
+    if (reserve) {
+      ASSERT_TRUE(writer->Reserve().ok());
+      EXPECT_EQ(writer->TensorOffset(1), writer->TensorOffset(0) + 64);
+      EXPECT_EQ(writer->file_bytes(), writer->TensorOffset(1) + 64);
+      ASSERT_TRUE(writer->WriteAt(1, 10, piece(34, 24)).ok());
+      ASSERT_TRUE(writer->WriteAt(0, 0, piece(0, 24)).ok());
+      ASSERT_TRUE(writer->WriteAt(1, 0, piece(24, 10)).ok());
+    } else {
+      ASSERT_TRUE(writer->Write(piece(0, bytes.size())).ok());
+    }
+    ASSERT_TRUE(writer->Finish().ok());
+  };
+  write("in_order.gguf", false);
+  write("reserved.gguf", true);
+  EXPECT_EQ(folder.Content("reserved.gguf"), folder.Content("in_order.gguf"));
+}
+
+TEST(GgufWriterTest, ReservingMoreThanIsFreeSaysBothNumbers) {
+  const TempFolder folder;
+  auto writer = GgufWriter::Create(folder.File("a.gguf"), /*powerinfer=*/false).value();
+  constexpr int64_t kPetabyte = int64_t{1} << 50;
+  ASSERT_TRUE(writer->DeclareTensor("t", DType::kF16, std::array<int64_t, 1>{kPetabyte / 2}).ok());
+  const absl::Status status = writer->Reserve();
+  EXPECT_EQ(ExitCodeOf(status), ExitCode::kShortage);
+  EXPECT_THAT(std::string(status.message()),
+              testing::ContainsRegex("needs [0-9]+ bytes, its file system has [0-9]+ free"));
+  writer.reset();
+  EXPECT_THAT(folder.Names(), IsEmpty());
+}
+
 TEST(GgufWriterTest, WritesWhatTheReaderReads) {
   const TempFolder folder;
   for (const uint32_t alignment : {32u, 4096u}) {

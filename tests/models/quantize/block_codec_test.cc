@@ -7,6 +7,8 @@
 #include <vector>
 
 #include "gtest/gtest.h"
+#include "tests/models/random_blocks.h"
+#include "tests/reference/dequantize.h"
 
 namespace isotherm {
 namespace {
@@ -40,6 +42,68 @@ TEST(BlockCodecTest, RoundTripStaysWithinHalfAStep) {
       }
     }
   }
+}
+
+constexpr DType kBlockTypes[] = {DType::kQ8_0, DType::kQ4_0, DType::kQ4_1, DType::kQ5_0,
+                                 DType::kQ5_1, DType::kQ4_K, DType::kQ5_K, DType::kQ6_K};
+
+TEST(BlockCodecTest, DecodesRandomBlocksAsTheFormatSays) {
+  for (const DType dtype : kBlockTypes) {
+    constexpr int kBlocks = 200;
+    const std::vector<std::byte> row = RandomBlocks(dtype, kBlocks, 11);
+    ASSERT_TRUE(AllFinite(dtype, row.data(), kBlocks * Info(dtype).block_elements));
+    std::vector<float> out(static_cast<size_t>(kBlocks * Info(dtype).block_elements));
+    ASSERT_TRUE(DecodeRow(dtype, row.data(), out).ok());
+    for (size_t i = 0; i < out.size(); ++i) {
+      const double want = reference::Element(dtype, row.data(), static_cast<int64_t>(i));
+      // The product of scale, part's scale and level rounds twice, as does the difference to a
+      // minimum, which is at most 2 * 63.
+      EXPECT_NEAR(out[i], want, std::ldexp(std::abs(want) + 126.0, -22)) << Name(dtype) << " " << i;
+    }
+  }
+}
+
+TEST(BlockCodecTest, EveryByteOfABlockCounts) {
+  for (const DType dtype : kBlockTypes) {
+    std::vector<std::byte> block = RandomBlocks(dtype, 1, 5);
+    const auto elements = static_cast<size_t>(Info(dtype).block_elements);
+    std::vector<float> before(elements), after(elements);
+    ASSERT_TRUE(DecodeRow(dtype, block.data(), before).ok());
+    for (std::byte& byte : block) {
+      byte ^= std::byte{0x11};
+      ASSERT_TRUE(DecodeRow(dtype, block.data(), after).ok());
+      EXPECT_NE(after, before) << Name(dtype) << " byte " << &byte - block.data();
+      byte ^= std::byte{0x11};
+    }
+  }
+}
+
+TEST(BlockCodecTest, FindsTheScaleOrMinimumThatIsNotFinite) {
+  for (const DType dtype : kBlockTypes) {
+    const int64_t bytes = Info(dtype).block_bytes, columns = 3 * Info(dtype).block_elements;
+    const bool min = dtype == DType::kQ4_1 || dtype == DType::kQ5_1 || dtype == DType::kQ4_K ||
+                     dtype == DType::kQ5_K;
+    for (int block = 0; block < 3; ++block) {
+      for (const bool at_min : {false, true}) {
+        if (at_min && !min) continue;
+        std::vector<std::byte> row = RandomBlocks(dtype, 3, 8);
+        ASSERT_TRUE(AllFinite(dtype, row.data(), columns));
+        std::byte* const at =
+            row.data() + block * bytes + (dtype == DType::kQ6_K ? 208 : 0) + (at_min ? 2 : 0);
+        at[1] |= std::byte{0x7c};
+        EXPECT_FALSE(AllFinite(dtype, row.data(), columns)) << Name(dtype) << " " << block;
+      }
+    }
+  }
+}
+
+TEST(BlockCodecTest, SaysForWhichTypesThereIsNoEncoder) {
+  const std::vector<float> in(256, 1.0f);
+  std::vector<std::byte> row(2048);
+  for (const DType dtype : kBlockTypes) {
+    EXPECT_EQ(EncodeRow(dtype, in, row.data()).ok(), CanEncode(dtype)) << Name(dtype);
+  }
+  EXPECT_FALSE(CanEncode(DType::kQ5_0) || CanEncode(DType::kQ4_K) || CanEncode(DType::kQ6_K));
 }
 
 TEST(BlockCodecTest, ZeroBlocksStayZero) {
@@ -144,6 +208,8 @@ TEST(BlockCodecTest, RefusesPartialBlocks) {
   std::vector<std::byte> row(34);
   EXPECT_FALSE(DecodeRow(DType::kQ8_0, row.data(), out).ok());
   EXPECT_FALSE(EncodeRow(DType::kQ8_0, out, row.data()).ok());
+  std::vector<float> half_a_super_block(128);
+  EXPECT_FALSE(DecodeRow(DType::kQ4_K, row.data(), half_a_super_block).ok());
 }
 
 }  // namespace

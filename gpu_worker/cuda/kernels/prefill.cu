@@ -1,0 +1,374 @@
+#include "gpu_worker/cuda/kernels/prefill.h"
+
+#include <type_traits>
+
+#include "gpu_worker/cuda/kernels/product.cuh"
+
+namespace isotherm::gpu {
+namespace {
+
+constexpr int kThreads = 256;
+
+int Blocks(int64_t count) { return static_cast<int>((count + kThreads - 1) / kThreads); }
+
+__global__ void __launch_bounds__(kThreads) NormRowsKernel(NormRowsArgs args) {
+  __shared__ float scratch[32];
+  const float* const x = args.x + blockIdx.x * args.stride;
+  uint16_t* const out = args.out + int64_t{blockIdx.x} * args.columns;
+  const RowNorm norm = MeasureRow(args.norm, x, args.columns, scratch);
+  for (int c = threadIdx.x; c < args.columns; c += kThreads)
+    out[c] = Bits16(Normed(args.norm, x[c], c, norm.scale, norm.shift), args.norm.bf16);
+}
+
+__global__ void __launch_bounds__(kThreads) SplitRowsKernel(SplitRowsArgs args) {
+  const int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x;
+  if (i >= args.count) return;
+  const float x = args.x[i];
+  const uint16_t high = Bits16(x, args.bf16);
+  args.high[i] = high;
+  args.low[i] = Bits16((x - From16(high, args.bf16)) * kLowScale, args.bf16);
+}
+
+template <class Format>
+__global__ void __launch_bounds__(kThreads) Decode16Kernel(Decode16Args args) {
+  const DeviceMatrix& w = args.w;
+  const int64_t row = args.first_row + blockIdx.x;
+  const int columns = static_cast<int>(args.columns), padded = static_cast<int>(w.padded_columns);
+  const auto* const data = reinterpret_cast<const uint4*>(static_cast<const unsigned char*>(w.data) +
+                                                          row * Format::RowBytes(padded));
+  uint16_t* const out = args.out + int64_t{blockIdx.x} * columns;
+  for (int c = threadIdx.x; c * Format::kElems < columns; c += kThreads) {
+    float values[Format::kElems];
+    Format::Decode(__ldg(data + c), values);
+    float scale = 1;
+    if constexpr (Format::kScaled) {
+      scale = __half2float(
+          __ushort_as_half(w.scales[row * (padded / 32) + c * Format::kElems / 32]));
+    }
+#pragma unroll
+    for (int i = 0; i < Format::kElems; ++i) {
+      const int column = c * Format::kElems + i;
+      if (column >= columns) continue;
+      const float value = scale * values[i];
+      out[column] = Bits16(value, args.bf16);
+      if (args.low != nullptr) {
+        args.low[int64_t{blockIdx.x} * columns + column] =
+            Bits16((value - From16(out[column], args.bf16)) * kLowScale, args.bf16);
+      }
+    }
+  }
+}
+
+// A block takes a row, a thread a pair of elements that are rotated together, or two neighbours.
+__global__ void __launch_bounds__(kThreads) FinishQkvKernel(FinishQkvArgs args) {
+  const AttentionShape& shape = args.shape;
+  const int half = shape.head_dim / 2;
+  const int heads = shape.num_q_heads + 2 * shape.num_kv_heads;
+  const int row = args.first_row + blockIdx.x;
+  const float* const qkv = args.qkv + int64_t{blockIdx.x} * heads * shape.head_dim;
+  const StepRow& where = args.step.rows[row];
+  const int page = args.step.page_tables[int64_t{where.table} * args.step.header->max_pages +
+                                         where.position / 16];
+  for (int task = threadIdx.x; task < heads * half; task += kThreads) {
+    const int head = task / half, i = task % half;
+    const bool rotary = head < shape.num_q_heads + shape.num_kv_heads && i < shape.rope_half;
+    const bool neox = rotary && shape.rope_neox;
+    const int i0 = neox ? i : 2 * i, i1 = neox ? i + shape.rope_half : 2 * i + 1;
+    float a = qkv[head * shape.head_dim + i0], b = qkv[head * shape.head_dim + i1];
+    if (args.bias != nullptr) {
+      a += args.bias[head * shape.head_dim + i0];
+      b += args.bias[head * shape.head_dim + i1];
+    }
+    if (rotary) {
+      const float cos = args.rope_cos[int64_t{row} * shape.rope_half + i];
+      const float sin = args.rope_sin[int64_t{row} * shape.rope_half + i];
+      const float rotated = a * cos - b * sin;
+      b = a * sin + b * cos;
+      a = rotated;
+    }
+    if (head < shape.num_q_heads) {
+      float* const q =
+          args.q + (int64_t{blockIdx.x} * shape.num_q_heads + head) * shape.head_dim;
+      q[i0] = a;
+      q[i1] = b;
+      continue;
+    }
+    const bool is_key = head < shape.num_q_heads + shape.num_kv_heads;
+    const int kv_head = head - shape.num_q_heads - (is_key ? 0 : shape.num_kv_heads);
+    uint16_t* const to =
+        (is_key ? args.kv.keys : args.kv.values) +
+        ((int64_t{page} * shape.num_kv_heads + kv_head) * 16 + where.position % 16) *
+            shape.head_dim;
+    to[i0] = Bits16(a, shape.bf16);
+    to[i1] = Bits16(b, shape.bf16);
+  }
+}
+
+__global__ void __launch_bounds__(kThreads) AddBiasKernel(float* x, const float* bias, int columns) {
+  float* const row = x + int64_t{blockIdx.x} * columns;
+  for (int c = threadIdx.x; c < columns; c += kThreads) row[c] += bias[c];
+}
+
+// A warp takes a bundle's row at a time.
+template <class Format>
+__global__ void __launch_bounds__(kThreads) GatherBundlesKernel(GatherBundlesArgs args) {
+  const DeviceBundles& bundles = args.bundles;
+  const int lane = threadIdx.x % kWarp;
+  const int warps = static_cast<int>(gridDim.x) * (kThreads / kWarp);
+  const unsigned char* const source =
+      args.streamed ? args.step.header->arena[args.layer] : args.pool;
+  const int dim = static_cast<int>(bundles.model_dim);
+  for (int task = blockIdx.x * (kThreads / kWarp) + threadIdx.x / kWarp;
+       task < args.count * bundles.rows; task += warps) {
+    const int neuron = task / bundles.rows, which = task % bundles.rows;
+    const unsigned char* const row = source + args.list[neuron] * bundles.bundle_bytes +
+                                     which * bundles.row_bytes;
+    uint16_t* const out = args.out + (int64_t{neuron} * bundles.rows + which) * dim;
+    constexpr bool kCopy = std::is_same_v<Format, F16Format> || std::is_same_v<Format, Bf16Format>;
+    constexpr int kUnroll = 8;
+    for (int c0 = lane * 8; c0 < dim; c0 += kWarp * 8 * kUnroll) {
+      typename Format::Raw8 raw[kUnroll];
+#pragma unroll
+      for (int u = 0; u < kUnroll; ++u) {
+        const int c = c0 + u * kWarp * 8;
+        if (c < dim) raw[u] = Format::Load8(row, c);
+      }
+#pragma unroll
+      for (int u = 0; u < kUnroll; ++u) {
+        const int c = c0 + u * kWarp * 8;
+        if (c >= dim) break;
+        if constexpr (kCopy) {
+          *reinterpret_cast<uint4*>(out + c) = raw[u];
+        } else {
+          float w[8];
+          Format::Decode8(raw[u], c, w);
+          uint16_t packed[8];
+#pragma unroll
+          for (int i = 0; i < 8; ++i) packed[i] = Bits16(w[i], args.bf16);
+          *reinterpret_cast<uint4*>(out + c) = *reinterpret_cast<const uint4*>(packed);
+        }
+      }
+    }
+  }
+}
+
+__device__ inline float Act(float v, Activation activation) {
+  switch (activation) {
+    case Activation::kRelu:
+      return v < 0 ? 0.0f : v;
+    case Activation::kSilu:
+      return v / (1.0f + expf(-v));
+    default:
+      return 0.5f * v * (1.0f + erff(v * 0.70710678118654752f));
+  }
+}
+
+// A block takes kThreads neurons of some rows, a thread one neuron.
+constexpr int kRowsOfBlock = 8;
+
+__global__ void __launch_bounds__(kThreads) NeuronValuesKernel(NeuronValuesArgs args) {
+  __shared__ unsigned long long scratch[32];
+  const int i = blockIdx.x * kThreads + threadIdx.x;
+  const bool live = i < args.count;
+  const int id = live ? args.ids[i] : 0;
+  const int words = (args.num_neurons + 63) / 64;
+  const uint64_t seed = HashLayerSeed(static_cast<uint64_t>(args.step.header->epoch),
+                                      static_cast<uint64_t>(args.layer));
+  const uint64_t mix = HashNeuron(seed, static_cast<uint64_t>(id));
+  const float bias = args.up_bias != nullptr && live ? args.up_bias[id] : 0.0f;
+  uint32_t fires = 0;
+  unsigned long long keys = 0;
+  const int first = blockIdx.y * kRowsOfBlock;
+  const int last = min(args.num_rows, first + kRowsOfBlock);
+  for (int r = first; r < last && live; ++r) {
+    const int row = args.first_row + r;
+    const int64_t at = int64_t{r} * args.stride + i;
+    float value = 0;
+    if ((args.active[int64_t{row} * words + id / 64] >> (id % 64) & 1) != 0) {
+      value = Act(args.gate[at] + bias, args.activation);
+      keys += args.step.rows[row].key;
+      fires += value != 0 ? 1 : 0;
+      if (args.up != nullptr && value != 0)
+        value *= args.activate_up ? Act(args.up[at], args.activation) : args.up[at];
+    }
+    args.values[at] = Bits16(value, args.bf16);
+  }
+  if (fires != 0) atomicAdd(args.fired + id, fires);
+  const unsigned long long hash = BlockSum(keys * mix, scratch);
+  const unsigned long long open =
+      BlockSum(static_cast<unsigned long long>(fires), scratch);
+  if (threadIdx.x == 0 && hash != 0) {
+    StepState& state = *args.step.state;
+    atomicAdd(reinterpret_cast<unsigned long long*>(&state.work_hash), hash);
+    atomicAdd(reinterpret_cast<unsigned long long*>(&state.open_neurons), open);
+  }
+}
+
+// A warp makes 32 bits of one row; two neighbours a word.
+__global__ void __launch_bounds__(kThreads) ActivateRowsKernel(ActivateRowsArgs args) {
+  const StepHeader& header = *args.step.header;
+  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
+  const int row = args.first_row + blockIdx.y;
+  const int words = (args.num_neurons + 63) / 64;
+  const int half = blockIdx.x * (kThreads / kWarp) + warp;
+  const StepRow& what = args.step.rows[row];
+  const bool all = args.scores == nullptr || what.exact != 0 ||
+                   (args.step.layers[args.layer].flags & kLayerExact) != 0;
+  const int neuron = half * kWarp + lane;
+  bool on = false;
+  if (neuron < args.num_neurons) {
+    // A NaN score computes its neuron rather than losing it.
+    on = all || !(args.scores[int64_t{blockIdx.y} * args.num_neurons + neuron] < args.threshold);
+    if (on && !all) atomicAdd(args.predicted + neuron, 1u);
+  }
+  const uint32_t bits = __ballot_sync(0xffffffffu, on);
+  const uint64_t seed = HashLayerSeed(static_cast<uint64_t>(header.epoch),
+                                      static_cast<uint64_t>(args.layer));
+  __shared__ unsigned long long scratch[32];
+  const unsigned long long owed =
+      BlockSum(on ? static_cast<unsigned long long>(
+                        what.key * HashNeuron(seed, static_cast<uint64_t>(neuron)))
+                  : 0ull,
+               scratch);
+  if (half < 2 * words && lane == 0)
+    reinterpret_cast<uint32_t*>(args.active + int64_t{row} * words)[half] = bits;
+  unsigned long long active = 0, hot = 0;
+  if (half < 2 * words && lane == 0) {
+    active = static_cast<unsigned long long>(__popc(bits));
+    hot = static_cast<unsigned long long>(
+        __popc(bits & reinterpret_cast<const uint32_t*>(header.tables[args.layer].hot)[half]));
+  }
+  active = BlockSum(active, scratch);
+  hot = BlockSum(hot, scratch);
+  if (threadIdx.x == 0 && active != 0) {
+    StepState& state = *args.step.state;
+    atomicAdd(reinterpret_cast<unsigned long long*>(&state.owed_hash), owed);
+    atomicAdd(reinterpret_cast<unsigned long long*>(&state.active_neurons), active);
+    atomicAdd(reinterpret_cast<unsigned long long*>(&state.hot_neurons), hot);
+  }
+}
+
+// One block, kListThreads neurons at a time.
+constexpr int kListThreads = 1024;
+
+__device__ int Append(bool stays, int* scratch, int* total) {
+  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
+  const uint32_t ballot = __ballot_sync(0xffffffffu, stays);
+  if (lane == 0) scratch[warp] = __popc(ballot);
+  __syncthreads();
+  int before = *total, all = 0;
+  for (int w = 0; w < kListThreads / kWarp; ++w) {
+    before += w < warp ? scratch[w] : 0;
+    all += scratch[w];
+  }
+  __syncthreads();
+  *total += all;
+  return before + __popc(ballot & ((1u << lane) - 1));
+}
+
+__global__ void __launch_bounds__(kListThreads) ListNeuronsKernel(ListNeuronsArgs args) {
+  __shared__ int scratch[kListThreads / kWarp];
+  const StepHeader& header = *args.step.header;
+  const LayerStep& layer = args.step.layers[args.layer];
+  const LayerTable& table = header.tables[args.layer];
+  const int words = (args.num_neurons + 63) / 64;
+  const bool to_cpu = header.ring.base != nullptr && (layer.flags & kLayerGpuOnly) == 0;
+  const int cut = to_cpu ? layer.cut : 0;
+  extern __shared__ unsigned long long together[];  // [words]
+  for (int w = threadIdx.x; w < words; w += kListThreads) {
+    unsigned long long bits = args.only_active ? 0ull : ~0ull;
+    if (args.only_active) {
+#pragma unroll 8
+      for (int r = 0; r < args.num_rows; ++r) bits |= args.active[int64_t{r} * words + w];
+    }
+    together[w] = bits;
+  }
+  __syncthreads();
+  const auto wanted = [&](int id) { return (together[id / 64] >> (id % 64) & 1) != 0; };
+  int hot = 0, cold = 0;
+  for (int base = 0; base < table.num_hot; base += kListThreads) {
+    const int at = base + static_cast<int>(threadIdx.x);
+    const bool stays = at < table.num_hot && wanted(table.hot_ids[at]);
+    const int to = Append(stays, scratch, &hot);
+    if (stays) {
+      args.hot_ids[to] = table.hot_ids[at];
+      args.hot_slots[to] = table.hot_slots[at];
+    }
+  }
+  for (int base = cut / kListThreads * kListThreads; base < args.num_neurons;
+       base += kListThreads) {
+    const int id = base + static_cast<int>(threadIdx.x);
+    const bool stays = id >= cut && id < args.num_neurons &&
+                       (table.cold[id / 64] >> (id % 64) & 1) != 0 && wanted(id);
+    const int to = Append(stays, scratch, &cold);
+    if (stays) args.cold_ids[to] = id;
+  }
+  if (threadIdx.x == 0) {
+    args.counts[0] = hot;
+    args.counts[1] = cold;
+  }
+}
+
+__global__ void __launch_bounds__(kThreads) ReluKernel(float* x, int64_t count) {
+  const int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x;
+  if (i < count && x[i] < 0) x[i] = 0;  // a NaN stays
+}
+
+}  // namespace
+
+void LaunchNormRows(const NormRowsArgs& args, cudaStream_t stream) {
+  if (args.num_rows > 0) NormRowsKernel<<<args.num_rows, kThreads, 0, stream>>>(args);
+}
+
+void LaunchSplitRows(const SplitRowsArgs& args, cudaStream_t stream) {
+  if (args.count > 0) SplitRowsKernel<<<Blocks(args.count), kThreads, 0, stream>>>(args);
+}
+
+void LaunchDecode16(const Decode16Args& args, cudaStream_t stream) {
+  ForFormat(args.w.dtype, [&](auto format) {
+    Decode16Kernel<decltype(format)>
+        <<<static_cast<unsigned>(args.num_rows), kThreads, 0, stream>>>(args);
+  });
+}
+
+void LaunchFinishQkv(const FinishQkvArgs& args, cudaStream_t stream) {
+  FinishQkvKernel<<<args.num_rows, kThreads, 0, stream>>>(args);
+}
+
+void LaunchAddBias(float* x, const float* bias, int32_t num_rows, int32_t columns,
+                   cudaStream_t stream) {
+  AddBiasKernel<<<num_rows, kThreads, 0, stream>>>(x, bias, columns);
+}
+
+void LaunchGatherBundles(const GatherBundlesArgs& args, cudaStream_t stream) {
+  if (args.count == 0) return;
+  ForFormat(args.bundles.dtype, [&](auto format) {
+    GatherBundlesKernel<decltype(format)><<<args.blocks, kThreads, 0, stream>>>(args);
+  });
+}
+
+void LaunchNeuronValues(const NeuronValuesArgs& args, cudaStream_t stream) {
+  const dim3 grid(static_cast<unsigned>(Blocks(args.count)),
+                  static_cast<unsigned>((args.num_rows + kRowsOfBlock - 1) / kRowsOfBlock));
+  NeuronValuesKernel<<<grid, kThreads, 0, stream>>>(args);
+}
+
+void LaunchActivateRows(const ActivateRowsArgs& args, cudaStream_t stream) {
+  const int halves = 2 * ((args.num_neurons + 63) / 64);
+  constexpr int kHalves = kThreads / kWarp;
+  const dim3 grid(static_cast<unsigned>((halves + kHalves - 1) / kHalves),
+                  static_cast<unsigned>(args.num_rows));
+  ActivateRowsKernel<<<grid, kThreads, 0, stream>>>(args);
+}
+
+void LaunchListNeurons(const ListNeuronsArgs& args, cudaStream_t stream) {
+  const int shared = (args.num_neurons + 63) / 64 * 8;
+  AllowShared(ListNeuronsKernel, shared);
+  ListNeuronsKernel<<<1, kListThreads, shared, stream>>>(args);
+}
+
+void LaunchRelu(float* x, int64_t count, cudaStream_t stream) {
+  ReluKernel<<<Blocks(count), kThreads, 0, stream>>>(x, count);
+}
+
+}  // namespace isotherm::gpu
