@@ -57,6 +57,9 @@ int main(int argc, char** argv) {
   app.add_option("--move-rate", move_rate,
                  "bytes a second that a migration copies while steps run; 0: no limit")
       ->capture_default_str();
+  app.add_flag("--poison-freed", options.poison_freed,
+               "cpu device: overwrites neurons that are freed, so that a late reader shows")
+      ->group("");  // for tests
   app.add_option("--activation", activation, "relu, silu or gelu, instead of the file's");
   CLI::Option* threshold_option =
       app.add_option("--sparse-threshold", threshold, "predictor threshold, instead of the file's");

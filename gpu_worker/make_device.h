@@ -22,6 +22,7 @@ struct DeviceChoice {
   int64_t vram_budget = -1;
   bool stored_predictor = false;
   double streamed_share = -1;
+  bool poison_freed = false;  // cpu; see HostDeviceOptions
 };
 
 // The backend that was asked for; auto: a GPU where this build and the machine have one.

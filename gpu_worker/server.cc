@@ -138,7 +138,8 @@ absl::Status RunGpuWorker(const GpuWorkerOptions& options, ShutdownSignal& shutd
                   .context = kv.context,
                   .vram_budget = options.vram_budget,
                   .stored_predictor = options.stored_predictor,
-                  .streamed_share = options.streamed_share},
+                  .streamed_share = options.streamed_share,
+                  .poison_freed = options.poison_freed},
                  [&](double share) {
                    service.SetProgress(share);
                    AnnounceProgress(share);

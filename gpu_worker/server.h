@@ -25,6 +25,7 @@ struct GpuWorkerOptions {
   int64_t kv_bytes = int64_t{1} << 30;
   int32_t max_rows = 256;                // of a step
   int64_t vram_budget = -1;              // see DeviceChoice
+  bool poison_freed = false;             // tests: freed neurons are overwritten
   int64_t move_rate = int64_t{1} << 30;  // bytes a second that a migration copies under load
   bool stored_predictor = false;
   double streamed_share = -1;  // of cold neurons, read by the GPU over PCIe; -1: adapted

@@ -230,6 +230,7 @@ DenseSection::Output DenseSection::ActivateWords(const Input& input, Slice words
     out.active_together += std::popcount(together);
     out.hot_together += std::popcount(together & input.hot[w]);
   }
+  if (input.hash.row_keys == nullptr) return out;
   out.owed_hash =
       OwedHash(input.hash, buffers_.active.data(), rows, config_.ffn_dim, nullptr, first, last);
   return out;

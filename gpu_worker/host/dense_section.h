@@ -34,7 +34,7 @@ class DenseSection {
     KvLayerView kv;
     std::span<const DeviceRow> rows;
     bool exact = false;             // every neuron of every row is active
-    NeuronHash hash;                // of the layer
+    NeuronHash hash;                // of the layer; without row keys nothing is hashed
     const uint64_t* hot = nullptr;  // [words]
     uint32_t* predicted = nullptr;  // [ffn_dim]: firings of rows that are not exact are added
   };

@@ -1,5 +1,8 @@
 #include "gpu_worker/host/host_device.h"
 
+#include <sys/mman.h>
+#include <unistd.h>
+
 #include <algorithm>
 #include <cstring>
 #include <utility>
@@ -119,6 +122,11 @@ HostDevice::HostDevice(const ModelFile& model, HostWeights weights,
       policies_(static_cast<size_t>(config_.num_layers)),
       counters_(config_.num_layers, config_.ffn_dim, /*predicted=*/true) {
   for (int32_t r = 0; r < options_.max_rows; ++r) row_keys_.push_back(r);
+  if (options_.poison_freed) {
+    hot_pool_.SetOnFreed([this](int32_t slot) {
+      std::memset(HotSlot(slot), 0xff, static_cast<size_t>(layout_.bundle_bytes));
+    });
+  }
   if (config_.learned_positions) position_row_.resize(static_cast<size_t>(config_.model_dim));
 }
 
@@ -131,21 +139,19 @@ DeviceInfo HostDevice::Describe() const {
       .hot_free_bytes = std::max<int64_t>(0, hot_pool_.capacity_bytes() - hot_pool_.used_bytes()),
       .hot_spare_bytes = hot_pool_.spare_bytes(),
       .kv_pages = options_.kv_pages,
-      .max_rows = options_.max_rows};
+      .max_rows = options_.max_rows,
+      .memory = {.kv = static_cast<int64_t>(kv_.size()), .hot_pool = hot_pool_.extent_bytes()}};
 }
 
 absl::Status HostDevice::Prepare(const PlacementPlan& plan, const NeuronStore* source,
                                  const std::function<void(int64_t, int64_t)>& progress) {
   const auto bytes = static_cast<size_t>(layout_.bundle_bytes);
-  const auto storage = [this](int32_t slot) {
-    return hot_storage_.data() + slot * layout_.bundle_bytes;
-  };
   if (source != nullptr) {
     return hot_pool_.Prepare(
         plan,
         [&](int64_t layer, int64_t neuron, int32_t slot) {
           const BundleView bundles = source->Layer(layer);
-          std::memcpy(storage(slot), bundles.data + neuron * bundles.bundle_bytes, bytes);
+          std::memcpy(HotSlot(slot), bundles.data + neuron * bundles.bundle_bytes, bytes);
           return absl::OkStatus();
         },
         progress);
@@ -168,10 +174,35 @@ absl::Status HostDevice::Prepare(const PlacementPlan& plan, const NeuronStore* s
               model_.PackBundles(layer, 0, layout_.num_neurons, packed.span()));
           packed_layer = layer;
         }
-        std::memcpy(storage(slot), packed.data() + neuron * layout_.bundle_bytes, bytes);
+        std::memcpy(HotSlot(slot), packed.data() + neuron * layout_.bundle_bytes, bytes);
         return absl::OkStatus();
       },
       progress);
+}
+
+absl::Status HostDevice::Retire(int64_t epoch) {
+  ISOTHERM_RETURN_IF_ERROR(hot_pool_.Retire(epoch));
+  const absl::Status compacted = hot_pool_.Compact([this](int32_t from, int32_t to) {
+    std::memcpy(HotSlot(to), HotSlot(from), static_cast<size_t>(layout_.bundle_bytes));
+    return absl::OkStatus();
+  });
+  trim_due_.store(true);
+  TrimHotMemory();
+  return compacted;
+}
+
+// The pages behind the last slot in use are the system's again until a slot there is written.
+void HostDevice::TrimHotMemory() {
+  if (!trim_due_.load()) return;
+  const auto page = static_cast<uintptr_t>(::sysconf(_SC_PAGESIZE));
+  const bool all = hot_pool_.Trim([&](int64_t slots) {
+    const auto start = reinterpret_cast<uintptr_t>(hot_storage_.data());
+    const auto used = start + static_cast<uintptr_t>(slots * layout_.bundle_bytes);
+    const uintptr_t first = RoundUp(used, page);
+    const uintptr_t last = (start + hot_storage_.size()) / page * page;
+    if (first < last) ::madvise(reinterpret_cast<void*>(first), last - first, MADV_DONTNEED);
+  });
+  if (all) trim_due_.store(false);
 }
 
 KvLayerView HostDevice::KvLayer(int64_t layer) {
@@ -263,9 +294,10 @@ absl::Status HostDevice::ComputeOwned(int64_t layer, const BundleView& bundles,
                                       .activate_up = config_.activate_up,
                                       .up_bias = up_bias.empty() ? nullptr : up_bias.data(),
                                       .partial = partial,
-                                      .hash = &step.hash,
-                                      .work_hash = &hash,
-                                      .fired = counters_.fired(layer),
+                                      .hash = options_.hash_work ? &step.hash : nullptr,
+                                      .work_hash = options_.hash_work ? &hash : nullptr,
+                                      .fired =
+                                          options_.count_neurons ? counters_.fired(layer) : nullptr,
                                       .workspace = workspace_.get()},
                                      pool_));
   step.output.work_hash += hash;
@@ -359,6 +391,7 @@ absl::Status HostDevice::RunNeurons(int64_t layer, const DenseSection::Output& a
 
 void HostDevice::CountLayer(int64_t layer, const LayerTiming& timing, const LayerBytes& bytes,
                             const StepState& step) {
+  if (!options_.count_neurons) return;
   const auto nanos = [](float micros) { return static_cast<uint64_t>(micros * 1000.0f); };
   const bool exact = policies_[static_cast<size_t>(layer)].mode == LayerMode::kExact;
   LayerCounters counts{.cold_bytes = bytes.cold};
@@ -392,7 +425,7 @@ absl::Status HostDevice::RunLayer(int64_t layer, const ColdSide& cold, StepState
                   .exact = policy.mode == LayerMode::kExact,
                   .hash = step.hash,
                   .hot = table.hot.data(),
-                  .predicted = counters_.predicted(layer)});
+                  .predicted = options_.count_neurons ? counters_.predicted(layer) : nullptr});
   step.output.owed_hash += active.owed_hash;
   step.output.active_neurons += active.active_neurons;
   step.output.hot_neurons += active.hot_neurons;
@@ -408,6 +441,7 @@ absl::Status HostDevice::RunLayer(int64_t layer, const ColdSide& cold, StepState
 absl::Status HostDevice::RunStep(const DeviceBatch& batch, const ColdSide& cold,
                                  DeviceOutput* output) {
   *output = DeviceOutput();
+  TrimHotMemory();  // what the step before held may be free now
   StepState step{.batch = batch,
                  .output = *output,
                  .tables = hot_pool_.Find(batch.epoch),

@@ -1,5 +1,7 @@
 #pragma once
 
+#include <atomic>
+#include <cstddef>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -28,6 +30,10 @@ struct HostDeviceOptions {
   int32_t kv_pages = 0;
   int32_t max_rows = 256;
   int64_t hot_capacity_bytes = 0;  // of one epoch's hot neurons
+  // Off only to measure what they cost: counts for the placement_service, the completeness hash.
+  bool count_neurons = true, hash_work = true;
+  // For tests: the bytes of freed slots are overwritten, so that whoever still reads them shows.
+  bool poison_freed = false;
 };
 
 // The backend for machines without a GPU: the same step on CPU threads. See Device for the
@@ -43,11 +49,13 @@ class HostDevice final : public Device {
   DeviceInfo Describe() const override;
   absl::Status Prepare(const PlacementPlan& plan, const NeuronStore* source,
                        const std::function<void(int64_t, int64_t)>& progress) override;
-  absl::Status Retire(int64_t epoch) override { return hot_pool_.Retire(epoch); }
+  // Gives memory back, too, when the hot set has become smaller.
+  absl::Status Retire(int64_t epoch) override;
   bool Has(int64_t epoch) const override { return hot_pool_.Find(epoch) != nullptr; }
   absl::Status RunStep(const DeviceBatch& batch, const ColdSide& cold,
                        DeviceOutput* output) override;
   absl::Status ReadCounters(NeuronCounters* counters) override {
+    if (!options_.count_neurons) return Device::ReadCounters(counters);
     counters_.Read(counters);
     return absl::OkStatus();
   }
@@ -63,6 +71,10 @@ class HostDevice final : public Device {
     return {buffers_.x.data(), static_cast<size_t>(options_.max_rows * config_.model_dim)};
   }
   const std::vector<float>& logits() const { return logits_.logits(); }
+  // Where hot neurons' copies lie, for tests that look which pages are there.
+  std::span<const std::byte> hot_memory() const {
+    return {hot_storage_.data(), hot_storage_.size()};
+  }
 
  private:
   HostDevice(const ModelFile& model, HostWeights weights, const HostDeviceOptions& options,
@@ -76,6 +88,10 @@ class HostDevice final : public Device {
   struct LayerBytes {
     uint64_t hot = 0, cold = 0;  // read on this side
   };
+  std::byte* HotSlot(int32_t slot) {
+    return hot_storage_.data() + int64_t{slot} * layout_.bundle_bytes;
+  }
+  void TrimHotMemory();
   absl::Status Check(const DeviceBatch& batch);
   void Embed(const DeviceBatch& batch);
   void AddPosition(int32_t position, float* x);
@@ -96,6 +112,7 @@ class HostDevice final : public Device {
   const HostWeights weights_;
   HotPool hot_pool_;
   AlignedBytes hot_storage_;
+  std::atomic<bool> trim_due_ = false;
   AlignedBytes kv_;
   ThreadPool pool_;
   const std::unique_ptr<SparseFfnWorkspace> workspace_;

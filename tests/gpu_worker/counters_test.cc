@@ -1,8 +1,11 @@
 // What a device counts of its neurons. Compiled for each backend.
 #include <unistd.h>
 
+#include <atomic>
+#include <thread>
+
 #include "tests/gpu_worker/device_harness.h"
-#include "tests/reference/random_llama.h"
+#include "tests/reference/random_model.h"
 
 namespace isotherm::gpu {
 namespace {
@@ -14,7 +17,7 @@ class CountersTest : public testing::Test {
   static std::string Write(bool sparse) {
     const std::string path = testing::TempDir() + "/counters-" + std::to_string(sparse) + "-" +
                              std::to_string(::getpid()) + ".gguf";
-    const absl::Status status = reference::WriteRandomLlama(path, {.sparse = sparse, .seed = 61});
+    const absl::Status status = reference::WriteRandomModel(path, {.sparse = sparse, .seed = 61});
     EXPECT_TRUE(status.ok()) << status;
     return path;
   }
@@ -99,6 +102,44 @@ TEST_F(CountersTest, WithoutAPredictorEveryNeuronCounts) {
   const NeuronCounters counters = Read(harness);
   for (const uint32_t count : counters.predicted) EXPECT_EQ(count, prompt_.size());
   EXPECT_EQ(counters.layers[0].tokens, prompt_.size());
+}
+
+TEST_F(CountersTest, DecodeStepsAreTimedNowAndThen) {
+  DeviceHarness harness(Write(true), 2, 0.5);
+  SamplingState greedy({.params = {.temperature = 0}});
+  TokenId token = harness.Feed(prompt_, 0, pages_, &greedy);
+  for (int32_t i = 0; i < 40; ++i)
+    token = harness.Feed({token}, static_cast<int32_t>(prompt_.size()) + i, pages_, &greedy);
+  EXPECT_TRUE(harness.output().timings.empty());  // nobody asked for them
+  const NeuronCounters counters = Read(harness);
+  for (const LayerCounters& layer : counters.layers) {
+    EXPECT_GE(layer.timed_steps, 2u);
+    EXPECT_LE(layer.timed_steps, 40u);
+    EXPECT_GT(layer.gpu_ns, 0u);
+    EXPECT_GT(layer.merge_ns, 0u);
+    EXPECT_GT(layer.hot_bytes, 0u);
+    EXPECT_EQ(layer.cpu_ns, 0u);  // there is no cpu side
+  }
+}
+
+TEST_F(CountersTest, CountsWhileStepsRun) {
+  DeviceHarness harness(Write(true), 2, 0.5);
+  std::atomic<bool> done{false};
+  std::thread reader([&] {
+    NeuronCounters last = Read(harness);
+    while (!done) {
+      const NeuronCounters now = Read(harness);
+      EXPECT_GE(now.steps, last.steps);
+      for (size_t n = 0; n < now.predicted.size(); ++n)
+        EXPECT_GE(now.predicted[n], last.predicted[n]);
+      last = now;
+    }
+  });
+  const std::vector<TokenId> out = harness.Greedy(prompt_, 60);
+  done = true;
+  reader.join();
+  EXPECT_EQ(out.size(), 60u);
+  EXPECT_EQ(Read(harness).decode_steps, 60u);
 }
 
 TEST_F(CountersTest, SeesTheEpochsOfSteps) {

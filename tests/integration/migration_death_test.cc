@@ -53,7 +53,7 @@ class MigrationDeathTest : public testing::TestWithParam<const char*> {
       : cluster_({.model = model_.path(),
                   .budget = std::to_string(kAll),
                   // A change takes half a second to copy.
-                  .gpu_flags = {"--move-rate", "256KiB"},
+                  .gpu_flags = {"--move-rate", "256KiB", "--poison-freed"},
                   .gpu_for_placement = gpu_proxy_.address(),
                   .cpu_for_placement = cpu_proxy_.address()}),
         requests_(model_.Requests(6, 200)) {

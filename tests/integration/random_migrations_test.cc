@@ -1,5 +1,5 @@
 // Random hot sets, one after the other, while tokens flow: every output has the bits of no
-// migration at all. The completeness hash is checked for every step, as it always is.
+// migration at all, although what leaves the GPU is overwritten at once. The completeness hash is checked for every step, as it always is.
 #include <gtest/gtest.h>
 
 #include <random>
@@ -25,6 +25,7 @@ TEST_P(RandomMigrationsTest, ChangeNoToken) {
   const IntegerModelFile model(1'234);
   Cluster cluster({.model = model.path(),
                    .transport = transport,
+                   .gpu_flags = {"--poison-freed"},
                    .budget = std::to_string(IntegerModelFile::kAllNeuronBytes)});
   ASSERT_TRUE(cluster.WaitReady());
   ClientLoad load(cluster, model.Requests(8, 300), 3);
