@@ -92,7 +92,9 @@ const std::vector<OptionSpec>& ServeOptionSpecs() {
       {"predictor-type", "8bit", "on the GPU: 8bit (smaller) or stored (as in the file)"},
       {"streamed-share", "auto",
        "share of the cold neurons that the GPU reads over PCIe, 0 to 1; auto: adapted"},
-      {"threads", "auto", "threads of each worker; auto: all cores for the gpu_worker without a GPU, one less for the cpu_worker"},
+      {"threads", "auto",
+       "threads of each worker; auto: all cores for the gpu_worker without a GPU, one less for the "
+       "cpu_worker"},
       {"transport", "auto", "between the workers: shm (shared memory) or grpc; auto: shm"},
       {"arena", "auto",
        "neurons of a bundle-ordered model file: map (in place) or copy; auto: map on tmpfs"},

@@ -415,13 +415,15 @@ absl::Status SparseFfn(const SparseFfnParams& params, ThreadPool& pool,
     return absl::OkStatus();
   }
   if (params.num_rows > 1) WidenRows(params, shared, pool);
-  shared.chunks = ChunkPlan(count, pool.num_threads(), shared.tuning);
+  const int threads = params.max_threads > 0 ? std::min(params.max_threads, pool.num_threads())
+                                             : pool.num_threads();
+  shared.chunks = ChunkPlan(count, threads, shared.tuning);
   shared.next_chunk.store(0, std::memory_order_relaxed);
   shared.ids_left.Reset(count);
-  const int64_t floats = params.num_rows * params.bundles.model_dim * pool.num_threads();
+  const int64_t floats = params.num_rows * params.bundles.model_dim * threads;
   // Up to here one thread adds the sums (64 KB, some 2 us) sooner than the others are called.
   constexpr int64_t kReduceAloneFloats = 16 * 1024;
-  const int64_t num_slices = floats <= kReduceAloneFloats ? 1 : pool.num_threads();
+  const int64_t num_slices = floats <= kReduceAloneFloats ? 1 : threads;
   shared.next_slice.store(0, std::memory_order_relaxed);
   shared.slices_left.Reset(num_slices);
   // One section for both halves. A thread that comes late finds no chunk left and owes no sum; one
@@ -443,7 +445,7 @@ absl::Status SparseFfn(const SparseFfnParams& params, ThreadPool& pool,
     if (thread_idx != 0) return;
     shared.slices_left.Wait(pool.spin());
     Finish(params, complete);
-  });
+  }, threads);
   return absl::OkStatus();
 }
 

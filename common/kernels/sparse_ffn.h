@@ -63,6 +63,7 @@ struct SparseFfnParams {
   // else writes during the call; others may read it.
   uint32_t* fired = nullptr;
   SparseFfnWorkspace* workspace = nullptr;
+  int max_threads = 0;  // of the pool; 0: all
 };
 
 // Largest shapes that a workspace serves; memory is about

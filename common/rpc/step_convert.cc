@@ -199,6 +199,7 @@ v1::StepResult ToProto(const StepResult& result) {
     entry->set_merge_us(timing.merge_us);
     entry->set_active_neurons(timing.active_neurons);
     entry->set_hot_neurons(timing.hot_neurons);
+    entry->set_post_us(timing.post_us);
   }
   out.set_active_neurons(result.active_neurons);
   out.set_hot_neurons(result.hot_neurons);
@@ -238,7 +239,7 @@ absl::StatusOr<StepResult> FromProto(const v1::StepResult& result) {
   for (const v1::LayerTiming& timing : result.timings()) {
     out.timings.push_back({timing.layer(), timing.attention_us(), timing.predict_us(),
                            timing.gpu_us(), timing.cpu_us(), timing.wait_us(), timing.merge_us(),
-                           timing.active_neurons(), timing.hot_neurons()});
+                           timing.active_neurons(), timing.hot_neurons(), timing.post_us()});
   }
   out.active_neurons = result.active_neurons();
   out.hot_neurons = result.hot_neurons();

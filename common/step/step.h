@@ -83,6 +83,7 @@ struct LayerTiming {
   float streamed_us = 0;         // reading cold neurons over PCIe, beside gpu_us and cpu_us
   int32_t active_neurons = 0;  // of all rows' union
   int32_t hot_neurons = 0;     // of those, computed on the gpu side
+  float post_us = 0;           // handing the layer's inputs to the cpu_worker
 };
 
 struct StepResult {

@@ -15,6 +15,7 @@
 #include "cpu_worker/engine/bundle_source.h"
 #include "cpu_worker/engine/cold_engine.h"
 #include "cpu_worker/engine/epoch_tables.h"
+#include "cpu_worker/engine/scrubber.h"
 #include "cpu_worker/engine/step_ledger.h"
 #include "cpu_worker/engine/worker_events.h"
 
@@ -32,12 +33,16 @@ class CpuWorker {
     int32_t max_rows = 256;
     shm::WaitOptions wait;
     shm::PeerWatchOptions watch;
+    int64_t scrub_bytes_per_second = 0;  // 0: the arena is not looked through for damage
+    Scrubber::OnBeyondRepair on_beyond_repair;
   };
   // What needs the model.
   struct Parts {
+    BundleSource source;
     std::unique_ptr<Arena> arena;
     std::unique_ptr<EpochTables> epochs;
     std::unique_ptr<ColdEngine> engine;
+    std::unique_ptr<Scrubber> scrubber;
     std::unique_ptr<AttachmentHost> attachments;  // last: its thread uses the others
   };
   // For Describe.

@@ -162,6 +162,7 @@ void Scheduler::Finish(ScheduledRequest& request, const absl::Status& status) {
                                                          static_cast<double>(request.active_neurons)
                                                    : 0;
   stats.epoch = request.epoch;
+  stats.layers = request.layer_times;
   std::erase(running_, &request);
   waiting_.erase({request.params.priority, request.arrival, request.handle});
   by_id_.erase(request.params.request_id);

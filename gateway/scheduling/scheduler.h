@@ -98,7 +98,7 @@ class Scheduler : public WorkerEvents, public PlacementEvents {
   SchedulerState state() const;
 
  private:
-  enum class FaultKind { kStep, kWrongHash, kEpoch, kHashLost };
+  enum class FaultKind { kStep, kWrongHash, kEpoch, kHashLost, kDamagedWeights };
   using WaitingKey = std::tuple<int32_t, uint64_t, RequestHandle>;  // priority, arrival
   struct SequenceRef {
     ScheduledRequest* request = nullptr;
@@ -134,10 +134,12 @@ class Scheduler : public WorkerEvents, public PlacementEvents {
   void AddRow(SequenceRef ref, int32_t num_tokens, StepRequest& step, SentStep& sent);
   void AddGrant(StepRequest& step, SentStep& sent);
   void AddTables(StepRequest& step, const SentStep& sent);
+  void AddLayers(StepRequest& step, const SentStep& sent) const;
 
   // scheduler_results.cc: what came back
   void OnGpuResult(StepResult result);
   void OnCpuResult(const StepResult& result);
+  void OnDamagedWeights();
   void ReleaseVerified();
   void Apply(ArrivedStep step);
   void ApplyRow(SequenceRef ref, const RowResult& row);

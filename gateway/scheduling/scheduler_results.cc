@@ -33,6 +33,19 @@ absl::Status Internal(absl::string_view message) {
 
 }  // namespace
 
+void LayerTimes::Add(const LayerTiming& timing) {
+  const auto us = [](float value) { return static_cast<double>(value); };
+  ++layers;
+  attention_us += us(timing.attention_us) + us(timing.predict_us);
+  hot_us += us(timing.gpu_us);
+  cold_us += us(timing.cpu_us);
+  wait_us += us(timing.wait_us);
+  merge_us += us(timing.merge_us);
+  if (timing.wait_us <= 0) return;  // nothing was handed over
+  handoff_us += std::max(0.0, us(timing.post_us) + us(timing.gpu_us) + us(timing.wait_us) -
+                                  std::max(us(timing.gpu_us), us(timing.cpu_us)));
+}
+
 void Scheduler::OnHello(WorkerKind kind, WorkerHello hello) {
   if (kind == WorkerKind::kCpu) {
     cpu_stream_up_ = true;
@@ -127,9 +140,19 @@ void Scheduler::OnCpuResult(const StepResult& result) {
   }
   // Without its hash the step is never released, so an error that is no refusal needs nothing more.
   const auto code = static_cast<absl::StatusCode>(result.error_code);
+  if (code == absl::StatusCode::kDataLoss) return OnDamagedWeights();
   if (code != absl::StatusCode::kAborted || !ledger_.IsOutstanding(result.step_id)) return;
   epochs_.OnRefused(result.epoch);
   FailStep(FaultKind::kEpoch, {}, absl::AbortedError("the cpu_worker refused a step's epoch"));
+}
+
+// Weights were damaged since nobody knows when, and are mended: what was sent may be wrong.
+void Scheduler::OnDamagedWeights() {
+  const absl::Status why = absl::DataLossError("weights of the cpu_worker were damaged");
+  FailStep(FaultKind::kDamagedWeights, {}, why);
+  const std::vector<ScheduledRequest*> running = running_;
+  for (ScheduledRequest* request : running)
+    RestartAfterFault(*request, FaultKind::kDamagedWeights, false, why);
 }
 
 void Scheduler::OnGpuResult(StepResult result) {
@@ -213,6 +236,10 @@ void Scheduler::Apply(ArrivedStep step) {
       ref->request->active_neurons += step.result.active_neurons;
       ref->request->hot_neurons += step.result.hot_neurons;
       ref->request->epoch = step.result.epoch;
+      // Of the first token on: a prompt's steps have their own proportions.
+      if (ref->request->params.layer_timings && ref->request->first_token.has_value()) {
+        for (const LayerTiming& timing : step.result.timings) ref->request->layer_times.Add(timing);
+      }
     }
     const int64_t total = ref->request->prompt_len();
     const int64_t done = std::min(total, ref->sequence().arrived_len);
@@ -325,6 +352,14 @@ void Scheduler::RestartAfterFault(ScheduledRequest& request, FaultKind kind, boo
                                                          "or doubled, twice; it was given up"),
                                      {.reason = "INTERNAL"}));
         }
+      }
+      break;
+    case FaultKind::kDamagedWeights:
+      if (request.any_token_released()) {
+        return Finish(request, WithErrorReason(absl::DataLossError(
+                                                   "memory was damaged while this was computed, "
+                                                   "and has been mended; ask again"),
+                                               {.reason = "INTERNAL"}));
       }
       break;
     case FaultKind::kEpoch:

@@ -134,9 +134,7 @@ bool Scheduler::SendStep() {
   step.release_sequences = sent.releases = std::exchange(pending_releases_, {});
   if (step.rows.empty() && step.release_sequences.empty() && !batch_changed_) return false;
   batch_changed_ = false;
-  if (cpu_stream_missing_since_.has_value() && options_.num_layers > 0) {
-    step.layers = {{.first = 0, .last = options_.num_layers, .mode = LayerMode::kGpuOnly}};
-  }
+  AddLayers(step, sent);
   ledger_.Add(std::move(sent));
   if (cpu_stream_up_) {
     StepRequest half = step;
@@ -274,6 +272,19 @@ void Scheduler::AddTables(StepRequest& step, const SentStep& sent) {
     sampling.params.seed = DeriveSeed(params.sampling.seed, ref.choice);
     step.sampling.push_back(std::move(sampling));
   }
+}
+
+void Scheduler::AddLayers(StepRequest& step, const SentStep& sent) const {
+  if (options_.num_layers <= 0) return;
+  const bool gpu_only = cpu_stream_missing_since_.has_value();
+  const bool trace = std::any_of(sent.rows.begin(), sent.rows.end(), [this](const SentRow& row) {
+    return FindWire(row.wire_id)->request->params.layer_timings;
+  });
+  if (!gpu_only && !trace) return;
+  step.layers = {{.first = 0,
+                  .last = options_.num_layers,
+                  .mode = gpu_only ? LayerMode::kGpuOnly : LayerMode::kHybrid,
+                  .trace = trace}};
 }
 
 }  // namespace isotherm

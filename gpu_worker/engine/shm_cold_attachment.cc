@@ -131,7 +131,8 @@ absl::StatusOr<ColdResult> ShmColdAttachment::Wait(TimePoint deadline) {
   return ColdResult{.partial = result->partial,
                     .work_hash = result->work_hash,
                     .neurons = result->neurons,
-                    .compute_us = result->compute_us};
+                    .compute_us = result->compute_us,
+                    .was_ready = result->was_ready};
 }
 
 absl::Status ShmColdAttachment::EndOfStep(int64_t step_id, int64_t epoch, int32_t attempt,

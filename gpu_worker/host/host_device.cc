@@ -120,7 +120,8 @@ HostDevice::HostDevice(const ModelFile& model, HostWeights weights,
       dense_(config_, bf16_, config_.context_length, buffers_, pool_),
       logits_(config_, bf16_, weights_, pool_),
       policies_(static_cast<size_t>(config_.num_layers)),
-      counters_(config_.num_layers, config_.ffn_dim, /*predicted=*/true) {
+      counters_(config_.num_layers, config_.ffn_dim, /*predicted=*/true),
+      balance_(config_.num_layers, config_.ffn_dim) {
   for (int32_t r = 0; r < options_.max_rows; ++r) row_keys_.push_back(r);
   if (options_.poison_freed) {
     hot_pool_.SetOnFreed([this](int32_t slot) {
@@ -278,32 +279,32 @@ void HostDevice::AddPosition(int32_t position, float* x) {
   AddTo(x, values.data(), config_.model_dim);
 }
 
-absl::Status HostDevice::ComputeOwned(int64_t layer, const BundleView& bundles,
-                                      const uint64_t* owned, float* partial, StepState& step,
-                                      uint64_t* bytes_read) {
-  const std::vector<float>& up_bias = weights_.layers[static_cast<size_t>(layer)].up_bias;
+absl::Status HostDevice::ComputeOwned(const OwnWork& work, StepState& step) {
+  const std::vector<float>& up_bias = weights_.layers[static_cast<size_t>(work.layer)].up_bias;
   uint64_t hash = 0;
-  ISOTHERM_RETURN_IF_ERROR(SparseFfn({.bundles = bundles,
-                                      .z = buffers_.z.data(),
-                                      .num_rows = step.num_rows,
-                                      .active = buffers_.active.data(),
-                                      .owned = owned,
-                                      .first_neuron = 0,
-                                      .last_neuron = config_.ffn_dim,
-                                      .activation = config_.activation,
-                                      .activate_up = config_.activate_up,
-                                      .up_bias = up_bias.empty() ? nullptr : up_bias.data(),
-                                      .partial = partial,
-                                      .hash = options_.hash_work ? &step.hash : nullptr,
-                                      .work_hash = options_.hash_work ? &hash : nullptr,
-                                      .fired =
-                                          options_.count_neurons ? counters_.fired(layer) : nullptr,
-                                      .workspace = workspace_.get()},
-                                     pool_));
+  ISOTHERM_RETURN_IF_ERROR(
+      SparseFfn({.bundles = work.bundles,
+                 .z = buffers_.z.data(),
+                 .num_rows = step.num_rows,
+                 .active = buffers_.active.data(),
+                 .owned = work.owned,
+                 .first_neuron = work.first,
+                 .last_neuron = work.last,
+                 .activation = config_.activation,
+                 .activate_up = config_.activate_up,
+                 .up_bias = up_bias.empty() ? nullptr : up_bias.data(),
+                 .partial = work.partial,
+                 .hash = options_.hash_work ? &step.hash : nullptr,
+                 .work_hash = options_.hash_work ? &hash : nullptr,
+                 .fired = options_.count_neurons ? counters_.fired(work.layer) : nullptr,
+                 .workspace = workspace_.get(),
+                 // Threads of both workers on one core would only take turns.
+                 .max_threads = work.shared ? std::max(1, pool_.num_threads() / 2) : 0},
+                pool_));
   step.output.work_hash += hash;
   const SparseFfnCounts counts = CountsOf(*workspace_);
   step.output.open_neurons += counts.open_pairs;
-  *bytes_read = static_cast<uint64_t>(counts.BytesRead(bundles));
+  *work.bytes_read += static_cast<uint64_t>(counts.BytesRead(work.bundles));
   return absl::OkStatus();
 }
 
@@ -313,24 +314,32 @@ absl::Status HostDevice::RunNeurons(int64_t layer, const DenseSection::Output& a
   const bool gpu_only = policies_[static_cast<size_t>(layer)].mode == LayerMode::kGpuOnly;
   const bool any_hot = active.hot_together > 0;
   const bool any_cold = active.active_together > active.hot_together;
+  const bool share = any_cold && step.link != nullptr && !gpu_only;
+  // Cold ids from the cut on are computed here, as long as they can be read here; 0: all of them.
+  const int64_t cut =
+      share && cold.arena != nullptr
+          ? balance_.Cut(layer, buffers_.active.data(), step.num_rows, table.cold.data())
+          : config_.ffn_dim;
 
-  LayerBytes bytes;
+  OwnCosts own;
   bool posted = false;
-  if (any_cold && step.link != nullptr && !gpu_only) {
+  TimePoint start = std::chrono::steady_clock::now();
+  if (share && cut > 0) {
     const absl::Status status = step.link->Post({.step_id = step.batch.step_id,
                                                  .epoch = step.batch.epoch,
                                                  .layer = static_cast<int32_t>(layer),
                                                  .attempt = step.batch.attempt,
                                                  .num_rows = static_cast<int32_t>(step.num_rows),
-                                                 .cut = static_cast<int32_t>(config_.ffn_dim),
+                                                 .cut = static_cast<int32_t>(cut),
                                                  .z = buffers_.z16.data(),
                                                  .active = buffers_.active.data(),
                                                  .row_keys = row_keys_.data(),
                                                  .deadline = step.batch.deadline});
     posted = status.ok();
     if (!posted && step.link->alive()) return status;
+    timing.post_us = MicrosSince(start);
   }
-  TimePoint start = std::chrono::steady_clock::now();
+  start = std::chrono::steady_clock::now();
   if (any_hot) {
     const BundleView bundles{.dtype = layout_.dtype,
                              .rows = layout_.rows,
@@ -340,8 +349,26 @@ absl::Status HostDevice::RunNeurons(int64_t layer, const DenseSection::Output& a
                              .data = hot_storage_.data(),
                              .slot_of = table.slot_of.data(),
                              .num_neurons = layout_.num_neurons};
-    ISOTHERM_RETURN_IF_ERROR(ComputeOwned(layer, bundles, table.hot.data(),
-                                          buffers_.hot_partial.data(), step, &bytes.hot));
+    ISOTHERM_RETURN_IF_ERROR(ComputeOwned({.layer = layer,
+                                           .bundles = bundles,
+                                           .owned = table.hot.data(),
+                                           .last = config_.ffn_dim,
+                                           .shared = posted,
+                                           .partial = buffers_.hot_partial.data(),
+                                           .bytes_read = &own.hot_bytes},
+                                          step));
+  }
+  own.hot_us = MicrosSince(start);
+  if (cut < config_.ffn_dim) {
+    ISOTHERM_RETURN_IF_ERROR(ComputeOwned({.layer = layer,
+                                           .bundles = cold.arena->Layer(layer),
+                                           .owned = table.cold.data(),
+                                           .first = cut,
+                                           .last = config_.ffn_dim,
+                                           .shared = posted,
+                                           .partial = buffers_.cut_partial.data(),
+                                           .bytes_read = &own.cold_bytes},
+                                          step));
   }
   timing.gpu_us = MicrosSince(start);
 
@@ -354,19 +381,29 @@ absl::Status HostDevice::RunNeurons(int64_t layer, const DenseSection::Output& a
       cold_sums = result->partial;
       step.cold_hash += result->work_hash;
       timing.cpu_us = result->compute_us;
+      balance_.Learn(layer, step.num_rows,
+                     {.own_us = timing.gpu_us,
+                      .wait_us = result->was_ready ? 0 : timing.wait_us,
+                      .cold_us = timing.cpu_us});
     } else if (step.link->alive()) {
       return result.status();
     }
   }
-  if (any_cold && cold_sums == nullptr) {
+  if (any_cold && cut > 0 && cold_sums == nullptr) {
     // The cpu_worker is not there, is not wanted, or was lost in this very layer.
     if (cold.arena == nullptr) {
       return absl::UnavailableError(
           "cold neurons are active and the cpu_worker is not attached; try again soon");
     }
     start = std::chrono::steady_clock::now();
-    ISOTHERM_RETURN_IF_ERROR(ComputeOwned(layer, cold.arena->Layer(layer), table.cold.data(),
-                                          buffers_.cold_partial.data(), step, &bytes.cold));
+    ISOTHERM_RETURN_IF_ERROR(ComputeOwned({.layer = layer,
+                                           .bundles = cold.arena->Layer(layer),
+                                           .owned = table.cold.data(),
+                                           .last = cut,
+                                           .partial = buffers_.cold_partial.data(),
+                                           .bytes_read = &own.cold_bytes},
+                                          step));
+    timing.gpu_us += MicrosSince(start);
     if (step.link != nullptr && !step.link->alive()) {
       step.link = nullptr;
       step.output.cpu_recomputed = true;
@@ -377,6 +414,7 @@ absl::Status HostDevice::RunNeurons(int64_t layer, const DenseSection::Output& a
   start = std::chrono::steady_clock::now();
   const int64_t count = step.num_rows * config_.model_dim;
   if (any_hot) AddTo(buffers_.x.data(), buffers_.hot_partial.data(), count);
+  if (cut < config_.ffn_dim) AddTo(buffers_.x.data(), buffers_.cut_partial.data(), count);
   if (cold_sums != nullptr) AddTo(buffers_.x.data(), cold_sums, count);
   // Here alone, once, whoever computed the neurons and even if none was active.
   const std::vector<float>& down_bias = weights_.layers[static_cast<size_t>(layer)].down_bias;
@@ -385,28 +423,28 @@ absl::Status HostDevice::RunNeurons(int64_t layer, const DenseSection::Output& a
       AddTo(buffers_.x.data() + r * config_.model_dim, down_bias.data(), config_.model_dim);
   }
   timing.merge_us = MicrosSince(start);
-  CountLayer(layer, timing, bytes, step);
+  CountLayer(layer, timing, own, step);
   return absl::OkStatus();
 }
 
-void HostDevice::CountLayer(int64_t layer, const LayerTiming& timing, const LayerBytes& bytes,
+void HostDevice::CountLayer(int64_t layer, const LayerTiming& timing, const OwnCosts& own,
                             const StepState& step) {
   if (!options_.count_neurons) return;
   const auto nanos = [](float micros) { return static_cast<uint64_t>(micros * 1000.0f); };
   const bool exact = policies_[static_cast<size_t>(layer)].mode == LayerMode::kExact;
-  LayerCounters counts{.cold_bytes = bytes.cold};
+  LayerCounters counts{.cold_bytes = own.cold_bytes};
   const auto rows = static_cast<uint64_t>(step.num_rows);
   counts.exact_tokens = !config_.sparse ? 0 : exact ? rows : static_cast<uint64_t>(step.exact_rows);
   counts.tokens = rows - counts.exact_tokens;
   // Exact rows would pass for expensive ones.
   if (step.decode && counts.exact_tokens == 0) {
     counts.timed_steps = 1;
-    counts.gpu_ns = nanos(timing.gpu_us);
+    counts.gpu_ns = nanos(own.hot_us);
     counts.cpu_ns = nanos(timing.cpu_us);
-    counts.wait_ns = nanos(timing.wait_us);
+    counts.wait_ns = nanos(timing.gpu_us - own.hot_us + timing.wait_us);
     counts.merge_ns = nanos(timing.merge_us);
-    counts.hot_bytes = bytes.hot;
-    counts.timed_cold_bytes = bytes.cold;
+    counts.hot_bytes = own.hot_bytes;
+    counts.timed_cold_bytes = own.cold_bytes;
   }
   counters_.AddLayer(layer, counts);
 }

@@ -15,6 +15,7 @@
 #include "common/threading/thread_pool.h"
 #include "gpu_worker/device.h"
 #include "gpu_worker/engine/hot_pool.h"
+#include "gpu_worker/host/cold_balance.h"
 #include "gpu_worker/host/dense_section.h"
 #include "gpu_worker/host/host_weights.h"
 #include "gpu_worker/host/logits_section.h"
@@ -85,8 +86,10 @@ class HostDevice final : public Device {
     bool trace = false;
   };
   struct StepState;
-  struct LayerBytes {
-    uint64_t hot = 0, cold = 0;  // read on this side
+  // Of a layer, on this side.
+  struct OwnCosts {
+    uint64_t hot_bytes = 0, cold_bytes = 0;  // read
+    float hot_us = 0;                        // hot neurons alone
   };
   std::byte* HotSlot(int32_t slot) {
     return hot_storage_.data() + int64_t{slot} * layout_.bundle_bytes;
@@ -98,9 +101,18 @@ class HostDevice final : public Device {
   absl::Status RunLayer(int64_t layer, const ColdSide& cold, StepState& step);
   absl::Status RunNeurons(int64_t layer, const DenseSection::Output& active, const ColdSide& cold,
                           StepState& step, LayerTiming& timing);
-  absl::Status ComputeOwned(int64_t layer, const BundleView& bundles, const uint64_t* owned,
-                            float* partial, StepState& step, uint64_t* bytes_read);
-  void CountLayer(int64_t layer, const LayerTiming& timing, const LayerBytes& bytes,
+  // What of the active neurons to compute here, and where to.
+  struct OwnWork {
+    int64_t layer = 0;
+    BundleView bundles;
+    const uint64_t* owned = nullptr;
+    int64_t first = 0, last = 0;  // ids
+    bool shared = false;          // the cpu_worker computes on the same cores meanwhile
+    float* partial = nullptr;
+    uint64_t* bytes_read = nullptr;  // added to
+  };
+  absl::Status ComputeOwned(const OwnWork& work, StepState& step);
+  void CountLayer(int64_t layer, const LayerTiming& timing, const OwnCosts& own,
                   const StepState& step);
   KvLayerView KvLayer(int64_t layer);
 
@@ -124,6 +136,7 @@ class HostDevice final : public Device {
   std::vector<LayerPolicy> policies_;
   CounterTable counters_;
   std::vector<float> position_row_;  // scratch
+  ColdBalance balance_;
 };
 
 }  // namespace isotherm::gpu

@@ -78,6 +78,10 @@ void FakeStepWorkers::KillCpu() {
   if (gpu_up_) events_->OnHello(WorkerKind::kGpu, Hello(true));
 }
 
+void FakeStepWorkers::ReportDamage() {
+  cpu_results_.push_back({.error_code = static_cast<int32_t>(absl::StatusCode::kDataLoss)});
+}
+
 void FakeStepWorkers::RefuseLastCpuStep() {
   cpu_results_.push_back({.step_id = last_cpu_step_.step_id,
                           .epoch = last_cpu_step_.epoch,
@@ -217,6 +221,17 @@ bool FakeStepWorkers::RunStep() {
     return false;
   }
   ++steps_run_;
+  for (const LayerRange& range : running_->layers) {
+    for (int32_t layer = range.first; range.trace && layer < range.last; ++layer) {
+      result.timings.push_back({.layer = layer,
+                                .attention_us = 10,
+                                .gpu_us = 4,
+                                .cpu_us = 6,
+                                .wait_us = 5,
+                                .merge_us = 1,
+                                .post_us = 2});
+    }
+  }
   bool stopped = false;
   for (const RowResult& row : result.rows) stopped |= row.status == RowStatus::kStopped;
   if (stopped || running_done_ == running_->grant || (!queue_.empty() && random_() % 2 == 0)) {

@@ -63,6 +63,8 @@ class FakeStepWorkers {
   void LoseNextCpuResult() { lose_cpu_next_ = true; }
   // The cpu_worker does not know the epoch of the step it was told of last.
   void RefuseLastCpuStep();
+  // The cpu_worker found damage in its weights.
+  void ReportDamage();
   void RepeatNextResult() { repeat_next_ = true; }
 
   const FakeModel& model() const { return model_; }
