@@ -98,7 +98,6 @@ void PhaseOfOneRow(const SparseFfnParams& p, const SparseFfnTuning& tuning, cons
       if (p.up_bias != nullptr) dots[r] += p.up_bias[ids[i + r]];
       if (p.activation == Activation::kRelu && dots[r] <= 0.0f) continue;
       CountFirings(p, ids[i + r], 1);
-      CountFirings(p, ids[i + r], 1);
       scale[num_open] = Activate(p.activation, dots[r]);
       open[num_open++] = rows.at[r];
     }
