@@ -227,7 +227,7 @@ TEST_F(PlanMovesControlTest, PinnedThePlanStays) {
   ASSERT_TRUE(Pin(false).ok());
   sequence_ = 0;
   for (int i = 0; i < 5; ++i) {
-    Traffic(5, 5);
+    Traffic(40, 5);  // another kind than that plan was made for
     Round();
   }
   EXPECT_EQ(Live().cause, PlacementCause::kTraffic);

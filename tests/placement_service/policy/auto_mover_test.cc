@@ -318,7 +318,8 @@ TEST(AutoMoverTest, SlowDriftIsFollowedWithoutAlarm) {
   double best = 0;
   for (const Workload& step : steps) best += BestShare(step.frequency(), step.frequency()) / 11;
   const double share = simulation.Run(
-      kDay, [&](int s) -> const Workload& { return steps[static_cast<size_t>(s) * 11 / kDay]; });
+      kDay, [&](int s) -> const Workload& { return steps[static_cast<size_t>(s) * 11 / kDay]; },
+      kDayStep);
   EXPECT_GT(share, 0.97 * best);
   EXPECT_LE(simulation.alarms_.size(), 2u);
   EXPECT_LT(simulation.turnovers(), 4);
