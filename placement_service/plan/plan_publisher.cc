@@ -277,10 +277,7 @@ void PlanPublisher::PlanIfNeeded() {
   absl::StatusOr<PlanRecord> record = absl::InternalError("");
   if (live == nullptr || options_changed_) {
     record = Solve(options_.requested_bytes, PlacementCause::kInitial, nullptr);
-  } else if (live->plan.used_bytes > facts_->capacity_bytes ||
-             (live->requested_bytes == kAutoBudget &&
-              live->plan.cause != PlacementCause::kRollback &&
-              live->plan.budget_bytes < facts_->capacity_bytes)) {
+  } else if (live->plan.used_bytes > facts_->capacity_bytes || MayGrow(*live)) {
     record = Solve(live->requested_bytes, PlacementCause::kBudget, live);
   } else if (std::any_of(workers_.begin(), workers_.end(), [&](const WorkerView* worker) {
                return worker->present() && !worker->Holds(live->plan.epoch) &&
@@ -301,6 +298,16 @@ void PlanPublisher::PlanIfNeeded() {
   absl::Status status = record.status();
   if (status.ok()) status = Begin(*std::move(record), std::nullopt);
   if (!status.ok()) Refused(status);
+}
+
+// The gpu_worker has more room than the plan was made for, and more was asked for. An old plan's
+// budget and a pinned plan stay as they are.
+bool PlanPublisher::MayGrow(const PlanRecord& live) const {
+  if (pinned() || live.plan.cause == PlacementCause::kRollback) return false;
+  const int64_t wanted = live.requested_bytes == kAutoBudget
+                             ? facts_->capacity_bytes
+                             : std::min(live.requested_bytes, facts_->capacity_bytes);
+  return wanted > live.plan.budget_bytes;
 }
 
 void PlanPublisher::Refused(const absl::Status& status) {

@@ -189,6 +189,7 @@ class PlanPublisher {
   bool WorkersAgree();
   void RestoreLive();
   void PlanIfNeeded();
+  bool MayGrow(const PlanRecord& live) const;
   void AdvancePending();
   void GoLive();
   void RetireExtras();

@@ -135,6 +135,10 @@ void FakePrepareWorker::Restart(FakePrepareOptions options) {
   away_ = false;
 }
 
+void FakePrepareWorker::SetCapacity(int64_t bytes) {
+  absl::MutexLock lock(&mu_);
+  options_.capacity_bytes = bytes;
+}
 void FakePrepareWorker::SetAway(bool away) {
   absl::MutexLock lock(&mu_);
   away_ = away;

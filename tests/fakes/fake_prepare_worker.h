@@ -38,6 +38,7 @@ class FakePrepareWorker : public WorkerPort {
   // Forgets all but the built-in epoch and takes a new instance id; terms, too.
   void Restart();
   void Restart(FakePrepareOptions options);
+  void SetCapacity(int64_t bytes);
   void SetAway(bool away);
   void SetLoadProgress(double progress);
   void SetHook(Hook hook);

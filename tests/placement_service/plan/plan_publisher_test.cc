@@ -246,6 +246,77 @@ TEST_F(PlanPublisherTest, FollowsAGpuWorkerWhosePoolChanged) {
   EXPECT_THAT(cpu_.Epochs(), ElementsAre(0, Live().epoch));
 }
 
+TEST_F(PlanPublisherTest, FollowsACapacityThatChangesWhileItServes) {
+  Start();
+  Round();
+  ASSERT_EQ(Live().used_bytes, 400);
+  gpu_.SetCapacity(250);  // KV pages were lent
+  Round();
+  EXPECT_EQ(Live().used_bytes, 250);
+  EXPECT_EQ(Live().cause, PlacementCause::kBudget);
+  gpu_.SetCapacity(400);
+  Round();
+  EXPECT_EQ(Live().used_bytes, 400);
+  // Up to what was asked for, and no further.
+  ASSERT_TRUE(SetBudget({.bytes = 300}).ok());
+  gpu_.SetCapacity(200);
+  Round();
+  EXPECT_EQ(Live().used_bytes, 200);
+  gpu_.SetCapacity(400);
+  Round();
+  EXPECT_EQ(Live().used_bytes, 300);
+  // A pinned plan gives way and does not grow.
+  absl::StatusOr<PlanRecord> pinned = absl::UnknownError("not answered");
+  publisher_->SetPin({.pinned = true}, [&](const auto& result) { pinned = result; });
+  Round();
+  ASSERT_TRUE(pinned.ok());
+  gpu_.SetCapacity(100);
+  Round();
+  EXPECT_EQ(Live().used_bytes, 100);
+  gpu_.SetCapacity(400);
+  Round();
+  EXPECT_EQ(Live().used_bytes, 100);
+}
+
+TEST_F(PlanPublisherTest, ClocksThatJumpChangeNothing) {
+  constexpr int64_t kYearUs = int64_t{365} * 24 * 3'600 * 1'000'000;
+  clock_.SetWall(50 * kYearUs);
+  Start();
+  Round();
+  const int64_t term = gpu_.term();
+  // A year back and forth while it runs: nothing times out, nothing is planned.
+  for (const int64_t wall : {49 * kYearUs, 51 * kYearUs}) {
+    clock_.SetWall(wall);
+    Round();
+    EXPECT_EQ(Live().epoch, 1);
+    EXPECT_EQ(publisher_->blocked_by(), "");
+  }
+  clock_.SetWall(49 * kYearUs);
+  ASSERT_TRUE(SetBudget({.bytes = 200}).ok());
+  EXPECT_EQ(Live().created_unix_ms, 49 * kYearUs / 1'000);
+  // A restart with the clock a year back still comes after the process before.
+  Start();
+  gpu_.Restart();
+  Round();
+  EXPECT_EQ(Live().epoch, 2);
+  EXPECT_GT(gpu_.term(), term);
+  ASSERT_TRUE(SetBudget({.bytes = 100}).ok());
+  EXPECT_EQ(Live().epoch, 3);
+  // History is in the order of epochs, whatever the clock said.
+  clock_.SetWall(48 * kYearUs);
+  ASSERT_TRUE(SetBudget({.bytes = 150}).ok());
+  const auto history = publisher_->History(100, 10);
+  ASSERT_TRUE(history.ok());
+  ASSERT_EQ(history->size(), 4u);
+  EXPECT_EQ((*history)[0].plan.epoch, 4);
+  EXPECT_LT((*history)[0].plan.created_unix_ms, (*history)[1].plan.created_unix_ms);
+  // The process is stopped for half a minute: workers are there, a change under way goes on.
+  clock_.Advance(std::chrono::seconds(30));
+  Round();
+  EXPECT_EQ(publisher_->blocked_by(), "");
+  EXPECT_EQ(Live().epoch, 4);
+}
+
 TEST_F(PlanPublisherTest, PlansAnewForAnotherModelAndKeepsStillWhileWorkersDiffer) {
   Start();
   Round();
