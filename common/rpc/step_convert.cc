@@ -262,6 +262,7 @@ v1::WorkerHello ToProto(const WorkerHello& hello) {
   out.set_context_length(hello.context_length);
   out.set_peer_attached(hello.peer_attached);
   out.set_model_digest(hello.model_digest);
+  out.set_kv_pages_most(hello.kv_pages_most);
   return out;
 }
 
@@ -273,7 +274,23 @@ WorkerHello FromProto(const v1::WorkerHello& hello) {
           .max_rows = hello.max_rows(),
           .context_length = hello.context_length(),
           .peer_attached = hello.peer_attached(),
-          .model_digest = hello.model_digest()};
+          .model_digest = hello.model_digest(),
+          .kv_pages_most = hello.kv_pages_most()};
+}
+
+v1::KvDemand ToProto(const KvDemand& demand) {
+  v1::KvDemand out;
+  out.set_wanted(demand.wanted);
+  out.set_top(demand.top);
+  return out;
+}
+
+absl::StatusOr<KvDemand> FromProto(const v1::KvDemand& demand) {
+  if (demand.wanted() < 0 || demand.top() < 0) {
+    return absl::InvalidArgumentError(absl::StrCat("KV demand of ", demand.wanted(),
+                                                   " pages below ", demand.top(), "; 0 or more"));
+  }
+  return KvDemand{.wanted = demand.wanted(), .top = demand.top()};
 }
 
 namespace {
