@@ -70,10 +70,12 @@ struct DeviceInfo {
   int threads = 0;
   int64_t hot_capacity_bytes = 0;
   int64_t hot_free_bytes = 0;
+  int64_t hot_used_bytes = 0;  // by copies in any epoch; where memory is shared
   int64_t hot_spare_bytes =
       0;  // room for bundles that are resident in no epoch, beside those that are
   int32_t kv_pages = 0;
   int32_t max_rows = 0;
+  bool shares_memory = false;    // SetShares() does something
   bool rings_by_itself = false;  // it cannot make a system call to wake the cpu side
   DeviceMemoryUse memory;
 };
@@ -108,6 +110,11 @@ class Device {
   // Never blocks for a step. NotFound for an epoch that is not prepared.
   virtual absl::Status Retire(int64_t epoch) = 0;
   virtual bool Has(int64_t epoch) const = 0;
+
+  // How KV pages and hot neurons share memory from now on: plans up to `hot_capacity_bytes` are
+  // taken, and no step names a page from `kv_pages` on, so that what is behind those may be given
+  // back. Called between steps. A device whose KV is fixed does nothing and says so in its info.
+  virtual void SetShares(int64_t hot_capacity_bytes, int32_t kv_pages) {}
 
   // Makes the neurons and slots of a cold side reachable by the device where they lie. Called
   // before any step uses them; the handle is destroyed after the last such step and before they go.

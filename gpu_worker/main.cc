@@ -11,8 +11,9 @@ int main(int argc, char** argv) {
   isotherm::ShutdownSignal shutdown;
   isotherm::gpu::GpuWorkerOptions options;
   std::string log_level = "info", activation, budget = "auto", kv_bytes = "1GiB",
-              move_rate = "1GiB", predictor_type = "8bit";
+              kv_floor = "all", move_rate = "1GiB", predictor_type = "8bit";
   float threshold = 0;
+  int64_t kv_hold_ms = options.kv_hold.count();
   bool supervised = false;
   CLI::App app(
       "isotherm-gpu-worker: attention, KV cache, predictors, hot neurons and sampling of one GPU.\n"
@@ -57,6 +58,14 @@ int main(int argc, char** argv) {
   app.add_option("--move-rate", move_rate,
                  "bytes a second that a migration copies while steps run; 0: no limit")
       ->capture_default_str();
+  app.add_option("--kv-floor", kv_floor,
+                 "bytes of KV pages that are always there; beyond them, up to --kv-bytes, hot "
+                 "neurons lend theirs while requests need more (cpu device). all: none is lent")
+      ->capture_default_str();
+  app.add_option("--kv-hold-ms", kv_hold_ms,
+                 "lent pages that nobody wanted for so long go back to hot neurons")
+      ->capture_default_str()
+      ->check(CLI::Range(0, 3'600'000));
   app.add_flag("--poison-freed", options.poison_freed,
                "cpu device: overwrites neurons that are freed, so that a late reader shows")
       ->group("");  // for tests
@@ -87,6 +96,12 @@ int main(int argc, char** argv) {
   const auto kv = isotherm::ParseBytes(kv_bytes);
   if (!kv.ok()) return usage(kv.status());
   options.kv_bytes = *kv;
+  options.kv_hold = std::chrono::milliseconds(kv_hold_ms);
+  if (kv_floor != "all") {
+    const auto floor = isotherm::ParseBytes(kv_floor);
+    if (!floor.ok()) return usage(floor.status());
+    options.kv_floor = *floor;
+  }
   const auto rate = isotherm::ParseBytes(move_rate);
   if (!rate.ok()) return usage(rate.status());
   options.move_rate = *rate;

@@ -49,13 +49,34 @@ class LocalAttachment final : public ColdAttachment, private ColdLink {
 struct KvShape {
   int64_t context = 0;
   int32_t pages = 0;
+  int64_t page_bytes = 0;
 };
+
+// Hot neurons keep at least half of what they have when no page is lent.
+std::optional<KvLeaseOptions> LeaseOf(const GpuWorkerOptions& options, const KvShape& kv,
+                                      const DeviceInfo& info) {
+  if (options.kv_floor < 0) return std::nullopt;
+  if (!info.shares_memory) {
+    SPDLOG_WARN("--kv-floor: KV pages are fixed on the device {}", info.name);
+    return std::nullopt;
+  }
+  // One sequence of the whole context always fits.
+  const auto floor = static_cast<int32_t>(
+      std::clamp<int64_t>(options.kv_floor / kv.page_bytes,
+                          CeilDiv<int64_t>(kv.context, kPageSize), kv.pages));
+  return KvLeaseOptions{.budget_bytes = info.hot_capacity_bytes + floor * kv.page_bytes,
+                        .page_bytes = kv.page_bytes,
+                        .floor_pages = floor,
+                        .most_pages = kv.pages,
+                        .hot_floor_bytes = info.hot_capacity_bytes / 2,
+                        .hold = options.kv_hold};
+}
 
 absl::StatusOr<KvShape> ChooseKv(const GpuWorkerOptions& options, const ModelConfig& config) {
   const int64_t page_bytes =
       int64_t{4} * config.num_layers * kPageSize * config.num_kv_heads * config.head_dim;
   const int64_t affordable = std::max<int64_t>(1, options.kv_bytes / page_bytes);
-  KvShape shape;
+  KvShape shape{.page_bytes = page_bytes};
   shape.context = options.context > 0 ? options.context : config.context_length;
   if (shape.context > config.context_length) {
     return WithExitCode(
@@ -150,6 +171,7 @@ absl::Status RunGpuWorker(const GpuWorkerOptions& options, ShutdownSignal& shutd
   StepEngine engine(*device, {.instance_id = instance_id,
                               .model_digest = config.digest,
                               .context_length = kv.context,
+                              .kv_lease = LeaseOf(options, kv, device->Describe()),
                               .move_bytes_per_second = options.move_rate,
                               .on_device_lost = [&] {
                                 device_lost = true;

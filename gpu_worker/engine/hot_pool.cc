@@ -17,7 +17,7 @@ HotPool::HotPool(const BundleLayout& layout, int64_t capacity_slots, int64_t phy
     : layout_(layout),
       capacity_slots_(
           std::clamp<int64_t>(capacity_slots, 0, layout.num_neurons * layout.num_layers)),
-      physical_slots_(std::clamp<int64_t>(physical_slots, capacity_slots_,
+      physical_slots_(std::clamp<int64_t>(physical_slots, capacity_slots_.load(),
                                           layout.num_neurons * layout.num_layers)) {
   slot_of_.assign(static_cast<size_t>(layout.num_neurons * layout.num_layers), -1);
   users_.assign(static_cast<size_t>(physical_slots_), 0);
@@ -82,6 +82,10 @@ int64_t HotPool::SlotsUpToLast() const {
   return slots;
 }
 
+void HotPool::SetCapacity(int64_t slots) {
+  capacity_slots_.store(std::clamp<int64_t>(slots, 0, physical_slots_));
+}
+
 int64_t HotPool::extent_bytes() const {
   std::lock_guard lock(mu_);
   return SlotsUpToLast() * layout_.bundle_bytes;
@@ -97,7 +101,7 @@ void HotPool::FreeUnpinned() {
 
 absl::Status HotPool::Prepare(const PlacementPlan& plan, const CopyBundle& copy,
                               const std::function<void(int64_t, int64_t)>& progress,
-                              const Publish& publish) {
+                              const Publish& publish, const CheckBundle& check) {
   std::lock_guard preparing(prepare_mu_);
   if (Find(plan.epoch) != nullptr) return absl::OkStatus();
   if (static_cast<int64_t>(plan.layers.size()) != layout_.num_layers) {
@@ -127,7 +131,7 @@ absl::Status HotPool::Prepare(const PlacementPlan& plan, const CopyBundle& copy,
     }
     wanted += hot;
   }
-  if (wanted > capacity_slots_) {
+  if (wanted > capacity_slots_.load()) {
     return absl::ResourceExhaustedError(
         absl::StrCat("the plan needs ", FormatBytes(wanted * layout_.bundle_bytes),
                      " of hot pool, it has ", FormatBytes(capacity_bytes()),
@@ -181,8 +185,17 @@ absl::Status HotPool::Prepare(const PlacementPlan& plan, const CopyBundle& copy,
     return status;
   };
   for (const Copy& item : copies) {
-    if (absl::Status status = copy(item.layer, item.neuron, item.slot); !status.ok())
-      return undo(std::move(status));
+    bool good = false;
+    for (int attempt = 0; attempt < kCopyAttempts && !good; ++attempt) {
+      if (absl::Status status = copy(item.layer, item.neuron, item.slot); !status.ok())
+        return undo(std::move(status));
+      good = !check || check(item.layer, item.neuron, item.slot);
+    }
+    if (!good) {
+      return undo(absl::DataLossError(
+          absl::StrCat("neuron ", item.neuron, " of layer ", item.layer, " was copied ",
+                       kCopyAttempts, " times and never whole; check the machine's memory")));
+    }
     done += layout_.bundle_bytes;
     if (progress && (done % (layout_.bundle_bytes * 64) == 0 || done == total))
       progress(done, total);

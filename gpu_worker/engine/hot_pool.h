@@ -1,5 +1,6 @@
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <functional>
 #include <map>
@@ -33,6 +34,8 @@ class HotPool {
  public:
   // Copies the bundle of (layer, neuron) to the slot; may still be under way on return.
   using CopyBundle = std::function<absl::Status(int64_t layer, int64_t neuron, int32_t slot)>;
+  // Whether the slot holds the bundle of (layer, neuron), after a copy that does not go on by itself.
+  using CheckBundle = std::function<bool(int64_t layer, int64_t neuron, int32_t slot)>;
   // Called once, after the copies and before a step can name the epoch: waits for the former and
   // makes what a backend needs of the tables.
   using Publish = std::function<absl::Status(const std::shared_ptr<const EpochTables>&)>;
@@ -44,10 +47,12 @@ class HotPool {
   // ResourceExhausted when the plan needs more than the capacity or the free slots,
   // FailedPrecondition when it is not for this model; nothing is kept then. `copy` is called layer
   // by layer, neurons ascending.
-  // Nothing is kept when `copy` or `publish` fails, either.
+  // Nothing is kept when `copy` or `publish` fails, either; DataLoss when `check` finds a bundle that
+  // is not what it should be after kCopyAttempts copies.
+  static constexpr int kCopyAttempts = 3;
   absl::Status Prepare(const PlacementPlan& plan, const CopyBundle& copy,
                        const std::function<void(int64_t, int64_t)>& progress,
-                       const Publish& publish = {});
+                       const Publish& publish = {}, const CheckBundle& check = {});
   absl::Status Retire(int64_t epoch);
 
   // Moves bundles from high slots to free low ones, so that the memory behind the slots in use can
@@ -65,7 +70,10 @@ class HotPool {
 
   std::shared_ptr<const EpochTables> Find(int64_t epoch) const;
 
-  int64_t capacity_bytes() const { return capacity_slots_ * layout_.bundle_bytes; }
+  int64_t capacity_bytes() const { return capacity_slots_.load() * layout_.bundle_bytes; }
+  // Of plans prepared from now on; cut to what physical slots there are. Those that are prepared
+  // stay.
+  void SetCapacity(int64_t slots);
   int64_t used_bytes() const;
   int64_t spare_bytes() const { return physical_slots_ * layout_.bundle_bytes - used_bytes(); }
   int64_t physical_slots() const { return physical_slots_; }
@@ -81,7 +89,7 @@ class HotPool {
   int64_t SlotsUpToLast() const;
 
   const BundleLayout layout_;
-  const int64_t capacity_slots_;
+  std::atomic<int64_t> capacity_slots_;
   const int64_t physical_slots_;
   std::function<void(int32_t)> on_freed_;
   std::mutex prepare_mu_;  // one Prepare, Retire, Compact or Trim at a time

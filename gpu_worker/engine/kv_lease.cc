@@ -57,6 +57,8 @@ bool KvLease::Update(int64_t hot_used_bytes, Clock::TimePoint now) {
     }
   }
   if (goal_ <= pages_) {
+    // Until the gateway says that it knows, it may name those that it had.
+    if (goal_ < pages_) top_ = std::max(top_, pages_);
     pages_ = goal_;
   } else {
     const int64_t left = (options_.budget_bytes - hot_used_bytes) / options_.page_bytes;

@@ -28,7 +28,8 @@ class KvLease {
  public:
   explicit KvLease(const KvLeaseOptions& options);
 
-  // The gateway wants so many pages and names none from `top` on, in this step or a later one.
+  // The gateway wants so many pages, and names none from `top` on; nor did it know of fewer than
+  // `top` when it said so.
   void OnDemand(int32_t wanted, int32_t top);
   // Now and then, with what hot neurons take. True when pages() or hot_capacity_bytes() changed.
   bool Update(int64_t hot_used_bytes, Clock::TimePoint now);

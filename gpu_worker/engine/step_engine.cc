@@ -14,6 +14,10 @@ namespace isotherm::gpu {
 
 StepEngine::StepEngine(Device& device, const StepEngineOptions& options)
     : device_(device), options_(options), sequences_(device.Describe().kv_pages) {
+  if (options_.kv_lease.has_value()) {
+    lease_.emplace(*options_.kv_lease);
+    device_.SetShares(lease_->hot_capacity_bytes(), lease_->pages_taken());
+  }
   thread_ = std::thread([this] {
     ::pthread_setname_np(::pthread_self(), "step-engine");
     Loop();
@@ -34,12 +38,13 @@ WorkerHello StepEngine::HelloLocked() const {
   const DeviceInfo info = device_.Describe();
   return {.instance_id = options_.instance_id,
           .epochs = {committed_.begin(), committed_.end()},
-          .kv_pages = info.kv_pages,
+          .kv_pages = lease_.has_value() ? lease_->pages() : info.kv_pages,
           .page_size = kPageSize,
           .max_rows = info.max_rows,
           .context_length = options_.context_length,
           .peer_attached = PeerAliveLocked(),
-          .model_digest = options_.model_digest};
+          .model_digest = options_.model_digest,
+          .kv_pages_most = lease_.has_value() ? lease_->most_pages() : 0};
 }
 
 WorkerHello StepEngine::Hello() const {
@@ -80,6 +85,7 @@ int64_t StepEngine::Connect(std::shared_ptr<StepSink> sink) {
   std::lock_guard lock(mu_);
   ++connection_;
   queue_.clear();
+  DropDemandLocked();
   abort_ = running_;
   sink_ = std::move(sink);
   greeted_ = false;
@@ -93,6 +99,7 @@ void StepEngine::Disconnect(int64_t connection) {
   ++connection_;
   sink_ = nullptr;
   queue_.clear();
+  DropDemandLocked();
   abort_ = running_;
   changed_.notify_all();
 }
@@ -113,8 +120,39 @@ void StepEngine::Abort(int64_t connection) {
   std::lock_guard lock(mu_);
   if (connection != connection_) return;
   queue_.clear();
+  demand_after_ = std::min<size_t>(demand_after_, running_ ? 1 : 0);
   abort_ = running_;
   changed_.notify_all();
+}
+
+void StepEngine::SetKvDemand(int64_t connection, const KvDemand& demand) {
+  std::lock_guard lock(mu_);
+  if (connection != connection_ || !lease_.has_value()) return;
+  demand_ = demand;
+  demand_after_ = queue_.size() + (running_ ? 1 : 0);
+  changed_.notify_all();
+}
+
+// The gateway is another one, or none: it names no page yet.
+void StepEngine::DropDemandLocked() {
+  demand_ = KvDemand();
+  demand_after_ = running_ ? 1 : 0;
+}
+
+void StepEngine::UpdateLeaseLocked() {
+  if (!lease_.has_value()) return;
+  if (demand_.has_value() && demand_after_ == 0) {
+    lease_->OnDemand(demand_->wanted, demand_->top);
+    demand_.reset();
+  }
+  const int32_t pages = lease_->pages();
+  const int32_t taken = lease_->pages_taken();
+  if (!lease_->Update(device_.Describe().hot_used_bytes, std::chrono::steady_clock::now()) &&
+      lease_->pages_taken() == taken) {
+    return;
+  }
+  device_.SetShares(lease_->hot_capacity_bytes(), lease_->pages_taken());
+  if (lease_->pages() != pages) AnnounceLocked();
 }
 
 absl::Status StepEngine::SetCold(std::shared_ptr<ColdAttachment> cold) {
@@ -192,6 +230,7 @@ void StepEngine::Loop() {
                       [this] { return stop_ || !queue_.empty(); });
     if (stop_) return;
     if (sink_ != nullptr && peer_announced_ != PeerAliveLocked()) AnnounceLocked();
+    UpdateLeaseLocked();
     if (queue_.empty()) continue;
     Pending pending = std::move(queue_.front());
     queue_.pop_front();
@@ -200,6 +239,7 @@ void StepEngine::Loop() {
     abort_ = false;
     Run(std::move(pending), lock);
     running_ = false;
+    if (demand_after_ > 0) --demand_after_;
     changed_.notify_all();
   }
 }

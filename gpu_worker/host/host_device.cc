@@ -37,6 +37,14 @@ StepShape ShapeOf(const ModelConfig& config, const HostWeights& weights, int32_t
           .rope_half = config.rope_dims / 2};
 }
 
+// Whole pages within are the system's again until they are written to.
+void GiveBack(std::span<std::byte> bytes) {
+  const auto page = static_cast<uintptr_t>(::sysconf(_SC_PAGESIZE));
+  const auto start = reinterpret_cast<uintptr_t>(bytes.data());
+  const uintptr_t first = RoundUp(start, page), last = (start + bytes.size()) / page * page;
+  if (first < last) ::madvise(reinterpret_cast<void*>(first), last - first, MADV_DONTNEED);
+}
+
 void AddTo(float* sums, const float* more, int64_t count) {
   for (int64_t i = 0; i < count; ++i) sums[i] += more[i];
 }
@@ -113,6 +121,7 @@ HostDevice::HostDevice(const ModelFile& model, HostWeights weights,
                 2 * (options.hot_capacity_bytes / layout_.bundle_bytes)),
       hot_storage_(static_cast<size_t>(hot_pool_.physical_slots() * layout_.bundle_bytes)),
       kv_(std::move(kv)),
+      kv_pages_named_(options.kv_pages),
       pool_({.num_threads = workspace->limits().num_threads, .name = "gpu-host"}),
       workspace_(std::move(workspace)),
       rope_(config_.rope_dims, config_.rope_freq_base, config_.rope_scale, weights_.rope_freqs),
@@ -138,47 +147,48 @@ DeviceInfo HostDevice::Describe() const {
       .threads = pool_.num_threads(),
       .hot_capacity_bytes = hot_pool_.capacity_bytes(),
       .hot_free_bytes = std::max<int64_t>(0, hot_pool_.capacity_bytes() - hot_pool_.used_bytes()),
+      .hot_used_bytes = hot_pool_.used_bytes(),
       .hot_spare_bytes = hot_pool_.spare_bytes(),
       .kv_pages = options_.kv_pages,
       .max_rows = options_.max_rows,
+      .shares_memory = true,
       .memory = {.kv = static_cast<int64_t>(kv_.size()), .hot_pool = hot_pool_.extent_bytes()}};
 }
 
 absl::Status HostDevice::Prepare(const PlacementPlan& plan, const NeuronStore* source,
                                  const std::function<void(int64_t, int64_t)>& progress) {
   const auto bytes = static_cast<size_t>(layout_.bundle_bytes);
-  if (source != nullptr) {
-    return hot_pool_.Prepare(
-        plan,
-        [&](int64_t layer, int64_t neuron, int32_t slot) {
-          const BundleView bundles = source->Layer(layer);
-          std::memcpy(HotSlot(slot), bundles.data + neuron * bundles.bundle_bytes, bytes);
-          return absl::OkStatus();
-        },
-        progress);
-  }
   // A file may have to be transposed to reach one neuron, so whole layers are packed.
   AlignedBytes packed;
   int64_t packed_layer = -1;
+  const auto pack = [&](int64_t layer) -> absl::Status {
+    if (packed_layer == layer) return absl::OkStatus();
+    packed_layer = -1;
+    if (packed.data() == nullptr)
+      packed = AlignedBytes(static_cast<size_t>(layout_.layer_bytes()));
+    if (packed.data() == nullptr) {
+      return absl::ResourceExhaustedError(absl::StrCat(
+          "moving neurons needs ", FormatBytes(layout_.layer_bytes()), " of memory"));
+    }
+    ISOTHERM_RETURN_IF_ERROR(model_.PackBundles(layer, 0, layout_.num_neurons, packed.span()));
+    packed_layer = layer;
+    return absl::OkStatus();
+  };
+  const auto bundle = [&](int64_t layer, int64_t neuron) {
+    return source != nullptr ? source->Layer(layer).data + neuron * layout_.bundle_bytes
+                             : packed.data() + neuron * layout_.bundle_bytes;
+  };
   return hot_pool_.Prepare(
       plan,
       [&](int64_t layer, int64_t neuron, int32_t slot) -> absl::Status {
-        if (packed_layer != layer) {
-          packed_layer = -1;
-          if (packed.data() == nullptr)
-            packed = AlignedBytes(static_cast<size_t>(layout_.layer_bytes()));
-          if (packed.data() == nullptr) {
-            return absl::ResourceExhaustedError(absl::StrCat(
-                "moving neurons needs ", FormatBytes(layout_.layer_bytes()), " of memory"));
-          }
-          ISOTHERM_RETURN_IF_ERROR(
-              model_.PackBundles(layer, 0, layout_.num_neurons, packed.span()));
-          packed_layer = layer;
-        }
-        std::memcpy(HotSlot(slot), packed.data() + neuron * layout_.bundle_bytes, bytes);
+        if (source == nullptr) ISOTHERM_RETURN_IF_ERROR(pack(layer));
+        std::memcpy(HotSlot(slot), bundle(layer, neuron), bytes);
         return absl::OkStatus();
       },
-      progress);
+      progress, {},
+      [&](int64_t layer, int64_t neuron, int32_t slot) {
+        return std::memcmp(HotSlot(slot), bundle(layer, neuron), bytes) == 0;
+      });
 }
 
 absl::Status HostDevice::Retire(int64_t epoch) {
@@ -192,18 +202,27 @@ absl::Status HostDevice::Retire(int64_t epoch) {
   return compacted;
 }
 
-// The pages behind the last slot in use are the system's again until a slot there is written.
+// What is behind the last slot in use is given back.
 void HostDevice::TrimHotMemory() {
   if (!trim_due_.load()) return;
-  const auto page = static_cast<uintptr_t>(::sysconf(_SC_PAGESIZE));
   const bool all = hot_pool_.Trim([&](int64_t slots) {
-    const auto start = reinterpret_cast<uintptr_t>(hot_storage_.data());
-    const auto used = start + static_cast<uintptr_t>(slots * layout_.bundle_bytes);
-    const uintptr_t first = RoundUp(used, page);
-    const uintptr_t last = (start + hot_storage_.size()) / page * page;
-    if (first < last) ::madvise(reinterpret_cast<void*>(first), last - first, MADV_DONTNEED);
+    GiveBack(hot_storage_.span().subspan(static_cast<size_t>(slots * layout_.bundle_bytes)));
   });
   if (all) trim_due_.store(false);
+}
+
+void HostDevice::SetShares(int64_t hot_capacity_bytes, int32_t kv_pages) {
+  hot_pool_.SetCapacity(hot_capacity_bytes / layout_.bundle_bytes);
+  const int32_t named = std::clamp(kv_pages, 0, options_.kv_pages);
+  if (const int32_t before = std::exchange(kv_pages_named_, named); named < before) {
+    const int64_t page_bytes =
+        int64_t{sizeof(uint16_t)} * kPageSize * config_.num_kv_heads * config_.head_dim;
+    for (int64_t half = 0; half < 2 * config_.num_layers; ++half) {  // keys, values
+      GiveBack(kv_.span().subspan(
+          static_cast<size_t>((half * options_.kv_pages + named) * page_bytes),
+          static_cast<size_t>((before - named) * page_bytes)));
+    }
+  }
 }
 
 KvLayerView HostDevice::KvLayer(int64_t layer) {
@@ -234,9 +253,9 @@ absl::Status HostDevice::Check(const DeviceBatch& batch) {
     }
     for (int32_t p = 0; p <= row.position / kPageSize; ++p) {
       const int32_t page = row.pages[static_cast<size_t>(p)];
-      if (page < 0 || page >= options_.kv_pages) {
+      if (page < 0 || page >= kv_pages_named_) {
         return absl::InvalidArgumentError(
-            absl::StrCat("row with page ", page, "; the pool has ", options_.kv_pages));
+            absl::StrCat("row with page ", page, "; the pool has ", kv_pages_named_));
       }
     }
   }

@@ -52,6 +52,7 @@ class HostDevice final : public Device {
                        const std::function<void(int64_t, int64_t)>& progress) override;
   // Gives memory back, too, when the hot set has become smaller.
   absl::Status Retire(int64_t epoch) override;
+  void SetShares(int64_t hot_capacity_bytes, int32_t kv_pages) override;
   bool Has(int64_t epoch) const override { return hot_pool_.Find(epoch) != nullptr; }
   absl::Status RunStep(const DeviceBatch& batch, const ColdSide& cold,
                        DeviceOutput* output) override;
@@ -126,6 +127,7 @@ class HostDevice final : public Device {
   AlignedBytes hot_storage_;
   std::atomic<bool> trim_due_ = false;
   AlignedBytes kv_;
+  int32_t kv_pages_named_;  // steps name those below
   ThreadPool pool_;
   const std::unique_ptr<SparseFfnWorkspace> workspace_;
   const RopeTable rope_;

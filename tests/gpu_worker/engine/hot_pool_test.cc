@@ -264,6 +264,41 @@ TEST_F(HotPoolTest, FailedCopyKeepsNothing) {
   ExpectHolds(*pool_.Find(1), {{0, 1, 2}, {}});
 }
 
+TEST_F(HotPoolTest, ABadCopyIsMadeAgainAndGivenUpAfterThreeTimes) {
+  ASSERT_TRUE(Prepare(Plan(1, {{5}, {}})).ok());
+  // Copies of neuron 1 arrive short `bad` times.
+  int bad = 0, copies = 0;
+  const auto prepare = [&](int64_t epoch) {
+    return pool_.Prepare(
+        Plan(epoch, {{0, 1, 5}, {}}),
+        [&](int64_t layer, int64_t neuron, int32_t slot) {
+          ++copies;
+          const auto bytes = static_cast<size_t>(kLayout.bundle_bytes);
+          std::byte* const to = storage_.data() + slot * kLayout.bundle_bytes;
+          std::memset(to, static_cast<int>(layer * 100 + neuron), bytes);
+          if (neuron == 1 && bad-- > 0) std::memset(to + bytes / 2, 0x77, bytes / 2);
+          return absl::OkStatus();
+        },
+        {}, {},
+        [&](int64_t layer, int64_t neuron, int32_t slot) {
+          const std::byte* const at = storage_.data() + slot * kLayout.bundle_bytes;
+          return std::all_of(at, at + kLayout.bundle_bytes, [&](std::byte b) {
+            return b == static_cast<std::byte>(layer * 100 + neuron);
+          });
+        });
+  };
+  bad = 2;
+  ASSERT_TRUE(prepare(2).ok());
+  EXPECT_EQ(copies, 4);
+  ExpectHolds(*pool_.Find(2), {{0, 1, 5}, {}});
+  ASSERT_TRUE(pool_.Retire(2).ok());
+  bad = 3;
+  EXPECT_EQ(prepare(3).code(), absl::StatusCode::kDataLoss);
+  EXPECT_EQ(pool_.Find(3), nullptr);
+  EXPECT_EQ(pool_.used_bytes(), kLayout.bundle_bytes);
+  ExpectHolds(*pool_.Find(1), {{5}, {}});  // the old one serves on
+}
+
 TEST_F(HotPoolTest, PlansOfAnotherModelAreRefused) {
   PlacementPlan layers = Plan(1, {{0}});
   EXPECT_EQ(Prepare(layers).code(), absl::StatusCode::kFailedPrecondition);
