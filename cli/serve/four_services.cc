@@ -91,6 +91,7 @@ FourServices MakeFourServices(const ServeOptions& options, const std::filesystem
   if (options.max_rows > 0) Add(gpu, "--max-rows", absl::StrCat(options.max_rows));
   Add(gpu, "--predictor-type", options.predictor_type);
   Add(gpu, "--streamed-share", absl::StrCat(options.streamed_share));
+  Add(gpu, "--kv-floor", options.kv_floor);
   AddIfSet(gpu, "--activation", options.activation);
   AddIfSet(gpu, "--sparse-threshold", options.sparse_threshold);
 
@@ -99,6 +100,7 @@ FourServices MakeFourServices(const ServeOptions& options, const std::filesystem
   Add(placement, "--cpu-worker", record.cpu_worker);
   Add(placement, "--state-dir", plan_dir.string());
   Add(placement, "--budget", BytesOrAuto(options.vram_budget));
+  Add(placement, "--follow", options.follow);
   AddIfSet(placement, "--profile", options.profile);
 
   std::vector<std::string> gateway = CommonArgs(options, record.model, record.gateway);

@@ -19,7 +19,13 @@
 namespace isotherm::cli {
 namespace {
 
-constexpr char kExamples[] = R"(Examples:
+constexpr char kExamples[] =
+    R"(Neurons that fire often are hot: the GPU side keeps a copy of them, the rest is computed by the
+CPU side. A placement says which are hot; each change of it is a new epoch, made while requests run,
+and never changes a token. By itself the server follows the traffic: `history` says why each epoch
+came, `show` why it stays. `pin` stops that, `isotherm recompute` asks for a change now.
+
+Examples:
   isotherm placement show
   isotherm placement history --last 10
   isotherm placement diff 3 7        which neurons came and went, layer by layer

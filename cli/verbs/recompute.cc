@@ -21,7 +21,16 @@ namespace {
 
 constexpr std::chrono::milliseconds kAskInterval{200};
 
-constexpr char kExamples[] = R"(Examples:
+constexpr char kExamples[] =
+    R"(The server moves neurons by itself, a little at a time. This asks for the best plan at once, under
+another budget if one is given: the answer tells how many neurons move, what they are predicted to
+gain and why, or that nothing gains more than its noise and its copy. Asked again with the same --id
+it tells how far that one is, and nothing is done twice.
+
+Exit codes: 0 applied, unchanged, proposed or (without --wait) under way; 64 flags; 69 the service is
+away, busy with another recomputation, or the plan failed.
+
+Examples:
   isotherm recompute --wait              for a cron job: 0 = applied, or nothing gains enough
   isotherm recompute --dry-run --json    what would move, and what it would gain
   isotherm recompute --budget 24MiB --wait

@@ -38,9 +38,7 @@ int64_t KvLease::hot_capacity_bytes() const {
   return options_.budget_bytes - std::max(goal_, pages_taken()) * options_.page_bytes;
 }
 
-bool KvLease::Update(int64_t hot_used_bytes, Clock::TimePoint now) {
-  const int32_t pages_before = pages_;
-  const int64_t capacity_before = hot_capacity_bytes();
+void KvLease::Update(int64_t hot_used_bytes, Clock::TimePoint now) {
   const int32_t target = Target();
   if (target >= goal_) {
     goal_ = target;
@@ -64,7 +62,6 @@ bool KvLease::Update(int64_t hot_used_bytes, Clock::TimePoint now) {
     const int64_t left = (options_.budget_bytes - hot_used_bytes) / options_.page_bytes;
     pages_ = static_cast<int32_t>(std::max<int64_t>(pages_, std::min<int64_t>(goal_, left)));
   }
-  return pages_ != pages_before || hot_capacity_bytes() != capacity_before;
 }
 
 }  // namespace isotherm::gpu

@@ -31,8 +31,8 @@ class KvLease {
   // The gateway wants so many pages, and names none from `top` on; nor did it know of fewer than
   // `top` when it said so.
   void OnDemand(int32_t wanted, int32_t top);
-  // Now and then, with what hot neurons take. True when pages() or hot_capacity_bytes() changed.
-  bool Update(int64_t hot_used_bytes, Clock::TimePoint now);
+  // Now and then, with what hot neurons take.
+  void Update(int64_t hot_used_bytes, Clock::TimePoint now);
 
   int32_t pages() const { return pages_; }  // the gateway may name those below
   int32_t most_pages() const { return most_; }

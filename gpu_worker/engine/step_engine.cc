@@ -141,17 +141,17 @@ void StepEngine::DropDemandLocked() {
 
 void StepEngine::UpdateLeaseLocked() {
   if (!lease_.has_value()) return;
+  const auto shares = [this] {
+    return std::pair(lease_->hot_capacity_bytes(), lease_->pages_taken());
+  };
+  const std::pair<int64_t, int32_t> before = shares();
+  const int32_t pages = lease_->pages();
   if (demand_.has_value() && demand_after_ == 0) {
     lease_->OnDemand(demand_->wanted, demand_->top);
     demand_.reset();
   }
-  const int32_t pages = lease_->pages();
-  const int32_t taken = lease_->pages_taken();
-  if (!lease_->Update(device_.Describe().hot_used_bytes, std::chrono::steady_clock::now()) &&
-      lease_->pages_taken() == taken) {
-    return;
-  }
-  device_.SetShares(lease_->hot_capacity_bytes(), lease_->pages_taken());
+  lease_->Update(device_.Describe().hot_used_bytes, std::chrono::steady_clock::now());
+  if (shares() != before) device_.SetShares(lease_->hot_capacity_bytes(), lease_->pages_taken());
   if (lease_->pages() != pages) AnnounceLocked();
 }
 

@@ -54,6 +54,21 @@ class PlacementVerbsTest : public testing::Test {
   Cluster cluster_;
 };
 
+TEST_F(PlacementVerbsTest, HelpTeaches) {
+  for (const char* verb : {"recompute", "placement", "placement show", "placement diff",
+                           "placement pin", "placement unpin", "placement history",
+                           "placement rollback", "placement budget"}) {
+    const Ran run = Isotherm(std::string(verb) + " --help");
+    EXPECT_EQ(run.code, 0) << verb;
+    EXPECT_THAT(run.out, HasSubstr("Usage:")) << verb;
+  }
+  EXPECT_THAT(Isotherm("recompute --help").out, HasSubstr("nothing is done twice"));
+  EXPECT_THAT(Isotherm("placement --help").out, HasSubstr("never changes a token"));
+  const Ran wrong = Isotherm("placement rollback");
+  EXPECT_EQ(wrong.code, 64);
+  EXPECT_THAT(wrong.out, HasSubstr("EPOCH"));
+}
+
 TEST_F(PlacementVerbsTest, AnOperatorsDay) {
   Ran run = Isotherm("placement show");
   EXPECT_EQ(run.code, 0) << run.out;

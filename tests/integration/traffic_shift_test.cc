@@ -2,9 +2,11 @@
 // a static plan for chat against one that follows. With ISOTHERM_TRAFFIC_SHIFT_CSV the hit share
 // over time is written there; docs/placement.md shows it.
 #include <gtest/gtest.h>
+#include <stdlib.h>
 
 #include <algorithm>
 #include <cstdlib>
+#include <filesystem>
 #include <fstream>
 #include <iostream>
 #include <optional>
@@ -80,8 +82,8 @@ class TrafficShiftTest : public testing::Test {
   void SetUp() override {
     if (RealModelPath().empty()) GTEST_SKIP() << "the shipped model is not built";
   }
-  std::unique_ptr<Cluster> Start(bool follow) {
-    auto cluster = std::make_unique<Cluster>(ClusterOptions{.model = RealModelPath(),
+  std::unique_ptr<Cluster> Start(bool follow, const std::string& model = RealModelPath()) {
+    auto cluster = std::make_unique<Cluster>(ClusterOptions{.model = model,
                                                             .budget = std::to_string(kBudget),
                                                             .cpu_threads = 1,
                                                             .gpu_threads = 2,
@@ -176,6 +178,42 @@ TEST_F(TrafficShiftTest, TheLivePlanRegainsTheBestStaticOnesHits) {
             << ", best static " << best_share << "\n";
   EXPECT_GT(after(live), after(still));
   EXPECT_GE(after(live), 0.95 * best_share);
+}
+
+// Without a profile beside the model the first plan is even and knows nothing.
+TEST_F(TrafficShiftTest, LearnsTheTrafficWithoutAProfile) {
+  std::vector<Point> profiled, cold;
+  {
+    const auto cluster = Start(/*follow=*/false);
+    Serve(*cluster, "chat", 1'000, &profiled);
+    EXPECT_TRUE(cluster->Stop());
+  }
+  served_ = 0;
+  {
+    std::string folder = testing::TempDir() + "/no-profile-XXXXXX";
+    ASSERT_NE(::mkdtemp(folder.data()), nullptr);
+    const std::string model = folder + "/model.gguf";
+    std::filesystem::create_symlink(std::filesystem::absolute(RealModelPath()), model);
+    const auto cluster = Start(/*follow=*/true, model);
+    Serve(*cluster, "chat", 3'000, &cold);
+    EXPECT_TRUE(cluster->Stop());
+    std::filesystem::remove_all(folder);
+    if (HasFailure()) std::cerr << cluster->Logs();
+  }
+  const double want = Mean(profiled, 0, profiled.size());
+  // Means of some 300 tokens: requests differ.
+  constexpr size_t kWindow = 3;
+  int64_t reached = -1;
+  for (size_t i = kWindow; i <= cold.size() && reached < 0; ++i) {
+    if (Mean(cold, i - kWindow, i) >= 0.95 * want) reached = cold[i - kWindow].tokens;
+  }
+  std::cerr << "hit share on chat: profiled " << want << ", without a profile "
+            << cold.front().hit_share << " at first, 95 % after " << reached << " tokens\n";
+  RecordProperty("profiled", std::to_string(want));
+  RecordProperty("tokens", std::to_string(reached));
+  EXPECT_LT(cold.front().hit_share, 0.9 * want);
+  EXPECT_GE(reached, 0);
+  EXPECT_LE(reached, 2'000);
 }
 
 }  // namespace

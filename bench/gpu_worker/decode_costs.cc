@@ -1,7 +1,7 @@
-// build/bench/step_checks_cost --model build/models/smollm2-relu-q8_0.gguf
+// build/bench/decode_costs --model build/models/smollm2-relu-q8_0.gguf
 //
-// What two things that are always on take of a decode step: counting neurons for the
-// placement_service, and the completeness hash. Three devices of one thread decode the same tokens,
+// What three things take of a decode step: counting neurons for the placement_service and the
+// completeness hash, which are always on, and a migration that runs beside it. Three devices of one thread decode the same tokens,
 // one step each in turn and in random order: all on, one without the counters, one without the
 // hash. Their samples must agree. Time is the thread's own, so that other processes count little;
 // the share is the median over steps of the pair's difference, with its 95 % interval.
@@ -9,21 +9,27 @@
 // A step computes all neurons itself, hot and cold, so both workers' counting is in it. What is
 // left is the reading of the counters once a second, by a thread of its own: its time is given as a
 // share of one core, for this model and for larger ones.
+//
+// Then neurons move, 1 % of the hot set at a time, while the first device decodes: steps that a move
+// overlapped are compared with those around them, by the clock on the wall.
 #include <time.h>
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <cmath>
 #include <cstdio>
 #include <numeric>
 #include <random>
+#include <thread>
 
 #include "common/base/checked_math.h"
 #include "common/base/exit_code.h"
 #include "common/base/status_macros.h"
 #include "common/telemetry/counter_table.h"
 #include "common/telemetry/report_builder.h"
+#include "gpu_worker/engine/move_pacer.h"
 #include "gpu_worker/host/host_device.h"
 #include "gpu_worker/host/owned_neurons.h"
 #include "models/model_file.h"
@@ -91,6 +97,7 @@ class Decoder {
       return absl::InternalError("the step did not compute what it owed");
     return micros;
   }
+  void SetEpoch(int64_t epoch) { epoch_ = epoch; }
   TokenId token() const { return output_.samples.front().token; }
   uint64_t hash() const { return output_.owed_hash; }
   HostDevice& device() { return *device_; }
@@ -106,7 +113,7 @@ class Decoder {
 };
 
 PlacementPlan EveryFifthHot(const BundleLayout& layout) {
-  PlacementPlan plan{.epoch = 1};
+  PlacementPlan plan{.epoch = 1, .budget_bytes = layout.layer_bytes() * layout.num_layers / 5};
   for (int64_t l = 0; l < layout.num_layers; ++l) {
     LayerPlacement layer{.num_neurons = layout.num_neurons};
     layer.hot.assign(static_cast<size_t>(CeilDiv<int64_t>(layout.num_neurons, 64)), 0);
@@ -125,6 +132,82 @@ void PrintShare(const char* what, const std::vector<double>& with, const std::ve
   const Estimate share = MedianOf(std::move(shares));
   std::printf("%-22s %6.2f %% of a step (95 %%: %.2f to %.2f)\n", what, 100 * share.median,
               100 * share.low, 100 * share.high);
+}
+
+// One of a hundred hot neurons of each layer goes, another one comes.
+PlacementPlan MovedByOnePercent(const PlacementPlan& from, std::mt19937& random) {
+  PlacementPlan plan = from;
+  ++plan.epoch;
+  for (LayerPlacement& layer : plan.layers) {
+    const auto count = std::max<int64_t>(1, layer.num_hot / 100);
+    const auto flip = [&](bool hot, int64_t number) {
+      while (number > 0) {
+        const auto n = static_cast<int64_t>(random()) % layer.num_neurons;
+        uint64_t& word = layer.hot[static_cast<size_t>(n / 64)];
+        if ((word >> (n % 64) & 1) == (hot ? 1u : 0u)) continue;
+        word ^= uint64_t{1} << (n % 64);
+        --number;
+      }
+    };
+    flip(/*hot=*/false, count);
+    flip(/*hot=*/true, count);
+  }
+  return plan;
+}
+
+// Decodes while another thread moves neurons now and then, as the worker does: copies at a rate,
+// tables built, the old epoch freed after the flip.
+absl::Status MeasureMoves(const PlacementPlan& plan, const OwnedNeurons& neurons, Decoder& decoder,
+                          int num_steps) {
+  std::atomic<int64_t> live{plan.epoch}, used{plan.epoch};
+  std::atomic<int> moving{0};  // odd: a move is under way
+  std::atomic<bool> done{false};
+  absl::Status status;
+  std::thread mover([&] {
+    std::mt19937 random(5);
+    PlacementPlan now = plan;
+    while (!done && status.ok()) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(40));
+      const PlacementPlan next = MovedByOnePercent(now, random);
+      MovePacer pacer(int64_t{1} << 30, Clock::Real());
+      ++moving;
+      status = decoder.device().Prepare(next, &neurons, [&](int64_t bytes, int64_t) {
+        std::this_thread::sleep_for(pacer.Delay(bytes, /*steps_run=*/true));
+      });
+      ++moving;
+      live = next.epoch;
+      while (!done && used != next.epoch) std::this_thread::yield();
+      if (!done && status.ok()) status = decoder.device().Retire(now.epoch);
+      now = next;
+    }
+  });
+  std::vector<double> beside, alone;
+  for (int step = 0; step < num_steps; ++step) {
+    decoder.SetEpoch(live);
+    used = live.load();
+    const int before = moving;
+    const auto start = std::chrono::steady_clock::now();
+    const absl::StatusOr<double> micros = decoder.Step(decoder.token(), step % kMaxTokens);
+    const double took =
+        std::chrono::duration<double, std::micro>(std::chrono::steady_clock::now() - start).count();
+    if (!micros.ok()) {
+      done = true;
+      mover.join();
+      return micros.status();
+    }
+    (before % 2 == 1 || moving != before ? beside : alone).push_back(took);
+  }
+  done = true;
+  mover.join();
+  ISOTHERM_RETURN_IF_ERROR(status);
+  if (beside.size() < 10 || alone.size() < 10)
+    return absl::InternalError("moves and steps did not alternate; take more steps");
+  const Estimate with = MedianOf(beside), without = MedianOf(alone);
+  std::printf("a move of 1 %% of the hot set beside it: %+.2f %% (%zu steps of %.0f us, %zu without "
+              "of %.0f us)\n",
+              100 * (with.median / without.median - 1), beside.size(), with.median, alone.size(),
+              without.median);
+  return absl::OkStatus();
 }
 
 // What a second's reading and differencing of so many counters takes.
@@ -193,6 +276,7 @@ absl::Status Run(const std::string& path, int num_steps) {
               model->config().name.c_str(), num_steps, MedianOf(micros[0]).median);
   PrintShare("counting neurons", micros[0], micros[1]);
   PrintShare("completeness hash", micros[0], micros[2]);
+  ISOTHERM_RETURN_IF_ERROR(MeasureMoves(plan, *neurons, decoders[0], num_steps));
   PrintReading("this model", model->config().num_layers, model->config().ffn_dim);
   PrintReading("7B", 32, 11'008);
   PrintReading("175B", 96, 49'152);
@@ -203,8 +287,8 @@ absl::Status Run(const std::string& path, int num_steps) {
 }  // namespace isotherm::gpu
 
 int main(int argc, char** argv) {
-  CLI::App app("What counting neurons and the completeness hash take of a decode step.",
-               "step_checks_cost");
+  CLI::App app("What counting neurons, the completeness hash and migrations take of a decode step.",
+               "decode_costs");
   std::string model;
   int steps = 2'000;
   app.add_option("--model", model, "GGUF file")->required();
