@@ -100,9 +100,9 @@ TEST_F(PlacementVerbsTest, AnOperatorsDay) {
   EXPECT_GT(Isotherm("placement diff 1 2 --json").json()["come"], 0);
   EXPECT_EQ(Isotherm("placement diff 1 99").code, 69);
 
-  run = Isotherm("recompute --budget 64KiB --wait --json");
+  run = Isotherm("recompute --budget 48KiB --wait --json");
   EXPECT_EQ(run.json()["state"], "applied") << run.out;
-  EXPECT_EQ(Isotherm("placement show --json").json()["budget_bytes"], 65'536);
+  EXPECT_EQ(Isotherm("placement show --json").json()["budget_bytes"], 49'152);
 
   EXPECT_EQ(Isotherm("placement pin").code, 0);
   EXPECT_THAT(Isotherm("placement show").out, HasSubstr(", pinned"));
@@ -150,7 +150,8 @@ TEST_F(PlacementVerbsTest, FilesGoOutAndComeBack) {
   EXPECT_EQ(run.code, 0) << run.out;
   run = Isotherm("recompute --budget " + std::to_string(kAll / 4) + " --wait --json");
   EXPECT_EQ(run.json()["state"], "applied") << run.out;
-  EXPECT_EQ(Isotherm("placement show --json").json()["profile"], "seen");
+  EXPECT_THAT(Isotherm("placement show --json").json()["profile"].get<std::string>(),
+              testing::StartsWith("seen"));
 
   EXPECT_EQ(Isotherm("placement import " + model_.path()).code, 65);
   EXPECT_EQ(Isotherm("placement import " + File("missing")).code, 65);
