@@ -44,7 +44,7 @@ void TrafficModel::StartOver() {
   live_ = PlacementPlan();
   live_sums_.clear();
   live_tokens_ = 0;
-  total_tokens_ = 0;
+  total_tokens_ = learnt_tokens_ = 0;
 }
 
 void TrafficModel::SetPrior(std::string name, std::vector<std::vector<float>> predicted,
@@ -54,8 +54,9 @@ void TrafficModel::SetPrior(std::string name, std::vector<std::vector<float>> pr
   prior_predicted_ = std::move(predicted);
   prior_fired_ = std::move(fired);
   prior_tokens_ = tokens > 0 ? tokens : options_.prior_tokens;
-  if (profile_ != nullptr)
-    profile_->Start(prior_name_, prior_predicted_, prior_fired_, prior_tokens_);
+  if (profile_ == nullptr) return;
+  profile_->Start(prior_name_, prior_predicted_, prior_fired_, prior_tokens_);
+  learnt_tokens_ = 0;
 }
 
 void TrafficModel::SetModel(const ModelShape& shape, std::optional<StoredProfile> stored) {
@@ -76,7 +77,7 @@ void TrafficModel::SetModel(const ModelShape& shape, std::optional<StoredProfile
   if (!usable) return;
   for (size_t l = 0; l < stored->layers.size(); ++l) profile_->Restore(l, stored->layers[l]);
   profile_->SetName(stored->name);
-  total_tokens_ = stored->total_tokens;
+  total_tokens_ = learnt_tokens_ = stored->total_tokens;
   for (const auto& [id, sequence] : stored->last_sequence) {
     if (instances_.size() < kMaxInstances) instances_[id].last_sequence = sequence;
   }
@@ -199,6 +200,7 @@ absl::Status TrafficModel::Accept(const TelemetryReport& report) {
     tokens = std::max(tokens, layer.counts.tokens);
   }
   total_tokens_ += static_cast<double>(tokens);
+  learnt_tokens_ += static_cast<double>(tokens);
   if (report.epoch == live_.epoch && report.epoch_changes == 0) Measure(report);
   return absl::OkStatus();
 }
@@ -272,7 +274,7 @@ TrafficEstimate TrafficModel::Estimate() const {
   if (out.timed) out.costs = costs_.costs();
   out.rows_per_step = costs_.rows_per_step();
   if (out.tokens <= 0) return out;
-  if (total_tokens_ > 0) out.profile = out.profile == "even" ? "live" : out.profile + " + live";
+  if (learnt_tokens_ > 0) out.profile = out.profile == "even" ? "live" : out.profile + " + live";
   const double row_bytes =
       static_cast<double>(shape_.bundle_bytes) / std::max(1, shape_.bundle_rows);
   const ReadsOptions reads{.first_row_bytes = row_bytes,

@@ -155,6 +155,7 @@ class TrafficModel {
   std::vector<LayerSums> live_sums_ ABSL_GUARDED_BY(mu_);
   double live_tokens_ ABSL_GUARDED_BY(mu_) = 0;
   double total_tokens_ ABSL_GUARDED_BY(mu_) = 0;
+  double learnt_tokens_ ABSL_GUARDED_BY(mu_) = 0;  // since the prior
   std::optional<Clock::TimePoint> seen_at_ ABSL_GUARDED_BY(mu_), worked_at_ ABSL_GUARDED_BY(mu_);
   Counts counts_ ABSL_GUARDED_BY(mu_);
 };

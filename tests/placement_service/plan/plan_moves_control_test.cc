@@ -370,7 +370,13 @@ TEST_F(PlanMovesControlTest, ImportsAProfileToLearnFrom) {
   EXPECT_EQ(Recompute({.request_id = "a"}).state, RecomputationState::kApplied);
   EXPECT_EQ(HotAmong(30), 40);
   EXPECT_EQ(Live().profile, "books");
+  Traffic(30, 3);
+  EXPECT_EQ(traffic_->Estimate().profile, "books + live");
   ASSERT_TRUE(import(params).ok());  // the same id is done once
+  EXPECT_EQ(traffic_->Estimate().profile, "books + live");
+  params.request_id = "again";
+  ASSERT_TRUE(import(params).ok());
+  EXPECT_EQ(traffic_->Estimate().profile, "books");
   params.request_id = "q";
   params.predicted[1][3] = 1.5f;
   EXPECT_EQ(import(params).code(), absl::StatusCode::kInvalidArgument);
