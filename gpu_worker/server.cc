@@ -160,7 +160,8 @@ absl::Status RunGpuWorker(const GpuWorkerOptions& options, ShutdownSignal& shutd
                   .vram_budget = options.vram_budget,
                   .stored_predictor = options.stored_predictor,
                   .streamed_share = options.streamed_share,
-                  .poison_freed = options.poison_freed},
+                  .poison_freed = options.poison_freed,
+                  .remote_cold_side = !options.cpu_worker.empty() && options.transport == "grpc"},
                  [&](double share) {
                    service.SetProgress(share);
                    AnnounceProgress(share);
@@ -187,7 +188,7 @@ absl::Status RunGpuWorker(const GpuWorkerOptions& options, ShutdownSignal& shutd
             .address = options.cpu_worker,
             .transport = options.transport == "grpc" ? ColdTransport::kGrpc : ColdTransport::kShm,
             .instance_id = instance_id,
-            .max_rows = options.max_rows,
+            .max_rows = device->Describe().max_rows,
             .device_rings = device->Describe().rings_by_itself},
         *model, engine);
   }

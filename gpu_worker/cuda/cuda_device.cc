@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cstdio>
 #include <cstring>
+#include <iterator>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -31,13 +32,23 @@ constexpr int64_t kBounceBytes = int64_t{4} << 20;
 constexpr std::chrono::milliseconds kHangGrace{250};
 // Of a device's free memory, left alone when no budget is given.
 constexpr int64_t kReserveBytes = int64_t{512} << 20;
-// A step of more rows than the graph serves is a prefill pass; so are smaller ones from here on, if
-// the neurons' memory is mapped.
+// A step of more rows than the graph serves is a prefill pass; so are smaller ones, if the neurons'
+// memory is mapped: in a large model from where reading each weight once for all rows saves more than
+// the many launches cost. A device made for few rows does without: products take memory of their own.
 constexpr int32_t kGraphRows = 64;
-constexpr int32_t kPrefillRows = 17;
+constexpr int32_t kPrefillRows = 17, kPrefillRowsOfLarge = 8;
+constexpr int64_t kLargeLayer = int64_t{64} << 20;  // bytes of neurons
+// Of decoding: a layer that stumbled once moves its cut little.
+constexpr double kFirstShare = 0.3, kCutGain = 0.1, kMostCutChange = 0.02;
+// The cpu side's time grows with the rows, that of PCIe hardly: rows up to, and what share of the cold
+// neurons PCIe gets at first.
+struct ProductCut {
+  int32_t rows;
+  double share;
+};
+constexpr ProductCut kProductCuts[] = {{16, 0.35}, {32, 0.4}, {64, 0.5}, {128, 0.65}, {256, 0.8}};
+constexpr double kProductCutGain = 0.7, kMostProductCutChange = 1;  // a step is one prompt: it has to be learnt from few
 constexpr int32_t kMaxLogits = 64;
-constexpr int64_t kLogitsOffset = 256;  // in results_, behind the StepState
-static_assert(sizeof(StepState) <= kLogitsOffset);
 
 // Lays buffers one behind the other: first to count, then to hand out.
 class Carver {
@@ -117,8 +128,21 @@ CudaDevice::CudaDevice(const ModelFile& model, const CudaDeviceOptions& options)
                            kPageSize)))),
       graph_rows_(std::min(options.max_rows, kGraphRows)),
       max_logits_(std::min(options.max_rows, kMaxLogits)),
-      cuts_(layout_.num_neurons, options.streamed_share),
-      layer_steps_(static_cast<size_t>(config_.num_layers)) {}
+      product_rows_(options.product_rows > 0 ? options.product_rows
+                    : options.max_rows >= kPrefillRows && layout_.layer_bytes() >= kLargeLayer
+                        ? kPrefillRowsOfLarge
+                        : kPrefillRows),
+      logits_offset_(RoundUp<int64_t>(StateBytes(config_.num_layers), 256)),
+      cuts_(static_cast<size_t>(config_.num_layers),
+            CutController(layout_.num_neurons, options.streamed_share, kFirstShare, kCutGain,
+                          kMostCutChange)),
+      layer_steps_(static_cast<size_t>(config_.num_layers)),
+      asked_traces_(layer_steps_.size()) {
+  for (const ProductCut& cut : kProductCuts) {
+    product_cuts_.emplace_back(layout_.num_neurons, options.streamed_share, cut.share,
+                               kProductCutGain, kMostProductCutChange);
+  }
+}
 
 CudaDevice::~CudaDevice() {
   if (stream_ != nullptr) cudaStreamSynchronize(stream_);
@@ -130,6 +154,7 @@ CudaDevice::~CudaDevice() {
 
 // The context, as small as it can be made: no device heap, no printf buffer, small stacks.
 absl::Status CudaDevice::Open() {
+  AllowEarlyLaunch(options_.early_launch);
   ISOTHERM_CUDA_RETURN_IF_ERROR(cudaSetDevice(options_.device));
   ISOTHERM_CUDA_RETURN_IF_ERROR(cudaSetDeviceFlags(cudaDeviceScheduleSpin | cudaDeviceMapHost));
   ISOTHERM_CUDA_RETURN_IF_ERROR(cudaDeviceSetLimit(cudaLimitMallocHeapSize, 0));
@@ -191,10 +216,13 @@ absl::Status CudaDevice::Allocate() {
     b.active = carver.Take<uint64_t>(all_rows * words);
     b.predicted = carver.Take<uint32_t>(config_.num_layers * config_.ffn_dim);
     b.fired = carver.Take<uint32_t>(config_.num_layers * config_.ffn_dim);
+    b.read = carver.Take<uint64_t>(config_.num_layers);
     b.attention_scratch = carver.Take<unsigned char>(AttentionScratchBytes(shape, rows));
     b.rope_frequencies = carver.Take<double>(half);
     b.inputs = carver.Take<unsigned char>(input_layout_.bytes);
-    b.state = carver.Take<StepState>(1);
+    b.state = reinterpret_cast<StepState*>(
+        carver.Take<unsigned char>(StateBytes(config_.num_layers)));
+    b.times = reinterpret_cast<LayerTimes*>(b.state + 1);
     b.traces = carver.Take<LayerTrace>(config_.num_layers);
     return b;
   };
@@ -209,8 +237,16 @@ absl::Status CudaDevice::Allocate() {
                  weights_.rope_frequencies.size() * sizeof(double), cudaMemcpyHostToDevice));
   ISOTHERM_ASSIGN_OR_RETURN(inputs_, PinnedBytes::Make(input_layout_.bytes));
   ISOTHERM_ASSIGN_OR_RETURN(
-      results_, PinnedBytes::Make(kLogitsOffset + max_logits_ * config_.vocab_size * int64_t{4}));
+      results_, PinnedBytes::Make(logits_offset_ + max_logits_ * config_.vocab_size * int64_t{4}));
+  ISOTHERM_ASSIGN_OR_RETURN(
+      traces_, PinnedBytes::Make(config_.num_layers * static_cast<int64_t>(sizeof(LayerTrace))));
   ISOTHERM_ASSIGN_OR_RETURN(bounce_, PinnedBytes::Make(kBounceBytes));
+  ISOTHERM_ASSIGN_OR_RETURN(
+      counters_, CudaCounters::Create(config_.num_layers, config_.ffn_dim, layout_.bundle_bytes,
+                                      config_.sparse,
+                                      {.predicted = buffers_.predicted,
+                                       .fired = buffers_.fired,
+                                       .read = buffers_.read}));
 
   ISOTHERM_ASSIGN_OR_RETURN(
       pool_memory_, HotMemory::Reserve(options_.device, layout_.layer_bytes() * layout_.num_layers));
@@ -224,10 +260,10 @@ absl::Status CudaDevice::Allocate() {
                                                         .pool = pool_memory_->data(),
                                                         .host_inputs = inputs_.as<>(),
                                                         .host_results = results_.as<>(),
-                                                        .logits_offset = kLogitsOffset,
+                                                        .logits_offset = logits_offset_,
                                                         .max_rows = rows});
   ISOTHERM_RETURN_IF_ERROR(graph_->Capture(stream_));
-  if (all_rows < kPrefillRows) return absl::OkStatus();
+  if (all_rows < product_rows_) return absl::OkStatus();
   ISOTHERM_ASSIGN_OR_RETURN(prefill_,
                             PrefillPass::Create({.config = &config_,
                                                  .layout = &layout_,
@@ -239,8 +275,9 @@ absl::Status CudaDevice::Allocate() {
                                                  .pool = pool_memory_->data(),
                                                  .host_inputs = inputs_.as<>(),
                                                  .host_results = results_.as<>(),
-                                                 .logits_offset = kLogitsOffset,
-                                                 .max_rows = all_rows},
+                                                 .logits_offset = logits_offset_,
+                                                 .max_rows = all_rows,
+                                                 .graph_rows = rows},
                                                 stream_));
   memory_.workspace += prefill_->bytes();
   return absl::OkStatus();
@@ -443,14 +480,23 @@ void CudaDevice::FillInputs(const DeviceBatch& batch, const MappedCold* cold, co
                               static_cast<uint64_t>(batch.attempt), r)};
     if (row.sampling != nullptr) logit_rows[num_logits_++] = static_cast<int32_t>(r);
   }
-  const int32_t cut = cuts_.cut();
-  std::fill(layer_steps_.begin(), layer_steps_.end(), LayerStep{.flags = 0, .cut = cut});
+  const size_t bucket = Bucket(static_cast<int32_t>(batch.rows.size()));
+  for (size_t l = 0; l < layer_steps_.size(); ++l) {
+    layer_steps_[l] = {.flags = 0,
+                       .cut = in_products_ ? product_cuts_[bucket].cut() : cuts_[l].cut()};
+  }
+  std::fill(asked_traces_.begin(), asked_traces_.end(), uint8_t{0});
   for (const LayerRange& range : batch.layers) {
     const int32_t flags = (range.mode == LayerMode::kExact ? kLayerExact : 0) |
                           (range.mode == LayerMode::kGpuOnly ? kLayerGpuOnly : 0) |
                           (range.trace ? kLayerTrace : 0);
-    for (int32_t l = range.first; l < range.last; ++l)
+    for (int32_t l = range.first; l < range.last; ++l) {
       layer_steps_[static_cast<size_t>(l)].flags = flags;
+      asked_traces_[static_cast<size_t>(l)] = range.trace ? 1 : 0;
+    }
+  }
+  if (counters_->TimesDue()) {
+    for (LayerStep& layer : layer_steps_) layer.flags |= kLayerTrace;
   }
   // Without an arena here every cold neuron is the cpu side's.
   if (cold == nullptr || cold->layers() == nullptr) {
@@ -513,28 +559,87 @@ absl::Status CudaDevice::StepStatus() const {
   }
 }
 
+bool CudaDevice::InProducts(int32_t rows, const MappedCold* cold) const {
+  const bool arena = cold != nullptr && cold->layers() != nullptr;
+  return rows > graph_rows_ || (prefill_ != nullptr && arena && rows >= product_rows_);
+}
+
+size_t CudaDevice::Bucket(int32_t rows) {
+  size_t bucket = 0;
+  while (bucket + 1 < std::size(kProductCuts) && rows > kProductCuts[bucket].rows) ++bucket;
+  return bucket;
+}
+
+void CudaDevice::ObserveCuts(int32_t rows) {
+  const auto* const times = reinterpret_cast<const LayerTimes*>(&state() + 1);
+  double cpu = 0, streamed = 0;
+  for (size_t l = 0; l < cuts_.size(); ++l) {
+    if (!in_products_) {
+      cuts_[l].Observe(static_cast<double>(times[l].cpu_ns),
+                       static_cast<double>(times[l].streamed_ns));
+    }
+    cpu += static_cast<double>(times[l].cpu_ns);
+    streamed += static_cast<double>(times[l].streamed_ns);
+  }
+  if (in_products_) product_cuts_[Bucket(rows)].Observe(cpu, streamed);
+}
+
+void CudaDevice::Survey(const std::shared_ptr<const EpochTables>& epoch) {
+  if (surveyed_.lock() == epoch) return;
+  surveyed_ = epoch;
+  survey_.clear();
+  for (const EpochTables::Layer& table : epoch->layers) {
+    PrefillPass::Layer layer{.hot = static_cast<int32_t>(table.num_hot),
+                             .cold = static_cast<int32_t>(layout_.num_neurons - table.num_hot)};
+    int32_t next = -1;  // slot
+    for (const int32_t slot : table.slot_of) {
+      if (slot < 0) continue;
+      if (next < 0) layer.first_slot = slot;
+      if (next >= 0 && slot != next) {
+        layer.first_slot = -1;
+        break;
+      }
+      next = slot + 1;
+    }
+    survey_.push_back(layer);
+  }
+}
+
+PrefillPass::Step CudaDevice::ProductStep(const DeviceBatch& batch, const MappedCold& cold,
+                                          ColdLink* link) const {
+  PrefillPass::Step step{.rows = static_cast<int32_t>(batch.rows.size()),
+                         .logits = num_logits_,
+                         .page_tables = page_tables_,
+                         .shared = link != nullptr,
+                         .layers = survey_};
+  if (link != nullptr) step.while_waiting = [link] { link->slots()->RingSleeper(); };
+  for (size_t l = 0; l < step.layers.size(); ++l) {
+    step.layers[l].arena = cold.arena()->Layer(static_cast<int64_t>(l)).data;
+    step.layers[l].trace = (layer_steps_[l].flags & kLayerTrace) != 0;
+  }
+  return step;
+}
+
 absl::Status CudaDevice::RunOnce(const DeviceBatch& batch, const MappedCold* cold, ColdLink* link,
-                                 const EpochTables& epoch, const LayerTable* tables,
-                                 uint64_t nonce) {
+                                 const LayerTable* tables, uint64_t nonce) {
   const auto rows = static_cast<int32_t>(batch.rows.size());
   const bool arena = cold != nullptr && cold->layers() != nullptr;
-  const bool in_products = rows > graph_rows_ || (prefill_ != nullptr && arena && rows >= kPrefillRows);
-  if (in_products && !arena) {
+  in_products_ = InProducts(rows, cold);
+  if (in_products_ && !arena) {
     return absl::UnavailableError(
         absl::StrCat("a step of ", rows, " rows reads neurons that are not mapped here; send at most ",
                      graph_rows_, " rows, or attach a cpu_worker on this host"));
   }
-  const SlotRing ring =
-      cold != nullptr && link != nullptr && !in_products ? cold->ring() : SlotRing();
-  if (ring.base != nullptr) ISOTHERM_RETURN_IF_ERROR(cold->slots()->AwaitIdle(batch.deadline));
+  SlotRing ring;
+  if (cold != nullptr && link != nullptr &&
+      (!in_products_ || rows <= std::min(PrefillPass::kMostSharedRows, cold->max_rows())))
+    ring = cold->ring();
+  shared_ = ring.base != nullptr;
+  if (shared_) ISOTHERM_RETURN_IF_ERROR(cold->slots()->AwaitIdle(batch.deadline));
   FillInputs(batch, cold, ring, tables, nonce);
-  if (in_products) {
-    PrefillPass::Step step{.rows = rows, .logits = num_logits_, .page_tables = page_tables_};
-    for (const EpochTables::Layer& layer : epoch.layers) {
-      step.counts.emplace_back(static_cast<int32_t>(layer.num_hot),
-                               static_cast<int32_t>(layout_.num_neurons - layer.num_hot));
-    }
-    ISOTHERM_RETURN_IF_ERROR(prefill_->Launch(step, stream_));
+  if (in_products_) {
+    ISOTHERM_RETURN_IF_ERROR(prefill_->Launch(
+        ProductStep(batch, *cold, ring.base != nullptr ? link : nullptr), stream_));
   } else {
     ISOTHERM_RETURN_IF_ERROR(graph_->Launch(rows, num_logits_, page_tables_, stream_));
   }
@@ -560,17 +665,22 @@ absl::Status CudaDevice::RunStep(const DeviceBatch& batch, const ColdSide& cold,
   if (mapped == nullptr && (link != nullptr || cold.arena != nullptr))
     return absl::FailedPreconditionError("a cold side that was not mapped for the device");
   const uint64_t nonce = link != nullptr ? link->hash_nonce() : 0;
+  Survey(epoch);
+  const bool decode = !batch.rows.empty() &&
+                      std::all_of(batch.rows.begin(), batch.rows.end(),
+                                  [](const DeviceRow& row) { return row.sampling != nullptr; });
+  counters_->AddStep(batch.epoch, static_cast<int64_t>(batch.rows.size()), decode);
   if (batch.rows.empty()) {
     if (link == nullptr) return absl::OkStatus();
     return link->EndOfStep(batch.step_id, batch.epoch, batch.attempt, batch.deadline);
   }
-  absl::Status status = RunOnce(batch, mapped.get(), link, *epoch, tables, nonce);
+  absl::Status status = RunOnce(batch, mapped.get(), link, tables, nonce);
   if (!status.ok() && link != nullptr && !link->alive() && cold.arena != nullptr &&
       (absl::IsUnavailable(status) || absl::IsInternal(status)) && cudaPeekAtLastError() == cudaSuccess) {
     // The cpu_worker was lost: the whole step again, its neurons from the arena.
     output->cpu_recomputed = true;
     link = nullptr;
-    status = RunOnce(batch, mapped.get(), nullptr, *epoch, tables, nonce);
+    status = RunOnce(batch, mapped.get(), nullptr, tables, nonce);
   }
   ISOTHERM_RETURN_IF_ERROR(status);
   output->owed_hash = state().owed_hash;
@@ -578,7 +688,7 @@ absl::Status CudaDevice::RunStep(const DeviceBatch& batch, const ColdSide& cold,
   output->active_neurons = state().active_neurons;
   output->hot_neurons = state().hot_neurons;
   output->open_neurons = state().open_neurons;
-  cuts_.Observe(static_cast<double>(state().cpu_ns), static_cast<double>(state().streamed_ns));
+  if (shared_) ObserveCuts(static_cast<int32_t>(batch.rows.size()));
   if (link != nullptr) {
     status = link->EndOfStep(batch.step_id, batch.epoch, batch.attempt, batch.deadline);
     if (!status.ok() && link->alive()) return status;
@@ -587,12 +697,12 @@ absl::Status CudaDevice::RunStep(const DeviceBatch& batch, const ColdSide& cold,
       output->work_hash += state().cold_hash;
     }
   }
-  ISOTHERM_RETURN_IF_ERROR(ReadTraces(batch, output));
+  ISOTHERM_RETURN_IF_ERROR(Count(batch, output));
   return Sample(batch, output);
 }
 
 absl::Status CudaDevice::Sample(const DeviceBatch& batch, DeviceOutput* output) {
-  auto* const logits = reinterpret_cast<float*>(results_.as<>() + kLogitsOffset);
+  auto* const logits = reinterpret_cast<float*>(results_.as<>() + logits_offset_);
   int64_t at = 0;
   for (size_t r = 0; r < batch.rows.size(); ++r) {
     if (batch.rows[r].sampling == nullptr) continue;
@@ -609,29 +719,55 @@ absl::Status CudaDevice::Sample(const DeviceBatch& batch, DeviceOutput* output) 
   return absl::OkStatus();
 }
 
-absl::Status CudaDevice::ReadTraces(const DeviceBatch& batch, DeviceOutput* output) {
+// Of the last step; empty when no layer was traced.
+absl::StatusOr<std::span<const LayerTrace>> CudaDevice::ReadTraces() {
   const bool traced = std::any_of(layer_steps_.begin(), layer_steps_.end(), [](const LayerStep& l) {
     return (l.flags & kLayerTrace) != 0;
   });
-  if (!traced) return absl::OkStatus();
-  std::vector<LayerTrace> traces(layer_steps_.size());
-  ISOTHERM_CUDA_RETURN_IF_ERROR(cudaMemcpyAsync(traces.data(), buffers_.traces,
-                                                traces.size() * sizeof(LayerTrace),
+  if (!traced) return std::span<const LayerTrace>();
+  ISOTHERM_CUDA_RETURN_IF_ERROR(cudaMemcpyAsync(traces_.as<void>(), buffers_.traces,
+                                                layer_steps_.size() * sizeof(LayerTrace),
                                                 cudaMemcpyDeviceToHost, stream_));
   ISOTHERM_CUDA_RETURN_IF_ERROR(cudaStreamSynchronize(stream_));
-  const auto us = [](uint64_t from, uint64_t to) {
-    return to > from ? static_cast<float>(to - from) * 1e-3f : 0.0f;
+  return std::span(traces_.as<const LayerTrace>(), layer_steps_.size());
+}
+
+absl::Status CudaDevice::Count(const DeviceBatch& batch, DeviceOutput* output) {
+  ISOTHERM_ASSIGN_OR_RETURN(const std::span<const LayerTrace> traces, ReadTraces());
+  const auto rows = static_cast<int64_t>(batch.rows.size());
+  const int64_t exact_rows = std::count_if(batch.rows.begin(), batch.rows.end(),
+                                           [](const DeviceRow& row) { return row.exact; });
+  const auto ns = [](uint64_t from, uint64_t to) { return to > from ? to - from : 0; };
+  const auto us = [&](uint64_t from, uint64_t to) {
+    return static_cast<float>(ns(from, to)) * 1e-3f;
   };
-  for (size_t l = 0; l < traces.size(); ++l) {
-    if ((layer_steps_[l].flags & kLayerTrace) == 0) continue;
+  for (size_t l = 0; l < layer_steps_.size(); ++l) {
+    const bool all_exact = (layer_steps_[l].flags & kLayerExact) != 0;
+    const int64_t exact = !config_.sparse ? 0 : all_exact ? rows : exact_rows;
+    if (traces.empty() || (layer_steps_[l].flags & kLayerTrace) == 0) {
+      counters_->AddLayer(static_cast<int64_t>(l), rows, exact, nullptr);
+      continue;
+    }
     const LayerTrace& t = traces[l];
     const bool posted = t.posted > t.begin;
+    const uint64_t gpu_end = std::max(t.gpu_done, t.streamed);
+    const LayerCounters times{
+        .timed_steps = 1,
+        .gpu_ns = ns(t.activated, t.gpu_done),
+        .cpu_ns = posted ? static_cast<uint64_t>(t.cpu_us * 1000.0f) : 0,
+        .wait_ns = posted ? ns(gpu_end, t.resumed) : 0,
+        .merge_ns = ns(t.resumed, t.merged),
+        .hot_bytes = static_cast<uint64_t>(t.hot) * static_cast<uint64_t>(layout_.bundle_bytes)};
+    // Exact rows would pass for expensive ones.
+    counters_->AddLayer(static_cast<int64_t>(l), rows, exact,
+                        counters_->TimesDue() && exact == 0 ? &times : nullptr);
+    if (asked_traces_[l] == 0) continue;
     output->timings.push_back({.layer = static_cast<int32_t>(l),
                                .attention_us = us(t.begin, t.predict),
                                .predict_us = us(t.predict, t.activated),
                                .gpu_us = us(t.activated, t.gpu_done),
                                .cpu_us = t.cpu_us,
-                               .wait_us = posted ? us(std::max(t.gpu_done, t.streamed), t.resumed) : 0,
+                               .wait_us = posted ? us(gpu_end, t.resumed) : 0,
                                .merge_us = us(t.resumed, t.merged),
                                .streamed_us = us(t.activated, t.streamed),
                                .active_neurons = t.active,

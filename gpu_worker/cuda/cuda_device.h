@@ -4,10 +4,12 @@
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <span>
 #include <string>
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "gpu_worker/cuda/cuda_counters.h"
 #include "gpu_worker/cuda/cuda_tables.h"
 #include "gpu_worker/cuda/cuda_weights.h"
 #include "gpu_worker/cuda/cut_controller.h"
@@ -37,6 +39,9 @@ struct CudaDeviceOptions {
   // Share of each layer's cold neurons that this side reads over PCIe, 0 to 1; below 0: adapted to
   // who finishes last.
   double streamed_share = -1;
+  // Steps of so many rows on go through matrix products; 0: by the size of the model and max_rows.
+  int32_t product_rows = 0;
+  bool early_launch = true;  // AllowEarlyLaunch, for the whole process
 };
 
 // A step of a batch on one CUDA device. Small batches run as one captured graph; see Device for the
@@ -59,6 +64,7 @@ class CudaDevice final : public Device {
   absl::StatusOr<std::shared_ptr<void>> Map(const ColdSide& cold) override;
   absl::Status RunStep(const DeviceBatch& batch, const ColdSide& cold,
                        DeviceOutput* output) override;
+  absl::Status ReadCounters(NeuronCounters* counters) override { return counters_->Read(counters); }
 
   const DeviceMemoryUse& memory_use() const { return memory_; }
 
@@ -76,11 +82,21 @@ class CudaDevice final : public Device {
   void FillInputs(const DeviceBatch& batch, const MappedCold* cold, const SlotRing& ring,
                   const LayerTable* tables, uint64_t nonce);
   absl::Status RunOnce(const DeviceBatch& batch, const MappedCold* cold, ColdLink* link,
-                       const EpochTables& epoch, const LayerTable* tables, uint64_t nonce);
+                       const LayerTable* tables, uint64_t nonce);
   absl::Status AwaitStep(TimePoint deadline, ColdLink* link);
   absl::Status StepStatus() const;
   absl::Status Sample(const DeviceBatch& batch, DeviceOutput* output);
-  absl::Status ReadTraces(const DeviceBatch& batch, DeviceOutput* output);
+  // Whether a step of so many rows goes through matrix products.
+  bool InProducts(int32_t rows, const MappedCold* cold) const;
+  static size_t Bucket(int32_t rows);  // of product_cuts_
+  // Learns from a step that the cpu side shared.
+  void ObserveCuts(int32_t rows);
+  PrefillPass::Step ProductStep(const DeviceBatch& batch, const MappedCold& cold, ColdLink* link) const;
+  // What products need of the epoch's placement, kept while its steps follow each other.
+  void Survey(const std::shared_ptr<const EpochTables>& epoch);
+  // Adds the step to the counters, and its traced layers' times, of which `output` gets those asked for.
+  absl::Status Count(const DeviceBatch& batch, DeviceOutput* output);
+  absl::StatusOr<std::span<const LayerTrace>> ReadTraces();
   std::shared_ptr<MappedCold> FindMapped(const ColdSide& cold);
   const StepState& state() const { return *results_.as<const StepState>(); }
 
@@ -91,12 +107,14 @@ class CudaDevice final : public Device {
   const int32_t max_pages_;   // of a sequence
   const int32_t graph_rows_;  // of a step of the graph
   const int32_t max_logits_;  // rows of a step that sample
+  const int32_t product_rows_;
+  const int64_t logits_offset_;  // in results_, behind the state
   std::string name_, isa_;
   cudaStream_t stream_ = nullptr;       // of steps
   cudaStream_t copy_stream_ = nullptr;  // of everything else
   CudaWeights weights_;
   DeviceBytes kv_, work_memory_;
-  PinnedBytes inputs_, results_, bounce_;
+  PinnedBytes inputs_, results_, traces_, bounce_;
   StepBuffersCuda buffers_;
   StepInputs input_layout_;
   std::unique_ptr<StepGraph> graph_;
@@ -104,12 +122,18 @@ class CudaDevice final : public Device {
   std::unique_ptr<HotMemory> pool_memory_;
   std::unique_ptr<HotPool> hot_pool_;
   std::unique_ptr<CudaTables> tables_;
-  CutController cuts_;
+  std::unique_ptr<CudaCounters> counters_;
+  std::vector<CutController> cuts_;          // by layer
+  std::vector<CutController> product_cuts_;  // of all layers, by Bucket
   DeviceMemoryUse memory_;
   std::mutex mapped_mu_;
   std::vector<std::weak_ptr<MappedCold>> mapped_;
+  std::weak_ptr<const EpochTables> surveyed_;
+  std::vector<PrefillPass::Layer> survey_;
   // Of the running step.
   std::vector<LayerStep> layer_steps_;
+  std::vector<uint8_t> asked_traces_;  // [num_layers]
+  bool in_products_ = false, shared_ = false;
   int64_t page_tables_ = 0;
   int32_t num_logits_ = 0;
 };

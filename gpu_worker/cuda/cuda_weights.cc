@@ -118,7 +118,10 @@ class Uploader {
 
   absl::StatusOr<DeviceMatrix> Put(const Image& image, int64_t* counted) {
     DeviceMatrix out = image.shape;
-    ISOTHERM_ASSIGN_OR_RETURN(out.data, Bytes(image.data.data(), image.data.size()));
+    // Zeros behind the last row: products take rows in eights.
+    const int64_t padding = (RoundUp<int64_t>(out.rows, 8) - out.rows) * out.row_bytes();
+    ISOTHERM_ASSIGN_OR_RETURN(
+        out.data, Bytes(image.data.data(), image.data.size(), static_cast<size_t>(padding)));
     if (!image.scales.empty()) {
       ISOTHERM_ASSIGN_OR_RETURN(const void* scales,
                                 Bytes(image.scales.data(), image.scales.size() * sizeof(uint16_t)));
@@ -149,8 +152,9 @@ class Uploader {
   }
 
  private:
-  absl::StatusOr<const void*> Bytes(const void* from, size_t bytes) {
-    ISOTHERM_ASSIGN_OR_RETURN(DeviceBytes memory, DeviceBytes::Make(static_cast<int64_t>(bytes)));
+  absl::StatusOr<const void*> Bytes(const void* from, size_t bytes, size_t padding = 0) {
+    ISOTHERM_ASSIGN_OR_RETURN(DeviceBytes memory,
+                              DeviceBytes::Make(static_cast<int64_t>(bytes + padding)));
     ISOTHERM_CUDA_RETURN_IF_ERROR(
         cudaMemcpy(memory.as<void>(), from, bytes, cudaMemcpyHostToDevice));
     weights_.storage.push_back(std::move(memory));

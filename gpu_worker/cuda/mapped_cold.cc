@@ -73,6 +73,7 @@ absl::StatusOr<std::shared_ptr<MappedCold>> MappedCold::Make(const ColdSide& col
                           /*read_only=*/false));
     mapped->slots_ = cold.link->slots();
     const shm::ControlGeometry& g = region.geometry();
+    mapped->max_rows_ = g.shape.max_rows;
     constexpr auto kAbort = static_cast<int64_t>(offsetof(shm::SideWords, abort));
     mapped->ring_ = {.base = mapped->control_range_->device_address(region.data()),
                      .slots_offset = g.slots_offset,

@@ -48,6 +48,7 @@ class MappedCold {
   const unsigned char* const* layers() const { return layers_.as<const unsigned char*>(); }
   // Null base: no slots.
   const SlotRing& ring() const { return ring_; }
+  int32_t max_rows() const { return max_rows_; }  // of a post
   bool Holds(const std::byte* at) const;
 
  private:
@@ -57,6 +58,7 @@ class MappedCold {
   std::unique_ptr<PinnedRange> arena_range_, control_range_;
   DeviceBytes layers_;
   SlotRing ring_;
+  int32_t max_rows_ = 0;
 };
 
 }  // namespace isotherm::gpu

@@ -11,7 +11,9 @@
 namespace isotherm::gpu {
 namespace {
 
-constexpr int64_t kTileRows = 512;
+constexpr int64_t kTileRows = 512;   // of attention, whose products are wide enough for them
+constexpr int64_t kPassRows = 2048;  // a slice's products need as many to fill the device
+constexpr int64_t kScoreBytes = int64_t{32} << 20;
 // 0.45 ms of PCIe: long against a launch, short against a layer.
 constexpr int64_t kSliceBytes = int64_t{24} << 20;
 // Neurons of a slice, so that every row of a product begins on 16 bytes.
@@ -19,9 +21,17 @@ constexpr int64_t kSliceStep = 64;
 constexpr int64_t kCublasBytes = int64_t{32} << 20;  // what cuBLAS asks for on Hopper
 constexpr int kGatherBlocks = 64;  // of 256 threads; 32 kept PCIe busy, the rest hides its latency
 constexpr int kHotGatherBlocks = 528;
+// Up to so many rows of the device slices are small, and of a step products with the predictor's 8-bit
+// weights as they are beat products with decoded ones.
+constexpr int32_t kFewRows = 64;
+constexpr int32_t kFewPredictedRows = 32;
 // Up to so many rows only neurons that one of them needs are gathered, for which the host waits for
 // each layer's list; with more rows nearly every neuron is needed.
 constexpr int32_t kSelectRows = 320;
+static_assert(kSelectRows >= PrefillPass::kMostSharedRows);
+// Share of a layer's neurons that are cold from which on all of it is copied.
+constexpr double kWholeShare = 0.75;
+constexpr int64_t kRowStep = 8;  // rows of a product's matrix, or cuBLAS takes a slow kernel
 
 absl::Status CublasStatus(cublasStatus_t status, absl::string_view what) {
   if (status == CUBLAS_STATUS_SUCCESS) return absl::OkStatus();
@@ -60,18 +70,26 @@ absl::Status PrefillPass::Allocate() {
   const int64_t q_dim = config.num_q_heads * config.head_dim;
   const int64_t qkv_dim = q_dim + 2 * config.num_kv_heads * config.head_dim;
   // Padded: products want rows that begin on 16 bytes.
-  const int64_t rank = RoundUp<int64_t>(parts_.buffers.hidden_stride, 32);
-  const int64_t bundle_elements = layout.rows * layout.model_dim;
+  const int64_t rank = RoundUp<int64_t>(parts_.buffers.hidden_stride, 32);  // 0: no predictor
+  const int64_t bundle_elements =
+      std::max<int64_t>(layout.rows * layout.model_dim, layout.bundle_bytes / 2);
   tile_rows_ = std::min<int64_t>(kTileRows, parts_.max_rows);
+  pass_rows_ = std::min<int64_t>(kPassRows, parts_.max_rows);
+  // Few rows never fetch more than they need, in slices that are soon there.
+  const int64_t slice_bytes = parts_.max_rows <= kFewRows ? kSliceBytes / 3 : kSliceBytes;
   slice_neurons_ = static_cast<int32_t>(
-      std::max<int64_t>(kSliceStep, std::min(kSliceBytes / (2 * bundle_elements),
+      std::max<int64_t>(kSliceStep, std::min(slice_bytes / (2 * bundle_elements),
                                              RoundUp(layout.num_neurons, kSliceStep)) /
                                         kSliceStep * kSliceStep));
+  const int64_t widest_in = std::max(config.model_dim, q_dim);
   // Decoded weights use a slice, too: at least some rows of the widest matrix.
   slice_elements_ = std::max<int64_t>(slice_neurons_ * bundle_elements,
-                                      64 * std::max({config.model_dim, q_dim, rank}));
-  const int64_t widest_in = std::max({config.model_dim, q_dim, rank});
-  const int64_t widest_out = std::max({qkv_dim, config.ffn_dim, config.model_dim});
+                                      128 * std::max(widest_in, rank));
+  score_neurons_ = RoundUp<int64_t>(layout.num_neurons, 64);
+  if (rank > 0)
+    score_neurons_ = std::min(score_neurons_, slice_elements_ / 2 / rank / 64 * 64);
+  score_neurons_ = std::min(score_neurons_,
+                            std::max<int64_t>(64, kScoreBytes / 4 / pass_rows_ / 64 * 64));
   int64_t bytes = 0;
   const auto carve = [&](std::byte* base) {
     bytes = 0;
@@ -80,18 +98,36 @@ absl::Status PrefillPass::Allocate() {
       *to = reinterpret_cast<T*>(base == nullptr ? nullptr : base + bytes);
       bytes += RoundUp<int64_t>(count * static_cast<int64_t>(sizeof(T)), 256);
     };
+    int64_t most = 0;
+    const auto over_each_other = [&](int64_t from) {
+      most = std::max(most, bytes);
+      bytes = from;
+    };
     take(&h16_, tile_rows_ * widest_in);
     take(&low16_, tile_rows_ * widest_in);
-    take(&wide_, tile_rows_ * widest_out);
+    take(&qkv_, tile_rows_ * qkv_dim);
     take(&q_, tile_rows_ * q_dim);
     take(&attention_, tile_rows_ * q_dim);
-    take(&hidden_, tile_rows_ * std::max<int64_t>(rank, 1));
-    take(&gate_, tile_rows_ * slice_neurons_);
-    take(&up_, tile_rows_ * slice_neurons_);
-    take(&values_, tile_rows_ * slice_neurons_);
+    over_each_other(0);
+    if (rank > 0) {
+      take(&hidden_, pass_rows_ * rank);
+      const int64_t behind_hidden = bytes;
+      take(&x_high_, pass_rows_ * config.model_dim);
+      take(&x_low_, pass_rows_ * config.model_dim);
+      over_each_other(behind_hidden);
+      take(&hidden_high_, pass_rows_ * rank);
+      take(&hidden_low_, pass_rows_ * rank);
+      take(&scores_, pass_rows_ * score_neurons_);
+      over_each_other(0);
+    }
+    take(&gate_, pass_rows_ * slice_neurons_);
+    if (layout.rows == 3) take(&up_, pass_rows_ * slice_neurons_);
+    take(&values_, pass_rows_ * slice_neurons_);
+    over_each_other(0);
+    bytes = most;
     for (uint16_t*& slice : slices_) take(&slice, slice_elements_);
-    take(&hot_ids_, config.ffn_dim);
-    take(&hot_slots_, config.ffn_dim);
+    for (int32_t*& ids : hot_ids_) take(&ids, config.ffn_dim);
+    for (int32_t*& slots : hot_slots_) take(&slots, config.ffn_dim);
     for (int32_t*& ids : cold_ids_) take(&ids, config.ffn_dim);
   };
   carve(nullptr);
@@ -120,6 +156,7 @@ StepPointers PrefillPass::Pointers() const {
           .logit_rows = reinterpret_cast<const int32_t*>(inputs + in.logit_rows),
           .page_tables = reinterpret_cast<const int32_t*>(inputs + in.pages),
           .state = parts_.buffers.state,
+          .times = parts_.buffers.times,
           .traces = parts_.buffers.traces};
 }
 
@@ -144,41 +181,46 @@ absl::Status PrefillPass::Gemm(bool bf16, int64_t m, int64_t n, int64_t k, float
       "cublasGemmEx");
 }
 
-absl::Status PrefillPass::Product(const DeviceMatrix& w, const uint16_t* x, const uint16_t* low,
-                                  bool exact_w, bool bf16, int64_t rows, float beta, float* y,
-                                  int64_t y_stride, cudaStream_t stream) {
+absl::Status PrefillPass::Product(const DeviceMatrix& w, int64_t first, int64_t last,
+                                  const uint16_t* x, const uint16_t* low, bool exact_w, bool bf16,
+                                  int64_t rows, float beta, float* y, int64_t y_stride,
+                                  cudaStream_t stream) {
   const int64_t k = InputStride(w);
   const bool as_is = w.dtype == (bf16 ? DType::kBF16 : DType::kF16);
-  if (as_is) {
-    const auto* const data = static_cast<const uint16_t*>(w.data);
-    ISOTHERM_RETURN_IF_ERROR(
-        Gemm(bf16, w.rows, rows, k, 1.0f, data, w.padded_columns, x, k, beta, y, y_stride));
-    if (low == nullptr) return absl::OkStatus();
-    return Gemm(bf16, w.rows, rows, k, 1.0f / kLowScale, data, w.padded_columns, low, k, 1.0f, y,
-                y_stride);
-  }
   uint16_t* const decoded = slices_[kBuffers];
-  const int64_t at_once = slice_elements_ / (exact_w ? 2 : 1) / k;
-  for (int64_t first = 0; first < w.rows; first += at_once) {
-    const int64_t count = std::min(at_once, w.rows - first);
-    uint16_t* const decoded_low = exact_w ? decoded + at_once * k : nullptr;
-    LaunchDecode16({.w = w,
-                    .columns = k,
-                    .first_row = first,
-                    .num_rows = count,
-                    .bf16 = bf16,
-                    .out = decoded,
-                    .low = decoded_low},
-                   stream);
+  const int64_t at_once =
+      as_is ? RoundUp(last - first, kRowStep)
+            : slice_elements_ / (exact_w ? 2 : 1) / k / kRowStep * kRowStep;
+  for (int64_t at = first; at < last; at += at_once) {
+    // Matrices have zeros behind their last row.
+    const int64_t count = std::min({at_once, RoundUp(last - at, kRowStep), y_stride - (at - first)});
+    float* const to = y + (at - first);
+    const uint16_t* high = static_cast<const uint16_t*>(w.data) + at * w.padded_columns;
+    const uint16_t* what_high_lacks = nullptr;
+    int64_t stride = w.padded_columns;
+    if (!as_is) {
+      uint16_t* const decoded_low = exact_w ? decoded + at_once * k : nullptr;
+      LaunchDecode16({.w = w,
+                      .columns = k,
+                      .first_row = at,
+                      .num_rows = count,
+                      .bf16 = bf16,
+                      .out = decoded,
+                      .low = decoded_low},
+                     stream);
+      high = decoded;
+      what_high_lacks = decoded_low;
+      stride = k;
+    }
     ISOTHERM_RETURN_IF_ERROR(
-        Gemm(bf16, count, rows, k, 1.0f, decoded, k, x, k, beta, y + first, y_stride));
-    if (exact_w) {
-      ISOTHERM_RETURN_IF_ERROR(Gemm(bf16, count, rows, k, 1.0f / kLowScale, decoded_low, k, x, k,
-                                    1.0f, y + first, y_stride));
+        Gemm(bf16, count, rows, k, 1.0f, high, stride, x, k, beta, to, y_stride));
+    if (what_high_lacks != nullptr) {
+      ISOTHERM_RETURN_IF_ERROR(Gemm(bf16, count, rows, k, 1.0f / kLowScale, what_high_lacks, stride,
+                                    x, k, 1.0f, to, y_stride));
     }
     if (low != nullptr) {
-      ISOTHERM_RETURN_IF_ERROR(Gemm(bf16, count, rows, k, 1.0f / kLowScale, decoded, k, low, k, 1.0f,
-                                    y + first, y_stride));
+      ISOTHERM_RETURN_IF_ERROR(Gemm(bf16, count, rows, k, 1.0f / kLowScale, high, stride, low, k,
+                                    1.0f, to, y_stride));
     }
   }
   return absl::OkStatus();
@@ -206,36 +248,48 @@ absl::Status PrefillPass::Attend(const Step& step, int32_t l, cudaStream_t strea
                     .norm = NormOf(layer.attention_norm),
                     .out = h16_},
                    stream);
-    ISOTHERM_RETURN_IF_ERROR(Product(layer.qkv, h16_, nullptr, /*exact_w=*/false, bf16, rows, 0.0f,
-                                     wide_, layer.qkv.rows, stream));
+    ISOTHERM_RETURN_IF_ERROR(Product(layer.qkv, 0, layer.qkv.rows, h16_, nullptr,
+                                     /*exact_w=*/false, bf16, rows, 0.0f, qkv_, layer.qkv.rows,
+                                     stream));
     LaunchFinishQkv({.step = Pointers(),
                      .shape = shape,
                      .first_row = static_cast<int32_t>(first),
                      .num_rows = rows,
-                     .qkv = wide_,
+                     .qkv = qkv_,
                      .bias = layer.qkv_bias,
                      .rope_cos = b.rope_cos,
                      .rope_sin = b.rope_sin,
                      .q = q_,
                      .kv = kv},
                     stream);
-    LaunchPrefillAttention({.step = Pointers(),
+    AttentionArgs attention{.step = Pointers(),
                             .shape = shape,
                             .first_row = static_cast<int32_t>(first),
                             .q = q_,
                             .kv = kv,
                             .splits = 1,
-                            .out = attention_},
-                           rows, stream);
+                            .out = attention_};
+    if (step.rows <= parts_.graph_rows && step.page_tables * 4 > step.rows) {
+      // Many sequences of few rows: there is nothing to share between rows.
+      attention.splits = kAttentionSplits;
+      attention.scratch = b.attention_scratch;
+      attention.max_rows = parts_.graph_rows;
+      LaunchAttention(attention, rows, stream);
+    } else {
+      LaunchPrefillAttention(attention, rows, stream);
+    }
     LaunchSplitRows({.x = attention_,
-                     .count = rows * q_dim,
+                     .x_stride = q_dim,
+                     .num_rows = rows,
+                     .columns = static_cast<int32_t>(q_dim),
+                     .out_stride = static_cast<int32_t>(q_dim),
                      .bf16 = bf16,
                      .high = h16_,
                      .low = low16_},
                     stream);
     // With parallel attention others still read x: see Launch.
-    ISOTHERM_RETURN_IF_ERROR(Product(layer.o, h16_, low16_, /*exact_w=*/false, bf16, rows, 1.0f, x,
-                                     dim, stream));
+    ISOTHERM_RETURN_IF_ERROR(Product(layer.o, 0, layer.o.rows, h16_, low16_, /*exact_w=*/false, bf16,
+                                     rows, 1.0f, x, dim, stream));
     if (layer.o_bias != nullptr) LaunchAddBias(x, layer.o_bias, rows, dim, stream);
   }
   return absl::OkStatus();
@@ -247,6 +301,7 @@ absl::Status PrefillPass::Predict(const Step& step, int32_t l, cudaStream_t stre
   const StepBuffersCuda& b = parts_.buffers;
   const CudaWeights::Layer& layer = parts_.weights->layers[static_cast<size_t>(l)];
   const auto dim = static_cast<int32_t>(config.model_dim);
+  const auto neurons = static_cast<int32_t>(config.ffn_dim);
   LaunchNormRows({.x = b.x,
                   .stride = dim,
                   .num_rows = step.rows,
@@ -254,176 +309,290 @@ absl::Status PrefillPass::Predict(const Step& step, int32_t l, cudaStream_t stre
                   .norm = NormOf(layer.ffn_norm),
                   .out = b.z},
                  stream);
-  for (int64_t first = 0; first < step.rows; first += tile_rows_) {
-    const auto rows = static_cast<int32_t>(std::min<int64_t>(tile_rows_, step.rows - first));
-    const float* scores = nullptr;
-    if (layer.fc1.rows > 0) {
-      const int64_t rank = InputStride(layer.fc2);  // behind fc1.rows it stays zero
-      LaunchSplitRows({.x = b.x + first * dim,
-                       .count = int64_t{rows} * dim,
-                       .bf16 = false,
-                       .high = h16_,
-                       .low = low16_},
-                      stream);
-      ISOTHERM_RETURN_IF_ERROR(Product(layer.fc1, h16_, low16_, /*exact_w=*/true, false, rows, 0.0f,
-                                       hidden_, rank, stream));
-      LaunchRelu(hidden_, rows * rank, stream);
-      LaunchSplitRows(
-          {.x = hidden_, .count = rows * rank, .bf16 = false, .high = h16_, .low = low16_}, stream);
-      ISOTHERM_RETURN_IF_ERROR(Product(layer.fc2, h16_, low16_, /*exact_w=*/true, false, rows, 0.0f,
-                                       wide_, config.ffn_dim, stream));
-      scores = wide_;
+  for (int64_t first = 0; first < step.rows; first += pass_rows_) {
+    const auto rows = static_cast<int32_t>(std::min<int64_t>(pass_rows_, step.rows - first));
+    ActivateRowsArgs activate{.step = Pointers(),
+                              .layer = l,
+                              .first_row = static_cast<int32_t>(first),
+                              .num_rows = rows,
+                              .num_neurons = neurons,
+                              .count = neurons,
+                              .threshold = config.sparse_threshold,
+                              .active = b.active,
+                              .predicted = b.predicted + l * config.ffn_dim};
+    if (layer.fc1.rows == 0) {
+      LaunchActivateRows(activate, stream);
+      continue;
     }
-    LaunchActivateRows({.step = Pointers(),
-                        .layer = l,
-                        .first_row = static_cast<int32_t>(first),
-                        .num_rows = rows,
-                        .num_neurons = static_cast<int32_t>(config.ffn_dim),
-                        .scores = scores,
-                        .threshold = config.sparse_threshold,
-                        .active = b.active,
-                        .predicted = b.predicted + l * config.ffn_dim},
-                       stream);
+    const int64_t rank = InputStride(layer.fc2);
+    LaunchSplitRows({.x = b.x + first * dim,
+                     .x_stride = dim,
+                     .num_rows = rows,
+                     .columns = dim,
+                     .out_stride = dim,
+                     .high = x_high_,
+                     .low = x_low_},
+                    stream);
+    ISOTHERM_RETURN_IF_ERROR(Product(layer.fc1, 0, layer.fc1.rows, x_high_, x_low_,
+                                     /*exact_w=*/true, false, rows, 0.0f, hidden_, rank, stream));
+    LaunchSplitRows({.x = hidden_,
+                     .x_stride = rank,
+                     .num_rows = rows,
+                     .columns = static_cast<int32_t>(layer.fc1.rows),
+                     .out_stride = static_cast<int32_t>(rank),
+                     .relu = true,
+                     .high = hidden_high_,
+                     .low = hidden_low_},
+                    stream);
+    // Some neurons at a time: their weights are decoded once for all rows.
+    for (int32_t n = 0; n < neurons; n += static_cast<int32_t>(score_neurons_)) {
+      activate.first_neuron = n;
+      activate.count = std::min(static_cast<int32_t>(score_neurons_), neurons - n);
+      activate.scores = scores_;
+      activate.stride = static_cast<int32_t>(score_neurons_);
+      ISOTHERM_RETURN_IF_ERROR(Product(layer.fc2, n, n + activate.count, hidden_high_, hidden_low_,
+                                       /*exact_w=*/true, false, rows, 0.0f, scores_, score_neurons_,
+                                       stream));
+      LaunchActivateRows(activate, stream);
+    }
   }
   return absl::OkStatus();
 }
 
-void PrefillPass::AddSlices(int32_t layer, int32_t cold) {
-  for (int32_t first = 0; first < cold; first += slice_neurons_)
-    plan_.push_back({.layer = layer, .first = first, .count = std::min(slice_neurons_, cold - first)});
+void PrefillPass::PredictFew(const Step& step, int32_t l, cudaStream_t stream) {
+  const ModelConfig& config = *parts_.config;
+  const StepBuffersCuda& b = parts_.buffers;
+  const CudaWeights::Layer& layer = parts_.weights->layers[static_cast<size_t>(l)];
+  const auto dim = static_cast<int32_t>(config.model_dim);
+  LaunchPredict({.step = Pointers(),
+                 .layer = l,
+                 .x = b.x,
+                 .model_dim = dim,
+                 .norm = NormOf(layer.ffn_norm),
+                 .fc1 = layer.fc1,
+                 .hidden = b.hidden,
+                 .hidden_stride = b.hidden_stride,
+                 .z = b.z,
+                 .begins_layer = config.parallel_attention},
+                step.rows, stream);
+  LaunchActivate({.step = Pointers(),
+                  .layer = l,
+                  .num_neurons = static_cast<int32_t>(config.ffn_dim),
+                  .hidden = b.hidden,
+                  .hidden_stride = b.hidden_stride,
+                  .fc2 = layer.fc2,
+                  .threshold = config.sparse_threshold,
+                  .active = b.active,
+                  .predicted = b.predicted + l * config.ffn_dim,
+                  .z = b.z,
+                  .model_dim = dim},
+                 step.rows, stream);
 }
 
-void PrefillPass::GatherAhead(size_t slices) {
-  const BundleLayout& layout = *parts_.layout;
-  for (; gathered_ < std::min(slices, plan_.size()); ++gathered_) {
-    const Slice& slice = plan_[gathered_];
-    const size_t buffer = gathered_ % kBuffers;
-    cudaStreamWaitEvent(copy_stream_, free_[buffer], 0);
-    LaunchGatherBundles({.step = Pointers(),
-                         .layer = slice.layer,
-                         .bundles = {.dtype = layout.dtype,
-                                     .rows = layout.rows,
-                                     .model_dim = layout.model_dim,
-                                     .row_bytes = layout.row_bytes,
-                                     .bundle_bytes = layout.bundle_bytes},
-                         .bf16 = layout.dtype == DType::kBF16,
-                         .streamed = true,
-                         .list = cold_ids_[slice.layer % 2] + slice.first,
-                         .count = slice.count,
-                         .blocks = kGatherBlocks,
-                         .out = slices_[buffer]},
-                        copy_stream_);
-    cudaEventRecord(ready_[buffer], copy_stream_);
+void PrefillPass::AddSlices(int32_t layer, int32_t neurons, bool whole) {
+  for (int32_t first = 0; first < neurons; first += slice_neurons_) {
+    plan_.push_back({.layer = layer,
+                     .first = first,
+                     .count = std::min(slice_neurons_, neurons - first),
+                     .whole = whole});
   }
 }
 
-absl::Status PrefillPass::MultiplySlice(const Step& step, int32_t l, const uint16_t* bundles,
-                                        const int32_t* ids, int32_t count, cudaStream_t stream) {
+bool PrefillPass::Whole(const Step& step, int32_t l) const {
+  const Layer& layer = step.layers[static_cast<size_t>(l)];
+  return step.rows > kSelectRows && layer.arena != nullptr &&
+         (parts_.layout->dtype == DType::kF16 || parts_.layout->dtype == DType::kBF16) &&
+         layer.cold >= kWholeShare * static_cast<double>(layer.hot + layer.cold);
+}
+
+DeviceBundles PrefillPass::Bundles() const {
+  const BundleLayout& layout = *parts_.layout;
+  return {.dtype = layout.dtype,
+          .rows = layout.rows,
+          .model_dim = layout.model_dim,
+          .row_bytes = layout.row_bytes,
+          .bundle_bytes = layout.bundle_bytes};
+}
+
+absl::Status PrefillPass::FetchAhead(const Step& step, size_t slices) {
+  const BundleLayout& layout = *parts_.layout;
+  for (; fetched_ < std::min(slices, plan_.size()); ++fetched_) {
+    const Slice& slice = plan_[fetched_];
+    const size_t buffer = fetched_ % kBuffers;
+    ISOTHERM_CUDA_RETURN_IF_ERROR(cudaStreamWaitEvent(copy_stream_, free_[buffer], 0));
+    if (slice.whole) {
+      const std::byte* const from = step.layers[static_cast<size_t>(slice.layer)].arena +
+                                    slice.first * layout.bundle_bytes;
+      ISOTHERM_CUDA_RETURN_IF_ERROR(
+          cudaMemcpyAsync(slices_[buffer], from,
+                          static_cast<size_t>(slice.count * layout.bundle_bytes),
+                          cudaMemcpyHostToDevice, copy_stream_));
+    } else {
+      LaunchGatherBundles({.step = Pointers(),
+                           .layer = slice.layer,
+                           .bundles = Bundles(),
+                           .bf16 = layout.dtype == DType::kBF16,
+                           .streamed = true,
+                           .list = cold_ids_[slice.layer % 2] + slice.first,
+                           .count = slice.count,
+                           .blocks = kGatherBlocks,
+                           .out = slices_[buffer]},
+                          copy_stream_);
+    }
+    ISOTHERM_CUDA_RETURN_IF_ERROR(cudaEventRecord(ready_[buffer], copy_stream_));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status PrefillPass::Multiply(const Step& step, int32_t l, const Weights& weights,
+                                   const Ids& ids, cudaStream_t stream) {
   const ModelConfig& config = *parts_.config;
   const StepBuffersCuda& b = parts_.buffers;
   const int64_t dim = config.model_dim;
-  const int rows_of_bundle = parts_.layout->rows;
-  const int64_t stride = rows_of_bundle * dim;
+  const bool gated = parts_.layout->rows == 3;
   const bool bf16 = parts_.layout->dtype == DType::kBF16;
   const cudaDataType_t type = bf16 ? CUDA_R_16BF : CUDA_R_16F;
-  for (int64_t first = 0; first < step.rows; first += tile_rows_) {
-    const auto rows = static_cast<int32_t>(std::min<int64_t>(tile_rows_, step.rows - first));
+  const int count = PaddedCount(ids.count);
+  const float one = 1.0f, zero = 0.0f;
+  for (int64_t first = 0; first < step.rows; first += pass_rows_) {
+    const auto rows = static_cast<int32_t>(std::min<int64_t>(pass_rows_, step.rows - first));
     const uint16_t* const z = b.z + first * dim;
-    ISOTHERM_RETURN_IF_ERROR(Gemm(bf16, count, rows, dim, 1.0f, bundles, stride, z, dim, 0.0f, gate_,
-                                  slice_neurons_));
-    if (rows_of_bundle == 3) {
-      ISOTHERM_RETURN_IF_ERROR(Gemm(bf16, count, rows, dim, 1.0f, bundles + dim, stride, z, dim,
-                                    0.0f, up_, slice_neurons_));
-    }
+    // Gates and ups are two products of one shape.
+    ISOTHERM_CUBLAS_RETURN_IF_ERROR(cublasGemmStridedBatchedEx(
+        cublas_, CUBLAS_OP_T, CUBLAS_OP_N, count, rows, static_cast<int>(dim), &one, weights.data,
+        type, static_cast<int>(weights.stride), weights.row, z, type, static_cast<int>(dim), 0,
+        &zero, gate_, CUDA_R_32F, slice_neurons_, gated ? up_ - gate_ : 0, gated ? 2 : 1,
+        CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT));
     LaunchNeuronValues({.step = Pointers(),
                         .layer = l,
                         .first_row = static_cast<int32_t>(first),
                         .num_rows = rows,
                         .num_neurons = static_cast<int32_t>(config.ffn_dim),
-                        .ids = ids,
-                        .count = count,
+                        .ids = ids.list,
+                        .first_id = ids.first_id,
+                        .count = ids.count,
                         .stride = slice_neurons_,
                         .gate = gate_,
-                        .up = rows_of_bundle == 3 ? up_ : nullptr,
+                        .up = gated ? up_ : nullptr,
                         .activation = config.activation,
                         .activate_up = config.activate_up,
                         .up_bias = parts_.weights->layers[static_cast<size_t>(l)].up_bias,
                         .active = b.active,
                         .bf16 = bf16,
                         .fired = b.fired + l * config.ffn_dim,
+                        .read = ids.over_pcie && first == 0 ? b.read + l : nullptr,
                         .values = values_},
                        stream);
     // x[rows, dim] += values[rows, count] * down[count, dim]
-    const float one = 1.0f;
     ISOTHERM_CUBLAS_RETURN_IF_ERROR(cublasGemmEx(
         cublas_, CUBLAS_OP_N, CUBLAS_OP_N, static_cast<int>(dim), rows, count, &one,
-        bundles + (rows_of_bundle - 1) * dim, type, static_cast<int>(stride), values_, type,
-        slice_neurons_, &one, b.x + first * dim, CUDA_R_32F, static_cast<int>(dim), CUBLAS_COMPUTE_32F,
-        CUBLAS_GEMM_DEFAULT));
+        weights.data + (gated ? 2 : 1) * weights.row, type, static_cast<int>(weights.stride),
+        values_, type, slice_neurons_, &one, b.x + first * dim, CUDA_R_32F, static_cast<int>(dim),
+        CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT));
   }
   return absl::OkStatus();
 }
 
-// The layer's lists, and its cold slices to the plan.
 absl::Status PrefillPass::List(const Step& step, int32_t l, cudaStream_t stream) {
   const bool select = step.rows <= kSelectRows;
+  const Layer& layer = step.layers[static_cast<size_t>(l)];
+  if (Whole(step, l)) {
+    num_hot_.push_back(0);
+    AddSlices(l, layer.hot + layer.cold, /*whole=*/true);
+    return absl::OkStatus();
+  }
   LaunchListNeurons({.step = Pointers(),
                      .layer = l,
                      .num_rows = step.rows,
                      .num_neurons = static_cast<int32_t>(parts_.layout->num_neurons),
                      .only_active = select,
                      .active = parts_.buffers.active,
-                     .hot_ids = hot_ids_,
-                     .hot_slots = hot_slots_,
+                     .hot_ids = hot_ids_[l % 2],
+                     .hot_slots = hot_slots_[l % 2],
                      .cold_ids = cold_ids_[l % 2],
                      .counts = counts_.as<int32_t>()},
                     stream);
   ISOTHERM_CUDA_RETURN_IF_ERROR(cudaEventRecord(listed_, stream));
-  if (select) {
-    ISOTHERM_CUDA_RETURN_IF_ERROR(cudaEventSynchronize(listed_));
-    num_hot_ = counts_.as<const int32_t>()[0];
-    AddSlices(l, counts_.as<const int32_t>()[1]);
-  } else {
+  if (!select) {
     ISOTHERM_CUDA_RETURN_IF_ERROR(cudaStreamWaitEvent(copy_stream_, listed_, 0));
-    num_hot_ = step.counts[static_cast<size_t>(l)].first;
-    AddSlices(l, step.counts[static_cast<size_t>(l)].second);
+    num_hot_.push_back(layer.hot);
+    AddSlices(l, layer.cold, /*whole=*/false);
+    return absl::OkStatus();
   }
-  GatherAhead(used_ + kBuffers);
+  while (true) {
+    const cudaError_t state = cudaEventQuery(listed_);
+    if (state == cudaSuccess) break;
+    if (state != cudaErrorNotReady) return CudaStatus(state, "a prefill step");
+    if (step.while_waiting) step.while_waiting();
+  }
+  num_hot_.push_back(counts_.as<const int32_t>()[0]);
+  AddSlices(l, counts_.as<const int32_t>()[1], /*whole=*/false);
+  return absl::OkStatus();
+}
+
+absl::Status PrefillPass::HotNeurons(const Step& step, int32_t l, cudaStream_t stream) {
+  const BundleLayout& layout = *parts_.layout;
+  const Layer& layer = step.layers[static_cast<size_t>(l)];
+  const int32_t hot = num_hot_[static_cast<size_t>(l)];
+  const bool as_they_lie = layer.first_slot >= 0 && hot == layer.hot &&
+                           (layout.dtype == DType::kF16 || layout.dtype == DType::kBF16);
+  for (int32_t first = 0; first < hot; first += slice_neurons_) {
+    const int32_t count = std::min(slice_neurons_, hot - first);
+    Weights weights;
+    if (as_they_lie && count % kListStep == 0) {
+      weights = {.data = reinterpret_cast<const uint16_t*>(
+                     parts_.pool + (layer.first_slot + first) * layout.bundle_bytes),
+                 .stride = layout.bundle_bytes / 2,
+                 .row = layout.row_bytes / 2};
+    } else {
+      LaunchGatherBundles({.step = Pointers(),
+                           .layer = l,
+                           .bundles = Bundles(),
+                           .bf16 = layout.dtype == DType::kBF16,
+                           .pool = parts_.pool,
+                           .list = hot_slots_[l % 2] + first,
+                           .count = count,
+                           .blocks = kHotGatherBlocks,
+                           .out = slices_[kBuffers]},
+                          stream);
+      weights = {.data = slices_[kBuffers],
+                 .stride = layout.rows * layout.model_dim,
+                 .row = layout.model_dim};
+    }
+    ISOTHERM_RETURN_IF_ERROR(
+        Multiply(step, l, weights, {.list = hot_ids_[l % 2] + first, .count = count}, stream));
+  }
   return absl::OkStatus();
 }
 
 absl::Status PrefillPass::Neurons(const Step& step, int32_t l, cudaStream_t stream) {
   const BundleLayout& layout = *parts_.layout;
-  const int32_t hot = num_hot_;
-  for (int32_t first = 0; first < hot; first += slice_neurons_) {
-    const int32_t count = std::min(slice_neurons_, hot - first);
-    LaunchGatherBundles({.step = Pointers(),
-                         .layer = l,
-                         .bundles = {.dtype = layout.dtype,
-                                     .rows = layout.rows,
-                                     .model_dim = layout.model_dim,
-                                     .row_bytes = layout.row_bytes,
-                                     .bundle_bytes = layout.bundle_bytes},
-                         .bf16 = layout.dtype == DType::kBF16,
-                         .pool = parts_.pool,
-                         .list = hot_slots_ + first,
-                         .count = count,
-                         .blocks = kHotGatherBlocks,
-                         .out = slices_[kBuffers]},
-                        stream);
-    ISOTHERM_RETURN_IF_ERROR(
-        MultiplySlice(step, l, slices_[kBuffers], hot_ids_ + first, count, stream));
-  }
-  for (; used_ < plan_.size(); ++used_) {
-    const Slice& slice = plan_[used_];
+  ISOTHERM_RETURN_IF_ERROR(FetchAhead(step, used_ + kBuffers));
+  ISOTHERM_RETURN_IF_ERROR(HotNeurons(step, l, stream));
+  for (; used_ < plan_.size() && plan_[used_].layer == l; ++used_) {
+    const Slice slice = plan_[used_];
     const size_t buffer = used_ % kBuffers;
     ISOTHERM_CUDA_RETURN_IF_ERROR(cudaStreamWaitEvent(stream, ready_[buffer], 0));
-    ISOTHERM_RETURN_IF_ERROR(MultiplySlice(step, l, slices_[buffer],
-                                           cold_ids_[l % 2] + slice.first, slice.count, stream));
+    Weights weights{.data = slices_[buffer],
+                    .stride = layout.rows * layout.model_dim,
+                    .row = layout.model_dim};
+    Ids ids{.list = cold_ids_[l % 2] + slice.first, .count = slice.count, .over_pcie = true};
+    if (slice.whole) {
+      weights.stride = layout.bundle_bytes / 2;
+      weights.row = layout.row_bytes / 2;
+      ids.list = nullptr;
+      ids.first_id = slice.first;
+    }
+    ISOTHERM_RETURN_IF_ERROR(Multiply(step, l, weights, ids, stream));
     ISOTHERM_CUDA_RETURN_IF_ERROR(cudaEventRecord(free_[buffer], stream));
-    GatherAhead(used_ + 1 + kBuffers);
+    ISOTHERM_RETURN_IF_ERROR(FetchAhead(step, used_ + 1 + kBuffers));
   }
   return absl::OkStatus();
+}
+
+void PrefillPass::Mark(const Step& step, int32_t l, uint64_t LayerTrace::*what,
+                       cudaStream_t stream) {
+  if (step.layers[static_cast<size_t>(l)].trace) LaunchMark(&(parts_.buffers.traces[l].*what), stream);
 }
 
 absl::Status PrefillPass::Launch(const Step& step, cudaStream_t stream) {
@@ -435,7 +604,8 @@ absl::Status PrefillPass::Launch(const Step& step, cudaStream_t stream) {
   ISOTHERM_CUBLAS_RETURN_IF_ERROR(
       cublasSetWorkspace(cublas_, workspace_.as<void>(), static_cast<size_t>(workspace_.bytes())));
   plan_.clear();
-  gathered_ = used_ = 0;
+  num_hot_.clear();
+  fetched_ = used_ = 0;
   cudaMemcpyAsync(const_cast<unsigned char*>(b.inputs), parts_.host_inputs,
                   static_cast<size_t>(parts_.inputs.BytesFor(step.page_tables)),
                   cudaMemcpyHostToDevice, stream);
@@ -457,21 +627,63 @@ absl::Status PrefillPass::Launch(const Step& step, cudaStream_t stream) {
   // What is listed without looking at the rows is listed a layer ahead, so that PCIe never waits for
   // attention.
   const bool ahead = step.rows > kSelectRows;
-  if (ahead) ISOTHERM_RETURN_IF_ERROR(List(step, 0, stream));
+  if (ahead) {
+    ISOTHERM_RETURN_IF_ERROR(List(step, 0, stream));
+    ISOTHERM_RETURN_IF_ERROR(FetchAhead(step, kBuffers));
+  }
+  const auto predict = [&](int32_t l) -> absl::Status {
+    if (step.rows <= std::min(kFewPredictedRows, parts_.graph_rows)) {
+      PredictFew(step, l, stream);
+      return absl::OkStatus();
+    }
+    Mark(step, l, &LayerTrace::predict, stream);
+    ISOTHERM_RETURN_IF_ERROR(Predict(step, l, stream));
+    if (!step.shared) {
+      Mark(step, l, &LayerTrace::activated, stream);
+      return absl::OkStatus();
+    }
+    LaunchPostRows({.step = Pointers(),
+                    .layer = l,
+                    .num_rows = step.rows,
+                    .num_neurons = static_cast<int32_t>(config.ffn_dim),
+                    .model_dim = dim,
+                    .active = b.active,
+                    .z = b.z},
+                   stream);
+    return absl::OkStatus();
+  };
   for (int32_t l = 0; l < config.num_layers; ++l) {
     const CudaWeights::Layer& layer = weights.layers[static_cast<size_t>(l)];
+    Mark(step, l, &LayerTrace::begin, stream);
     if (config.parallel_attention) {
       // z and the active sets are of the layer's input, which attention then adds to.
-      ISOTHERM_RETURN_IF_ERROR(Predict(step, l, stream));
+      ISOTHERM_RETURN_IF_ERROR(predict(l));
       ISOTHERM_RETURN_IF_ERROR(Attend(step, l, stream));
     } else {
       ISOTHERM_RETURN_IF_ERROR(Attend(step, l, stream));
-      ISOTHERM_RETURN_IF_ERROR(Predict(step, l, stream));
+      ISOTHERM_RETURN_IF_ERROR(predict(l));
     }
-    if (!ahead) ISOTHERM_RETURN_IF_ERROR(List(step, l, stream));
+    if (!ahead) {
+      ISOTHERM_RETURN_IF_ERROR(List(step, l, stream));
+    } else if (l + 1 < config.num_layers) {
+      ISOTHERM_RETURN_IF_ERROR(List(step, l + 1, stream));
+    }
     ISOTHERM_RETURN_IF_ERROR(Neurons(step, l, stream));
-    if (ahead && l + 1 < config.num_layers) ISOTHERM_RETURN_IF_ERROR(List(step, l + 1, stream));
+    if (step.shared) {
+      LaunchMerge({.step = Pointers(),
+                   .layer = l,
+                   .model_dim = dim,
+                   .num_neurons = static_cast<int32_t>(config.ffn_dim),
+                   .bias = layer.down_bias,
+                   .x = b.x},
+                  step.rows, stream);
+      continue;
+    }
+    Mark(step, l, &LayerTrace::gpu_done, stream);
+    Mark(step, l, &LayerTrace::streamed, stream);
+    Mark(step, l, &LayerTrace::resumed, stream);
     if (layer.down_bias != nullptr) LaunchAddBias(b.x, layer.down_bias, step.rows, dim, stream);
+    Mark(step, l, &LayerTrace::merged, stream);
   }
   if (step.logits > 0) {
     LaunchProduct({.in = {.x = b.x,
@@ -488,7 +700,8 @@ absl::Status PrefillPass::Launch(const Step& step, cudaStream_t stream) {
                     static_cast<size_t>(step.logits * weights.head.rows) * sizeof(float),
                     cudaMemcpyDeviceToHost, stream);
   }
-  cudaMemcpyAsync(parts_.host_results, b.state, sizeof(StepState), cudaMemcpyDeviceToHost, stream);
+  cudaMemcpyAsync(parts_.host_results, b.state,
+                  static_cast<size_t>(StateBytes(config.num_layers)), cudaMemcpyDeviceToHost, stream);
   return CudaStatus(cudaGetLastError(), "launching a prefill step");
 }
 

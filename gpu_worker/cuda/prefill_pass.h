@@ -18,9 +18,11 @@
 
 namespace isotherm::gpu {
 
-// Steps of many rows, by matrix products: layer outside, tiles of rows inside. A layer's neurons come
-// in slices that are gathered, hot ones from the pool and cold ones over PCIe beside the products, and
-// multiplied masked by each row's own active set. The same step as a StepGraph's: inputs, state and
+// Steps of many rows, by matrix products: layer outside, rows inside. A layer's neurons come in slices,
+// hot ones from the pool and cold ones over PCIe beside the products, and are multiplied masked by each
+// row's own active set. A layer that is mostly cold is copied as it lies in the arena, hot neurons too:
+// the copy engine is faster than a gathering kernel and leaves the multiprocessors alone. Few rows share
+// the cold neurons with the cpu side, by the cut. The same step as a StepGraph's: inputs, state and
 // results lie in the same places.
 class PrefillPass {
  public:
@@ -37,17 +39,28 @@ class PrefillPass {
     std::byte* host_results = nullptr;
     int64_t logits_offset = 0;
     int32_t max_rows = 0;
+    int32_t graph_rows = 0;  // that hidden and attention_scratch serve
   };
   // Takes its memory and loads what it will run. FailedPrecondition without cuBLAS.
   static absl::StatusOr<std::unique_ptr<PrefillPass>> Create(const Parts& parts,
                                                              cudaStream_t stream);
   ~PrefillPass();
 
+  // More rows never share a step with the cpu side.
+  static constexpr int32_t kMostSharedRows = 256;
+
+  struct Layer {
+    int32_t hot = 0, cold = 0;  // neurons
+    int32_t first_slot = -1;    // of the hot ones, where they lie one behind the other in the pool
+    const std::byte* arena = nullptr;  // the layer's bundles in page-locked memory
+    bool trace = false;
+  };
   struct Step {
     int32_t rows = 0, logits = 0;
     int64_t page_tables = 0;
-    // Of each layer, the neurons that this side computes when no row is looked at; hot and cold.
-    std::vector<std::pair<int32_t, int32_t>> counts;
+    bool shared = false;        // the header names a cpu side: it computes cold ids below the cut
+    std::vector<Layer> layers;  // [num_layers]
+    std::function<void()> while_waiting;  // called again and again while Launch waits for the device
   };
   // Queues the step, whose inputs are filled in. May wait for parts of it.
   absl::Status Launch(const Step& step, cudaStream_t stream);
@@ -57,28 +70,48 @@ class PrefillPass {
  private:
   static constexpr int kBuffers = 2;  // slices under way over PCIe
   struct Slice {
-    int32_t layer = 0, first = 0, count = 0;  // of the layer's list of cold neurons
+    int32_t layer = 0, first = 0, count = 0;  // of the layer's list of cold neurons, or of its ids
+    bool whole = false;                       // of its ids
+  };
+  // 16-bit weights of neurons, `stride` elements apart, a neuron's rows `row` elements.
+  struct Weights {
+    const uint16_t* data = nullptr;
+    int64_t stride = 0, row = 0;
+  };
+  // What a slice's products are of: listed ids, or first_id and those behind it.
+  struct Ids {
+    const int32_t* list = nullptr;
+    int32_t first_id = 0, count = 0;
+    bool over_pcie = false;
   };
   explicit PrefillPass(const Parts& parts) : parts_(parts) {}
   absl::Status Allocate();
   StepPointers Pointers() const;
   NormWeights NormOf(const CudaWeights::Norm& norm) const;
-  // y[rows, w.rows] = (beta *) y + x * w^T; x in 16 bits, `low` null or what it lacks.
-  absl::Status Product(const DeviceMatrix& w, const uint16_t* x, const uint16_t* low, bool exact_w,
-                       bool bf16, int64_t rows, float beta, float* y, int64_t y_stride,
-                       cudaStream_t stream);
+  DeviceBundles Bundles() const;
+  // Columns [first, last) of y[rows, w.rows] = (beta *) y + x * w^T; x in 16 bits, `low` null or what it
+  // lacks. Columns of y up to a multiple of 8 may be overwritten, with zeros.
+  absl::Status Product(const DeviceMatrix& w, int64_t first, int64_t last, const uint16_t* x,
+                       const uint16_t* low, bool exact_w, bool bf16, int64_t rows, float beta,
+                       float* y, int64_t y_stride, cudaStream_t stream);
   absl::Status Gemm(bool bf16, int64_t m, int64_t n, int64_t k, float alpha, const uint16_t* w,
                     int64_t w_stride, const uint16_t* x, int64_t x_stride, float beta, float* y,
                     int64_t y_stride);
   absl::Status Attend(const Step& step, int32_t layer, cudaStream_t stream);
   absl::Status Predict(const Step& step, int32_t layer, cudaStream_t stream);
+  // Of few rows, as in decoding; posts to the cpu side, too.
+  void PredictFew(const Step& step, int32_t layer, cudaStream_t stream);
   absl::Status Neurons(const Step& step, int32_t layer, cudaStream_t stream);
-  absl::Status MultiplySlice(const Step& step, int32_t layer, const uint16_t* bundles,
-                             const int32_t* ids, int32_t count, cudaStream_t stream);
+  absl::Status HotNeurons(const Step& step, int32_t layer, cudaStream_t stream);
+  absl::Status Multiply(const Step& step, int32_t layer, const Weights& weights, const Ids& ids,
+                        cudaStream_t stream);
+  // The layer's lists, and its cold slices to the plan.
   absl::Status List(const Step& step, int32_t layer, cudaStream_t stream);
-  // Queues gathers of cold slices until `slices` are under way or done.
-  void GatherAhead(size_t slices);
-  void AddSlices(int32_t layer, int32_t cold);
+  // Queues copies and gathers of cold slices until `slices` are under way or done.
+  absl::Status FetchAhead(const Step& step, size_t slices);
+  void AddSlices(int32_t layer, int32_t neurons, bool whole);
+  bool Whole(const Step& step, int32_t layer) const;
+  void Mark(const Step& step, int32_t layer, uint64_t LayerTrace::*what, cudaStream_t stream);
 
   const Parts parts_;
   cublasHandle_t cublas_ = nullptr;
@@ -86,23 +119,30 @@ class PrefillPass {
   cudaEvent_t ready_[kBuffers] = {}, free_[kBuffers] = {}, listed_ = nullptr;
   DeviceBytes memory_, workspace_;
   PinnedBytes counts_;
-  int64_t tile_rows_ = 0;
+  int64_t tile_rows_ = 0;        // of attention
+  int64_t pass_rows_ = 0;        // of everything else
+  int64_t score_neurons_ = 0;    // at a time
   int32_t slice_neurons_ = 0;
-  // Device memory.
-  uint16_t *h16_ = nullptr, *low16_ = nullptr;      // [tile, widest input]
-  float* wide_ = nullptr;                           // [tile, widest output]
-  float *q_ = nullptr, *attention_ = nullptr;       // [tile, q_dim]
-  float* hidden_ = nullptr;                         // [tile, rank]
-  float *gate_ = nullptr, *up_ = nullptr;           // [tile, slice]
-  uint16_t* values_ = nullptr;                      // [tile, slice]
-  uint16_t* slices_[kBuffers + 1] = {};             // bundles; the last: hot ones, decoded weights
+  // Device memory. The three groups below lie over each other: a layer's parts follow one another.
+  uint16_t *h16_ = nullptr, *low16_ = nullptr;  // [tile, widest input of attention]
+  float* qkv_ = nullptr;                        // [tile, qkv_dim]
+  float *q_ = nullptr, *attention_ = nullptr;   // [tile, q_dim]
+
+  float* hidden_ = nullptr;                       // [pass, rank]
+  uint16_t *x_high_ = nullptr, *x_low_ = nullptr;  // [pass, model_dim]; then, over them,
+  uint16_t *hidden_high_ = nullptr, *hidden_low_ = nullptr;  // [pass, rank]
+  float* scores_ = nullptr;                                  // [pass, score_neurons_]
+
+  float *gate_ = nullptr, *up_ = nullptr;  // [pass, slice]
+  uint16_t* values_ = nullptr;             // [pass, slice]
+
+  uint16_t* slices_[kBuffers + 1] = {};  // bundles; the last: hot ones, decoded weights
   int64_t slice_elements_ = 0;
-  int32_t *hot_ids_ = nullptr, *hot_slots_ = nullptr;
-  int32_t* cold_ids_[2] = {};  // by layer parity
+  int32_t *hot_ids_[2] = {}, *hot_slots_[2] = {}, *cold_ids_[2] = {};  // by layer parity
   // Of the running step.
   std::vector<Slice> plan_;
-  size_t gathered_ = 0, used_ = 0;
-  int32_t num_hot_ = 0;  // of the layer listed last
+  size_t fetched_ = 0, used_ = 0;
+  std::vector<int32_t> num_hot_;  // of each layer listed
 };
 
 }  // namespace isotherm::gpu

@@ -61,6 +61,7 @@ void StepGraph::Record(int32_t rows, int64_t page_tables, int32_t logits, cudaSt
       .logit_rows = reinterpret_cast<const int32_t*>(b.inputs + in.logit_rows),
       .page_tables = reinterpret_cast<const int32_t*>(b.inputs + in.pages),
       .state = b.state,
+      .times = b.times,
       .traces = b.traces};
   const AttentionShape shape = AttentionShapeOf(config, bf16);
   const auto norm = [&](const CudaWeights::Norm& weights_of) {
@@ -169,6 +170,7 @@ void StepGraph::Record(int32_t rows, int64_t page_tables, int32_t logits, cudaSt
                      .z = b.z,
                      .bf16 = bf16,
                      .fired = b.fired + l * config.ffn_dim,
+                     .read = b.read + l,
                      .partial = b.streamed_partial,
                      .computed = b.streamed_computed};
     cudaEventRecord(fork_, stream);
@@ -208,7 +210,8 @@ void StepGraph::Record(int32_t rows, int64_t page_tables, int32_t logits, cudaSt
                     static_cast<size_t>(logits * weights.head.rows) * sizeof(float),
                     cudaMemcpyDeviceToHost, stream);
   }
-  cudaMemcpyAsync(parts_.host_results, b.state, sizeof(StepState), cudaMemcpyDeviceToHost, stream);
+  cudaMemcpyAsync(parts_.host_results, b.state,
+                  static_cast<size_t>(StateBytes(config.num_layers)), cudaMemcpyDeviceToHost, stream);
 }
 
 absl::Status StepGraph::CaptureOne(int32_t rows, cudaStream_t stream) {

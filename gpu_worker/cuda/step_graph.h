@@ -32,10 +32,12 @@ struct StepBuffersCuda {
   uint16_t* z = nullptr;
   uint64_t* active = nullptr;
   uint32_t *predicted = nullptr, *fired = nullptr;  // [num_layers, num_neurons]; never reset
+  uint64_t* read = nullptr;  // [num_layers], bundles read over PCIe; never reset
   unsigned char* attention_scratch = nullptr;
   double* rope_frequencies = nullptr;
   const unsigned char* inputs = nullptr;
-  StepState* state = nullptr;
+  StepState* state = nullptr;   // StateBytes
+  LayerTimes* times = nullptr;  // behind it
   LayerTrace* traces = nullptr;
   int32_t hidden_stride = 0;
 };
@@ -56,7 +58,7 @@ class StepGraph {
     int32_t kv_pages = 0;
     const unsigned char* pool = nullptr;  // hot neurons
     const std::byte* host_inputs = nullptr;  // pinned
-    std::byte* host_results = nullptr;       // pinned: StepState, then logits
+    std::byte* host_results = nullptr;       // pinned: StateBytes, then logits
     int64_t logits_offset = 0;               // in host_results
     int32_t max_rows = 0;  // of a step through here
   };

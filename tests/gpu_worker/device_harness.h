@@ -30,9 +30,11 @@ struct TestedDevice {
 #ifdef ISOTHERM_TEST_CUDA
   using Type = CudaDevice;
   static constexpr bool kCuda = true;
+  static inline double streamed_share = -1;  // of the devices that are made next
   static absl::StatusOr<std::unique_ptr<Type>> Make(const ModelFile& model, int num_threads) {
     return CudaDevice::Create(
-        model, {.kv_pages = 256, .max_rows = 64, .stored_predictor = true});
+        model, {.kv_pages = 256, .max_rows = 64, .stored_predictor = true,
+                .streamed_share = streamed_share});
   }
   static std::vector<float> Residual(const Type& device, int64_t rows) {
     return device.Residual(rows);
@@ -41,6 +43,7 @@ struct TestedDevice {
 #else
   using Type = HostDevice;
   static constexpr bool kCuda = false;
+  static inline double streamed_share = -1;  // the host backend has no such choice
   static absl::StatusOr<std::unique_ptr<Type>> Make(const ModelFile& model, int num_threads) {
     const BundleLayout& layout = model.bundle_layout();
     return HostDevice::Create(model,
@@ -102,7 +105,12 @@ class DeviceHarness {
   }
 
   // From now on cold neurons go to `link`, as far as it lives; null: all are computed here.
-  void SetLink(ColdLink* link) { link_ = link; }
+  void SetLink(ColdLink* link) {
+    link_ = link;
+    auto mapping = device_->Map({.link = link, .arena = neurons_.get()});
+    EXPECT_TRUE(mapping.ok()) << mapping.status();
+    mapping_ = *std::move(mapping);
+  }
 
   // Runs `ids` at positions first.. of one sequence; returns the token sampled after the last.
   TokenId Feed(const std::vector<TokenId>& ids, int32_t first, const std::vector<int32_t>& pages,

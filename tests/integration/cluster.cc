@@ -9,6 +9,7 @@
 #include <iostream>
 #include <utility>
 
+#include "absl/strings/str_split.h"
 #include "common/base/check.h"
 #include "common/rpc/channel.h"
 #include "tests/integration/process_state.h"
@@ -17,6 +18,20 @@ namespace isotherm::integration {
 namespace {
 
 const char* const kNames[] = {"cpu-worker", "gpu-worker", "placement", "gateway"};
+
+std::string FromEnvironment(const char* name, const char* otherwise) {
+  const char* const value = std::getenv(name);
+  return value != nullptr ? value : otherwise;
+}
+
+std::string TestedDevice() { return FromEnvironment("ISOTHERM_TEST_DEVICE", "cpu"); }
+
+// There the hot neurons' budget is the placement's to set: --vram-budget counts everything.
+bool OnGpu() { return TestedDevice() == "cuda"; }
+
+std::vector<std::string> FlagsOfTheRun() {
+  return absl::StrSplit(FromEnvironment("ISOTHERM_TEST_GPU_FLAGS", ""), ' ', absl::SkipEmpty());
+}
 
 }  // namespace
 
@@ -56,9 +71,11 @@ void Cluster::Start(const std::string& name) {
          "--placement", options_.with_placement ? address("placement") : ""});
     extra = &options_.cpu_flags;
   } else if (name == "gpu-worker") {
-    add({"--cpu-worker", address("cpu-worker"), "--device", "cpu", "--transport",
+    add({"--cpu-worker", address("cpu-worker"), "--device", TestedDevice(), "--transport",
          options_.transport, "--threads", std::to_string(options_.gpu_threads), "--vram-budget",
-         options_.budget, "--placement", options_.with_placement ? address("placement") : ""});
+         OnGpu() ? "auto" : options_.budget, "--placement",
+         options_.with_placement ? address("placement") : ""});
+    for (const std::string& flag : FlagsOfTheRun()) command.push_back(flag);
     extra = &options_.gpu_flags;
   } else if (name == "placement") {
     const auto own = [&](const std::string& other, const char* worker) {
@@ -67,6 +84,7 @@ void Cluster::Start(const std::string& name) {
     add({"--gpu-worker", own(options_.gpu_for_placement, "gpu-worker"), "--cpu-worker",
          own(options_.cpu_for_placement, "cpu-worker"), "--state-dir", directory_ + "/state",
          "--follow", options_.follow ? "on" : "off"});
+    if (OnGpu()) add({"--budget", options_.budget});
     if (!options_.profile_file.empty()) add({"--profile-file", options_.profile_file});
     extra = &options_.placement_flags;
   } else {

@@ -42,10 +42,12 @@ absl::StatusOr<std::unique_ptr<DecodeRig>> DecodeRig::Create(const RigOptions& o
                                              .threads = options.cpu_threads,
                                              .kv_pages = pages_each * options.sequences,
                                              .max_rows = options.max_rows,
+                                             .product_rows = options.product_rows,
                                              .context = options.context,
                                              .vram_budget = options.vram_budget,
                                              .stored_predictor = options.stored_predictor,
-                                             .streamed_share = options.streamed_share},
+                                             .streamed_share = options.streamed_share,
+                                             .early_launch = options.early_launch},
                                             {}));
   for (int32_t s = 0; s < options.sequences; ++s) {
     rig->pages_.emplace_back(static_cast<size_t>(pages_each));
@@ -167,7 +169,7 @@ absl::StatusOr<StepRun> DecodeRig::Decode(int32_t sequences, bool trace) {
   return Run(rows, trace);
 }
 
-absl::StatusOr<StepRun> DecodeRig::Prefill(int32_t tokens) {
+absl::StatusOr<StepRun> DecodeRig::Prefill(int32_t tokens, bool trace) {
   StepRun total;
   for (int32_t first = 0; first < tokens; first += options_.max_rows) {
     const int32_t last = std::min(tokens, first + options_.max_rows);
@@ -179,10 +181,11 @@ absl::StatusOr<StepRun> DecodeRig::Prefill(int32_t tokens) {
                       .pages = pages_[0],
                       .sampling = p + 1 == tokens ? &sampling_[0] : nullptr});
     }
-    ISOTHERM_ASSIGN_OR_RETURN(const StepRun run, Run(rows, false));
+    ISOTHERM_ASSIGN_OR_RETURN(StepRun run, Run(rows, trace));
     total.us += run.us;
     total.active += run.active;
     total.hot += run.hot;
+    total.timings.insert(total.timings.end(), run.timings.begin(), run.timings.end());
   }
   positions_[0] = tokens;
   return total;

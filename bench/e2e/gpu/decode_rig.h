@@ -22,9 +22,11 @@ struct RigOptions {
   int64_t context = 512;       // tokens of a sequence
   int32_t sequences = 1;
   int32_t max_rows = 16;
+  int32_t product_rows = 0;    // CudaDeviceOptions
   int cpu_threads = 15;
   double streamed_share = -1;
   bool stored_predictor = false;
+  bool early_launch = true;
   uint64_t seed = 1;
 };
 
@@ -46,7 +48,7 @@ class DecodeRig {
   // The next token of each of the first `sequences` ones.
   absl::StatusOr<StepRun> Decode(int32_t sequences, bool trace);
   // `tokens` random ones of sequence 0, from its start, in steps of at most max_rows.
-  absl::StatusOr<StepRun> Prefill(int32_t tokens);
+  absl::StatusOr<StepRun> Prefill(int32_t tokens, bool trace);
   // Every sequence begins anew.
   void Restart();
 

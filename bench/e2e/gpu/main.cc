@@ -133,12 +133,14 @@ absl::Status MeasureDecode(DecodeRig& rig, const Flags& flags, int32_t sequences
 absl::Status MeasurePrefill(DecodeRig& rig, const Flags& flags, int32_t tokens) {
   std::vector<double> rates;
   for (int repeat = 0; repeat < flags.repeats + 1; ++repeat) {
-    ISOTHERM_ASSIGN_OR_RETURN(const StepRun run, rig.Prefill(tokens));
+    ISOTHERM_ASSIGN_OR_RETURN(const StepRun run, rig.Prefill(tokens, false));
     if (repeat > 0) rates.push_back(tokens / (run.us * 1e-6));  // the first one warms up
   }
+  ISOTHERM_ASSIGN_OR_RETURN(const StepRun traced, rig.Prefill(tokens, true));
   ordered_json line = Describe(rig, flags);
   line["figure"] = "prefill";
   line["tokens"] = tokens;
+  line["layer_us"] = Breakdown(traced.timings);
   line["tokens_per_second"] = {{"median", Percentile(rates, 0.5)},
                                {"low", Percentile(rates, 0)},
                                {"high", Percentile(rates, 1)}};
@@ -176,10 +178,15 @@ int main(int argc, char** argv) {
   app.add_option("--vram-budget", flags.budget, "bytes, such as 8GiB")->capture_default_str();
   app.add_option("--context", flags.rig.context, "tokens of a sequence")->capture_default_str();
   app.add_option("--max-rows", flags.rig.max_rows, "rows of a step")->capture_default_str();
+  app.add_option("--product-rows", flags.rig.product_rows,
+                 "steps of so many rows on are matrix products; 0: chosen")
+      ->capture_default_str();
   app.add_option("--cpu-threads", flags.rig.cpu_threads, "for cold neurons")->capture_default_str();
   app.add_option("--streamed-share", flags.rig.streamed_share,
                  "of cold neurons, read over PCIe; -1: adapted")
       ->capture_default_str();
+  app.add_flag("!--no-early-launch", flags.rig.early_launch,
+               "each kernel waits for the end of the one ahead");
   app.add_flag("--stored-predictor", flags.rig.stored_predictor, "keep the predictor's type");
   app.add_option("--tokens", flags.tokens, "decoded in each repeat; 0: none")->capture_default_str();
   app.add_option("--repeats", flags.repeats, "counted runs")->capture_default_str();

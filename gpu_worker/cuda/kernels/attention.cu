@@ -32,6 +32,8 @@ __host__ __device__ inline int GroupsOf(const AttentionShape& shape) {
 // kLanes: lanes that share a token, a power of two with kLanes * kDims >= head_dim.
 template <int kLanes>
 __global__ void __launch_bounds__(kThreads) AttentionKernel(AttentionArgs args) {
+  LetNextBegin();
+  AwaitPrevious();
   const StepHeader& header = *args.step.header;
   const int row = blockIdx.z;  // of q and out
   if (args.first_row + row >= header.num_rows) return;
@@ -198,7 +200,7 @@ void LaunchAttention(const AttentionArgs& args, int max_rows, cudaStream_t strea
   const dim3 grid(GroupsOf(args.shape), args.splits, max_rows);
   const int lanes = (args.shape.head_dim + kDims - 1) / kDims;
   const auto launch = [&](auto count) {
-    AttentionKernel<decltype(count)::value><<<grid, kThreads, 0, stream>>>(args);
+    LaunchEarly(AttentionKernel<decltype(count)::value>, args, grid, kThreads, 0, stream);
   };
   if (lanes <= 1) return launch(std::integral_constant<int, 1>());
   if (lanes <= 2) return launch(std::integral_constant<int, 2>());

@@ -13,6 +13,11 @@
 // header->num_rows on are left alone. Launches report errors through cudaGetLastError().
 namespace isotherm::gpu {
 
+// Whether a kernel may begin before the one ahead of it has ended, where the device can (sm_90 on); on
+// from the start. To be set before any launch.
+void AllowEarlyLaunch(bool allowed);
+bool EarlyLaunchAllowed();
+
 // Device addresses of a step's inputs; they never change.
 struct StepPointers {
   const StepHeader* header = nullptr;
@@ -21,6 +26,7 @@ struct StepPointers {
   const int32_t* logit_rows = nullptr;    // [num_logits], rows whose logits are wanted
   const int32_t* page_tables = nullptr;   // [tables, header->max_pages]
   StepState* state = nullptr;
+  LayerTimes* times = nullptr;   // [num_layers]
   LayerTrace* traces = nullptr;  // [num_layers]
 };
 
@@ -185,6 +191,7 @@ struct NeuronsArgs {
   const uint16_t* z = nullptr;
   bool bf16 = false;
   uint32_t* fired = nullptr;  // [num_neurons], counts of the rows whose gate was open
+  uint64_t* read = nullptr;   // counts streamed bundles, once for each row tile that reads one
   float* partial = nullptr;      // PartialFloats()
   int32_t* computed = nullptr;   // [row tiles]: how many neurons there were
 };
@@ -196,7 +203,7 @@ struct MergeArgs {
   int32_t layer = 0;
   int32_t model_dim = 0;
   int32_t num_neurons = 0;
-  // As written by LaunchNeurons for the same max_rows.
+  // As written by LaunchNeurons for the same max_rows; null: x has this side's share, which ends here.
   const float *hot = nullptr, *streamed = nullptr;
   const int32_t *hot_computed = nullptr, *streamed_computed = nullptr;
   const float* bias = nullptr;      // [model_dim], added to every row; null: none

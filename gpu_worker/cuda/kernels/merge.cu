@@ -55,7 +55,9 @@ __device__ void AwaitCold(const MergeArgs& args) {
   const StepHeader& header = *args.step.header;
   StepState& state = *args.step.state;
   const SlotRing& ring = header.ring;
+  if (args.hot == nullptr) state.hot_end_ns = state.streamed_end_ns = GlobalTimer();
   int32_t accepted = 0;
+  LayerTimes times;
   if (state.posted != 0 && state.failure == kStepOk) {
     const uint64_t sequence = state.next_sequence;
     const unsigned char* const result =
@@ -85,10 +87,14 @@ __device__ void AwaitCold(const MergeArgs& args) {
       state.cold_hash += fields.work_hash;
       // Who was waited for ended just now; who was not, when it says, and some way there and back.
       constexpr uint64_t kHandoffNs = 8000;
-      state.cpu_ns += polls > 1 ? GlobalTimer() - state.posted_ns
-                                : static_cast<uint64_t>(fields.compute_us * 1000.0f) + kHandoffNs;
-      if (state.streamed_end_ns > state.posted_ns)
-        state.streamed_ns += state.streamed_end_ns - state.posted_ns;
+      const uint64_t cpu_ns =
+          polls > 1 ? GlobalTimer() - state.posted_ns
+                    : static_cast<uint64_t>(fields.compute_us * 1000.0f) + kHandoffNs;
+      if (state.streamed_end_ns > state.posted_ns) {
+        times = {.cpu_ns = static_cast<uint32_t>(min(cpu_ns, uint64_t{0xffffffffu})),
+                 .streamed_ns = static_cast<uint32_t>(
+                     min(state.streamed_end_ns - state.posted_ns, uint64_t{0xffffffffu}))};
+      }
       args.step.traces[args.layer].cpu_us = fields.compute_us;
     } else {
       state.failure = failure;
@@ -98,6 +104,7 @@ __device__ void AwaitCold(const MergeArgs& args) {
     state.posted = 0;
   }
   state.accepted = accepted;
+  args.step.times[args.layer] = times;
   if ((args.step.layers[args.layer].flags & kLayerTrace) != 0) {
     LayerTrace& trace = args.step.traces[args.layer];
     trace.gpu_done = state.hot_end_ns;
@@ -110,6 +117,7 @@ __device__ void AwaitCold(const MergeArgs& args) {
 // waits for the cpu side, and the others for that block.
 __global__ void __launch_bounds__(kThreads) MergeKernel(MergeArgs args, int tile_rows,
                                                         int hot_blocks, int streamed_blocks) {
+  LetNextBegin();
   const StepHeader& header = *args.step.header;
   StepState& state = *args.step.state;
   const int row = blockIdx.y, dim = args.model_dim;
@@ -126,7 +134,7 @@ __global__ void __launch_bounds__(kThreads) MergeKernel(MergeArgs args, int tile
 #pragma unroll 4
     for (int b = group; b < used; b += kGroups) sum += __ldcg(from + b * stride);
   };
-  if (column < dim) {
+  if (column < dim && args.hot != nullptr) {
     add(args.hot, args.hot_computed[tile], hot_blocks);
     add(args.streamed, args.streamed_computed[tile], streamed_blocks);
   }

@@ -205,6 +205,12 @@ __global__ void __launch_bounds__(kThreads) NeuronsKernel(NeuronsArgs args) {
     }
     return;
   }
+  if (args.streamed && block == 0 && threadIdx.x == 0) {
+    atomicAdd(reinterpret_cast<unsigned long long*>(args.read),
+              static_cast<unsigned long long>(selection.count));
+    if ((layer.flags & kLayerTrace) != 0)
+      atomicAdd(&args.step.traces[args.layer].read, selection.count);
+  }
   for (int r = 0; r < R; ++r) {
     for (int c = 8 * static_cast<int>(threadIdx.x); c < dim; c += 8 * kThreads) {
       uint4 raw = {0, 0, 0, 0};

@@ -1,5 +1,6 @@
 #include <type_traits>
 
+#include "gpu_worker/cuda/kernels/post.cuh"
 #include "gpu_worker/cuda/kernels/product.cuh"
 
 namespace isotherm::gpu {
@@ -7,32 +8,22 @@ namespace {
 
 // Where the layer's z goes in the slot that it will be posted with; null when nothing is posted.
 __device__ uint16_t* SlotZ(const PredictArgs& args) {
-  const SlotRing& ring = args.step.header->ring;
-  if (ring.base == nullptr || (args.step.layers[args.layer].flags & kLayerGpuOnly) != 0)
-    return nullptr;
-  const uint64_t sequence = args.step.state->next_sequence;
-  return reinterpret_cast<uint16_t*>(
-      ring.base + ring.slots_offset +
-      static_cast<int64_t>(sequence & ring.slot_mask) * ring.slot_stride + ring.z_offset);
+  unsigned char* const slot = SlotOf(args.step, args.layer);
+  if (slot == nullptr) return nullptr;
+  return reinterpret_cast<uint16_t*>(slot + args.step.header->ring.z_offset);
 }
 
 // Each block makes a slice of its rows' z, for this side and into the slot, and its share of fc1.
 template <class Format, int R>
 __global__ void __launch_bounds__(kProductThreads) PredictKernel(PredictArgs args) {
+  LetNextBegin();
   const int row0 = blockIdx.y * R;
   const int rows = min(R, args.step.header->num_rows - row0);
-  if (rows <= 0) return;
-  if (blockIdx.x == 0 && row0 == 0 && threadIdx.x == 0 &&
-      (args.step.layers[args.layer].flags & kLayerTrace) != 0) {
-    LayerTrace& trace = args.step.traces[args.layer];
-    trace.predict = GlobalTimer();
-    if (args.begins_layer) trace.begin = trace.predict;
-  }
+  if (rows <= 0) return AwaitPrevious();
   extern __shared__ float xs[];
   __shared__ float scratch[32];
   const DeviceMatrix& w = args.fc1;
   const int padded = static_cast<int>(w.padded_columns);
-  uint16_t* const slot = SlotZ(args);
   // In steps of 8 columns, so that what crosses PCIe is whole pieces of 16 bytes.
   const int steps = (args.model_dim + 7) / 8;
   const int each = (steps + static_cast<int>(gridDim.x) - 1) / static_cast<int>(gridDim.x);
@@ -43,6 +34,14 @@ __global__ void __launch_bounds__(kProductThreads) PredictKernel(PredictArgs arg
   const int first_task = static_cast<int>(blockIdx.x) * kProductWarps + threadIdx.x / kWarp;
   WeightBatch<Format, 1> batch;
   if (first_task < matrix_rows) batch.Load(w, {first_task}, lane);
+  AwaitPrevious();
+  if (blockIdx.x == 0 && row0 == 0 && threadIdx.x == 0 &&
+      (args.step.layers[args.layer].flags & kLayerTrace) != 0) {
+    LayerTrace& trace = args.step.traces[args.layer];
+    trace.predict = GlobalTimer();
+    if (args.begins_layer) trace.begin = trace.predict;
+  }
+  uint16_t* const slot = SlotZ(args);
   for (int r = 0; r < rows; ++r) {
     const int64_t at = int64_t{row0 + r} * args.model_dim;
     const float* const x = args.x + at;
@@ -106,7 +105,7 @@ void LaunchPredict(const PredictArgs& args, int max_rows, cudaStream_t stream) {
       AllowShared(kernel, shared);
       const int blocks = args.fc1.rows == 0 ? 8 : ProductBlocks(args.fc1.rows);
       const dim3 grid(blocks, (max_rows + R - 1) / R);
-      kernel<<<grid, kProductThreads, shared, stream>>>(args);
+      LaunchEarly(kernel, args, grid, kProductThreads, shared, stream);
     });
   });
 }

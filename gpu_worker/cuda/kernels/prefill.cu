@@ -2,6 +2,7 @@
 
 #include <type_traits>
 
+#include "gpu_worker/cuda/kernels/post.cuh"
 #include "gpu_worker/cuda/kernels/product.cuh"
 
 namespace isotherm::gpu {
@@ -20,41 +21,71 @@ __global__ void __launch_bounds__(kThreads) NormRowsKernel(NormRowsArgs args) {
     out[c] = Bits16(Normed(args.norm, x[c], c, norm.scale, norm.shift), args.norm.bf16);
 }
 
-__global__ void __launch_bounds__(kThreads) SplitRowsKernel(SplitRowsArgs args) {
-  const int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x;
-  if (i >= args.count) return;
-  const float x = args.x[i];
-  const uint16_t high = Bits16(x, args.bf16);
-  args.high[i] = high;
-  args.low[i] = Bits16((x - From16(high, args.bf16)) * kLowScale, args.bf16);
+// Four values of 16 bits, stored together.
+__device__ inline void Store4(uint16_t* to, const uint16_t (&v)[4]) {
+  *reinterpret_cast<uint2*>(to) = {static_cast<uint32_t>(v[0]) | static_cast<uint32_t>(v[1]) << 16,
+                                   static_cast<uint32_t>(v[2]) | static_cast<uint32_t>(v[3]) << 16};
 }
 
+// A thread takes four columns of a row.
+__global__ void __launch_bounds__(kThreads) SplitRowsKernel(SplitRowsArgs args) {
+  const int row = blockIdx.y;
+  const int c = 4 * (static_cast<int>(blockIdx.x) * kThreads + static_cast<int>(threadIdx.x));
+  if (c >= args.out_stride) return;
+  const float* const x = args.x + row * args.x_stride + c;
+  float v[4] = {};
+  if (c + 4 <= args.columns) {
+    const float4 loaded = *reinterpret_cast<const float4*>(x);
+    v[0] = loaded.x, v[1] = loaded.y, v[2] = loaded.z, v[3] = loaded.w;
+  } else {
+    for (int i = 0; i < 4 && c + i < args.columns; ++i) v[i] = x[i];
+  }
+  uint16_t high[4], low[4];
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    if (args.relu && v[i] < 0) v[i] = 0;  // a NaN stays
+    high[i] = Bits16(v[i], args.bf16);
+    low[i] = Bits16((v[i] - From16(high[i], args.bf16)) * kLowScale, args.bf16);
+  }
+  const int64_t at = int64_t{row} * args.out_stride + c;
+  Store4(args.high + at, high);
+  Store4(args.low + at, low);
+}
+
+// A warp takes a row, a lane what one load of 16 bytes holds.
 template <class Format>
 __global__ void __launch_bounds__(kThreads) Decode16Kernel(Decode16Args args) {
   const DeviceMatrix& w = args.w;
-  const int64_t row = args.first_row + blockIdx.x;
+  const int64_t out_row = int64_t{blockIdx.x} * (kThreads / kWarp) + threadIdx.x / kWarp;
+  if (out_row >= args.num_rows) return;
+  const int64_t row = args.first_row + out_row;
   const int columns = static_cast<int>(args.columns), padded = static_cast<int>(w.padded_columns);
+  const bool there = row < w.rows;
   const auto* const data = reinterpret_cast<const uint4*>(static_cast<const unsigned char*>(w.data) +
                                                           row * Format::RowBytes(padded));
-  uint16_t* const out = args.out + int64_t{blockIdx.x} * columns;
-  for (int c = threadIdx.x; c * Format::kElems < columns; c += kThreads) {
-    float values[Format::kElems];
-    Format::Decode(__ldg(data + c), values);
+  for (int c = static_cast<int>(threadIdx.x) % kWarp; c * Format::kElems < columns; c += kWarp) {
+    float values[Format::kElems] = {};
     float scale = 1;
-    if constexpr (Format::kScaled) {
-      scale = __half2float(
-          __ushort_as_half(w.scales[row * (padded / 32) + c * Format::kElems / 32]));
-    }
-#pragma unroll
-    for (int i = 0; i < Format::kElems; ++i) {
-      const int column = c * Format::kElems + i;
-      if (column >= columns) continue;
-      const float value = scale * values[i];
-      out[column] = Bits16(value, args.bf16);
-      if (args.low != nullptr) {
-        args.low[int64_t{blockIdx.x} * columns + column] =
-            Bits16((value - From16(out[column], args.bf16)) * kLowScale, args.bf16);
+    if (there) {
+      Format::Decode(__ldg(data + c), values);
+      if constexpr (Format::kScaled) {
+        scale = __half2float(
+            __ushort_as_half(w.scales[row * (padded / 32) + c * Format::kElems / 32]));
       }
+    }
+    const int64_t at = out_row * columns + c * Format::kElems;
+#pragma unroll
+    for (int i = 0; i < Format::kElems; i += 4) {
+      if (c * Format::kElems + i >= columns) break;  // columns come in eights
+      uint16_t high[4], low[4];
+#pragma unroll
+      for (int k = 0; k < 4; ++k) {
+        const float value = scale * values[i + k];
+        high[k] = Bits16(value, args.bf16);
+        low[k] = Bits16((value - From16(high[k], args.bf16)) * kLowScale, args.bf16);
+      }
+      Store4(args.out + at + i, high);
+      if (args.low != nullptr) Store4(args.low + at + i, low);
     }
   }
 }
@@ -119,10 +150,11 @@ __global__ void __launch_bounds__(kThreads) GatherBundlesKernel(GatherBundlesArg
       args.streamed ? args.step.header->arena[args.layer] : args.pool;
   const int dim = static_cast<int>(bundles.model_dim);
   for (int task = blockIdx.x * (kThreads / kWarp) + threadIdx.x / kWarp;
-       task < args.count * bundles.rows; task += warps) {
+       task < PaddedCount(args.count) * bundles.rows; task += warps) {
     const int neuron = task / bundles.rows, which = task % bundles.rows;
-    const unsigned char* const row = source + args.list[neuron] * bundles.bundle_bytes +
-                                     which * bundles.row_bytes;
+    const unsigned char* const row =
+        source + args.list[min(neuron, args.count - 1)] * bundles.bundle_bytes +
+        which * bundles.row_bytes;
     uint16_t* const out = args.out + (int64_t{neuron} * bundles.rows + which) * dim;
     constexpr bool kCopy = std::is_same_v<Format, F16Format> || std::is_same_v<Format, Bf16Format>;
     constexpr int kUnroll = 8;
@@ -170,7 +202,7 @@ __global__ void __launch_bounds__(kThreads) NeuronValuesKernel(NeuronValuesArgs 
   __shared__ unsigned long long scratch[32];
   const int i = blockIdx.x * kThreads + threadIdx.x;
   const bool live = i < args.count;
-  const int id = live ? args.ids[i] : 0;
+  const int id = !live ? 0 : args.ids != nullptr ? args.ids[i] : args.first_id + i;
   const int words = (args.num_neurons + 63) / 64;
   const uint64_t seed = HashLayerSeed(static_cast<uint64_t>(args.step.header->epoch),
                                       static_cast<uint64_t>(args.layer));
@@ -180,11 +212,11 @@ __global__ void __launch_bounds__(kThreads) NeuronValuesKernel(NeuronValuesArgs 
   unsigned long long keys = 0;
   const int first = blockIdx.y * kRowsOfBlock;
   const int last = min(args.num_rows, first + kRowsOfBlock);
-  for (int r = first; r < last && live; ++r) {
+  for (int r = first; r < last && i < PaddedCount(args.count); ++r) {
     const int row = args.first_row + r;
     const int64_t at = int64_t{r} * args.stride + i;
     float value = 0;
-    if ((args.active[int64_t{row} * words + id / 64] >> (id % 64) & 1) != 0) {
+    if (live && (args.active[int64_t{row} * words + id / 64] >> (id % 64) & 1) != 0) {
       value = Act(args.gate[at] + bias, args.activation);
       keys += args.step.rows[row].key;
       fires += value != 0 ? 1 : 0;
@@ -194,6 +226,10 @@ __global__ void __launch_bounds__(kThreads) NeuronValuesKernel(NeuronValuesArgs 
     args.values[at] = Bits16(value, args.bf16);
   }
   if (fires != 0) atomicAdd(args.fired + id, fires);
+  if (args.read != nullptr && blockIdx.x == 0 && blockIdx.y == 0 && threadIdx.x == 0) {
+    atomicAdd(reinterpret_cast<unsigned long long*>(args.read),
+              static_cast<unsigned long long>(args.count));
+  }
   const unsigned long long hash = BlockSum(keys * mix, scratch);
   const unsigned long long open =
       BlockSum(static_cast<unsigned long long>(fires), scratch);
@@ -204,47 +240,54 @@ __global__ void __launch_bounds__(kThreads) NeuronValuesKernel(NeuronValuesArgs 
   }
 }
 
-// A warp makes 32 bits of one row; two neighbours a word.
+// A block takes kThreads neurons of some rows, a thread one neuron, a warp half a word of the bitmap.
 __global__ void __launch_bounds__(kThreads) ActivateRowsKernel(ActivateRowsArgs args) {
+  __shared__ unsigned long long scratch[32];
   const StepHeader& header = *args.step.header;
-  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
-  const int row = args.first_row + blockIdx.y;
+  const int lane = threadIdx.x % kWarp;
   const int words = (args.num_neurons + 63) / 64;
-  const int half = blockIdx.x * (kThreads / kWarp) + warp;
-  const StepRow& what = args.step.rows[row];
-  const bool all = args.scores == nullptr || what.exact != 0 ||
-                   (args.step.layers[args.layer].flags & kLayerExact) != 0;
-  const int neuron = half * kWarp + lane;
-  bool on = false;
-  if (neuron < args.num_neurons) {
+  const int at = blockIdx.x * kThreads + static_cast<int>(threadIdx.x);  // of `count`
+  const int neuron = args.first_neuron + at;
+  const bool live = at < args.count && neuron < args.num_neurons;
+  const int half = neuron / kWarp;
+  // Behind the last neuron its word is filled up.
+  const bool own_half = at / 64 < (args.count + 63) / 64 && half < 2 * words;
+  const uint32_t hot_bits =
+      own_half ? reinterpret_cast<const uint32_t*>(header.tables[args.layer].hot)[half] : 0;
+  const bool layer_exact = (args.step.layers[args.layer].flags & kLayerExact) != 0;
+  const int first = blockIdx.y * kRowsOfBlock;
+  const int last = min(args.num_rows, first + kRowsOfBlock);
+  unsigned long long keys = 0, counts = 0;  // low half of counts: active, high half: hot
+  uint32_t named = 0;
+  for (int r = first; r < last; ++r) {
+    const int row = args.first_row + r;
+    const StepRow& what = args.step.rows[row];
+    const bool all = args.scores == nullptr || layer_exact || what.exact != 0;
     // A NaN score computes its neuron rather than losing it.
-    on = all || !(args.scores[int64_t{blockIdx.y} * args.num_neurons + neuron] < args.threshold);
-    if (on && !all) atomicAdd(args.predicted + neuron, 1u);
+    const bool on =
+        live && (all || !(args.scores[int64_t{r} * args.stride + at] < args.threshold));
+    const uint32_t bits = __ballot_sync(0xffffffffu, on);
+    if (on) {
+      keys += what.key;
+      named += all ? 0 : 1;
+    }
+    if (lane == 0 && own_half) {
+      reinterpret_cast<uint32_t*>(args.active + int64_t{row} * words)[half] = bits;
+      counts += static_cast<unsigned long long>(__popc(bits)) |
+                static_cast<unsigned long long>(__popc(bits & hot_bits)) << 32;
+    }
   }
-  const uint32_t bits = __ballot_sync(0xffffffffu, on);
+  if (named != 0) atomicAdd(args.predicted + neuron, named);
   const uint64_t seed = HashLayerSeed(static_cast<uint64_t>(header.epoch),
                                       static_cast<uint64_t>(args.layer));
-  __shared__ unsigned long long scratch[32];
   const unsigned long long owed =
-      BlockSum(on ? static_cast<unsigned long long>(
-                        what.key * HashNeuron(seed, static_cast<uint64_t>(neuron)))
-                  : 0ull,
-               scratch);
-  if (half < 2 * words && lane == 0)
-    reinterpret_cast<uint32_t*>(args.active + int64_t{row} * words)[half] = bits;
-  unsigned long long active = 0, hot = 0;
-  if (half < 2 * words && lane == 0) {
-    active = static_cast<unsigned long long>(__popc(bits));
-    hot = static_cast<unsigned long long>(
-        __popc(bits & reinterpret_cast<const uint32_t*>(header.tables[args.layer].hot)[half]));
-  }
-  active = BlockSum(active, scratch);
-  hot = BlockSum(hot, scratch);
-  if (threadIdx.x == 0 && active != 0) {
+      BlockSum(keys * HashNeuron(seed, static_cast<uint64_t>(neuron)), scratch);
+  counts = BlockSum(counts, scratch);
+  if (threadIdx.x == 0 && counts != 0) {
     StepState& state = *args.step.state;
     atomicAdd(reinterpret_cast<unsigned long long*>(&state.owed_hash), owed);
-    atomicAdd(reinterpret_cast<unsigned long long*>(&state.active_neurons), active);
-    atomicAdd(reinterpret_cast<unsigned long long*>(&state.hot_neurons), hot);
+    atomicAdd(reinterpret_cast<unsigned long long*>(&state.active_neurons), counts & 0xffffffffu);
+    atomicAdd(reinterpret_cast<unsigned long long*>(&state.hot_neurons), counts >> 32);
   }
 }
 
@@ -309,10 +352,50 @@ __global__ void __launch_bounds__(kListThreads) ListNeuronsKernel(ListNeuronsArg
   }
 }
 
-__global__ void __launch_bounds__(kThreads) ReluKernel(float* x, int64_t count) {
-  const int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x;
-  if (i < count && x[i] < 0) x[i] = 0;  // a NaN stays
+__global__ void __launch_bounds__(kThreads) PostRowsKernel(PostRowsArgs args) {
+  __shared__ uint32_t scratch[32];
+  __shared__ bool last;
+  const StepHeader& header = *args.step.header;
+  StepState& state = *args.step.state;
+  unsigned char* const slot = SlotOf(args.step, args.layer);
+  const int cut = slot != nullptr ? args.step.layers[args.layer].cut : 0;
+  if (slot != nullptr) {
+    const int words = (args.num_neurons + 63) / 64;
+    const int first = blockIdx.x * kThreads + static_cast<int>(threadIdx.x);
+    const int step = static_cast<int>(gridDim.x) * kThreads;
+    const auto* const z = reinterpret_cast<const uint4*>(args.z);
+    auto* const z_to = reinterpret_cast<uint4*>(slot + header.ring.z_offset);
+    for (int i = first; i < args.num_rows * (args.model_dim / 8); i += step) z_to[i] = z[i];
+    const uint64_t* const cold = header.tables[args.layer].cold;
+    auto* const active_to = reinterpret_cast<uint64_t*>(slot + header.ring.active_offset);
+    uint32_t below = 0;
+    for (int i = first; i < args.num_rows * words; i += step) {
+      const uint64_t bits = args.active[i];
+      active_to[i] = bits;
+      const int ids = cut - i % words * 64;  // of the word, below the cut
+      const uint64_t mask = ids >= 64 ? ~0ull : ids <= 0 ? 0ull : (1ull << ids) - 1;
+      below += static_cast<uint32_t>(__popcll(bits & mask & cold[i % words]));
+    }
+    below = BlockSum(below, scratch);
+    if (threadIdx.x == 0 && below != 0) atomicAdd(&state.cold_below_cut, below);
+    __threadfence_system();
+  }
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    last = atomicAdd(&state.arrived, 1u) == gridDim.x - 1;
+    __threadfence();
+  }
+  __syncthreads();
+  if (last) {
+    PostLayer({.step = args.step,
+               .layer = args.layer,
+               .num_neurons = args.num_neurons,
+               .active = args.active},
+              slot, cut);
+  }
 }
+
+__global__ void MarkKernel(uint64_t* at) { *at = GlobalTimer(); }
 
 }  // namespace
 
@@ -321,13 +404,16 @@ void LaunchNormRows(const NormRowsArgs& args, cudaStream_t stream) {
 }
 
 void LaunchSplitRows(const SplitRowsArgs& args, cudaStream_t stream) {
-  if (args.count > 0) SplitRowsKernel<<<Blocks(args.count), kThreads, 0, stream>>>(args);
+  if (args.num_rows == 0) return;
+  const dim3 grid(static_cast<unsigned>(Blocks(args.out_stride / 4)),
+                  static_cast<unsigned>(args.num_rows));
+  SplitRowsKernel<<<grid, kThreads, 0, stream>>>(args);
 }
 
 void LaunchDecode16(const Decode16Args& args, cudaStream_t stream) {
   ForFormat(args.w.dtype, [&](auto format) {
     Decode16Kernel<decltype(format)>
-        <<<static_cast<unsigned>(args.num_rows), kThreads, 0, stream>>>(args);
+        <<<Blocks(args.num_rows * kWarp), kThreads, 0, stream>>>(args);
   });
 }
 
@@ -354,10 +440,8 @@ void LaunchNeuronValues(const NeuronValuesArgs& args, cudaStream_t stream) {
 }
 
 void LaunchActivateRows(const ActivateRowsArgs& args, cudaStream_t stream) {
-  const int halves = 2 * ((args.num_neurons + 63) / 64);
-  constexpr int kHalves = kThreads / kWarp;
-  const dim3 grid(static_cast<unsigned>((halves + kHalves - 1) / kHalves),
-                  static_cast<unsigned>(args.num_rows));
+  const dim3 grid(static_cast<unsigned>(Blocks(args.count)),
+                  static_cast<unsigned>((args.num_rows + kRowsOfBlock - 1) / kRowsOfBlock));
   ActivateRowsKernel<<<grid, kThreads, 0, stream>>>(args);
 }
 
@@ -367,8 +451,11 @@ void LaunchListNeurons(const ListNeuronsArgs& args, cudaStream_t stream) {
   ListNeuronsKernel<<<1, kListThreads, shared, stream>>>(args);
 }
 
-void LaunchRelu(float* x, int64_t count, cudaStream_t stream) {
-  ReluKernel<<<Blocks(count), kThreads, 0, stream>>>(x, count);
+void LaunchPostRows(const PostRowsArgs& args, cudaStream_t stream) {
+  constexpr int kBlocks = 64;
+  PostRowsKernel<<<kBlocks, kThreads, 0, stream>>>(args);
 }
+
+void LaunchMark(uint64_t* at, cudaStream_t stream) { MarkKernel<<<1, 1, 0, stream>>>(at); }
 
 }  // namespace isotherm::gpu

@@ -24,18 +24,21 @@ void LaunchNormRows(const NormRowsArgs& args, cudaStream_t stream);
 // F32 input.
 struct SplitRowsArgs {
   const float* x = nullptr;
-  int64_t count = 0;
+  int64_t x_stride = 0;  // a multiple of 4
+  int32_t num_rows = 0, columns = 0;
+  int32_t out_stride = 0;  // a multiple of 4; zero from `columns` on
+  bool relu = false;       // of relu(x) instead
   bool bf16 = false;
-  uint16_t* high = nullptr;
+  uint16_t* high = nullptr;  // [num_rows, out_stride]
   uint16_t* low = nullptr;
 };
 inline constexpr float kLowScale = 2048.0f;
 void LaunchSplitRows(const SplitRowsArgs& args, cudaStream_t stream);
 
-// Rows of a matrix of any type as 16 bits, [rows, columns].
+// Rows of a matrix of any type as 16 bits, [rows, columns]; zero from w.rows on.
 struct Decode16Args {
   DeviceMatrix w;
-  int64_t columns = 0;  // w.columns, or more of its padding
+  int64_t columns = 0;  // w.columns, or more of its padding; a multiple of 8
   int64_t first_row = 0, num_rows = 0;
   bool bf16 = false;
   uint16_t* out = nullptr;
@@ -65,6 +68,13 @@ void LaunchPrefillAttention(const AttentionArgs& args, int num_rows, cudaStream_
 void LaunchAddBias(float* x, const float* bias, int32_t num_rows, int32_t columns,
                    cudaStream_t stream);
 
+// Products want their rows in eights: what a list ends short of that is filled up. Gathered bundles
+// repeat the last one, values are zero.
+inline constexpr int32_t kListStep = 8;
+__host__ __device__ inline constexpr int32_t PaddedCount(int32_t count) {
+  return (count + kListStep - 1) / kListStep * kListStep;
+}
+
 // Bundles of `count` listed neurons, 16 bits each weight, one behind the other.
 struct GatherBundlesArgs {
   StepPointers step;
@@ -76,19 +86,20 @@ struct GatherBundlesArgs {
   const int32_t* list = nullptr;        // ids or slots
   int32_t count = 0;
   int blocks = 0;
-  uint16_t* out = nullptr;  // [count, rows, model_dim]
+  uint16_t* out = nullptr;  // [PaddedCount(count), rows, model_dim]
 };
 void LaunchGatherBundles(const GatherBundlesArgs& args, cudaStream_t stream);
 
-// values[r, i] = a of neuron ids[i] for the rows whose bit is set, else 0; 16 bits.
+// values[r, i] = a of the i-th neuron for the rows whose bit is set, else 0; 16 bits.
 struct NeuronValuesArgs {
   StepPointers step;
   int32_t layer = 0;
   int32_t first_row = 0, num_rows = 0;  // of the step
   int32_t num_neurons = 0;
-  const int32_t* ids = nullptr;  // [count]
+  const int32_t* ids = nullptr;  // [count]; null: first_id and those behind it
+  int32_t first_id = 0;
   int32_t count = 0;
-  int32_t stride = 0;           // elements of a row of the following; >= count
+  int32_t stride = 0;           // elements of a row of the following; >= PaddedCount(count)
   const float* gate = nullptr;  // [num_rows, stride]
   const float* up = nullptr;    // likewise; null: bundles of two rows
   Activation activation = Activation::kRelu;
@@ -97,17 +108,20 @@ struct NeuronValuesArgs {
   const uint64_t* active = nullptr;  // [max_rows, words]
   bool bf16 = false;
   uint32_t* fired = nullptr;    // [num_neurons]
+  uint64_t* read = nullptr;     // counts the neurons, once; null: not wanted
   uint16_t* values = nullptr;   // [num_rows, stride]
 };
 void LaunchNeuronValues(const NeuronValuesArgs& args, cudaStream_t stream);
 
-// active bits, their hash and counts from scores [num_rows, num_neurons]; null scores: every neuron.
+// active bits, their hash and counts, of `count` neurons; null scores: all of them are.
 struct ActivateRowsArgs {
   StepPointers step;
   int32_t layer = 0;
   int32_t first_row = 0, num_rows = 0;
   int32_t num_neurons = 0;
-  const float* scores = nullptr;
+  int32_t first_neuron = 0, count = 0;  // the first a multiple of 64, and so the count but the last
+  const float* scores = nullptr;        // [num_rows, stride], of these neurons
+  int32_t stride = 0;
   float threshold = 0;
   uint64_t* active = nullptr;
   uint32_t* predicted = nullptr;
@@ -127,7 +141,18 @@ struct ListNeuronsArgs {
 };
 void LaunchListNeurons(const ListNeuronsArgs& args, cudaStream_t stream);
 
-// relu in place.
-void LaunchRelu(float* x, int64_t count, cudaStream_t stream);
+// Posts the layer to the cpu side, if a neuron below the cut is active: z and the active sets of all
+// rows to the slot, then the doorbell.
+struct PostRowsArgs {
+  StepPointers step;
+  int32_t layer = 0;
+  int32_t num_rows = 0, num_neurons = 0, model_dim = 0;
+  const uint64_t* active = nullptr;  // [num_rows, words]
+  const uint16_t* z = nullptr;       // [num_rows, model_dim]
+};
+void LaunchPostRows(const PostRowsArgs& args, cudaStream_t stream);
+
+// The device's time, when all before is done.
+void LaunchMark(uint64_t* at, cudaStream_t stream);
 
 }  // namespace isotherm::gpu

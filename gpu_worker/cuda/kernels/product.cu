@@ -1,3 +1,4 @@
+#include <atomic>
 #include <type_traits>
 
 #include "gpu_worker/cuda/kernels/product.cuh"
@@ -7,9 +8,10 @@ namespace {
 
 template <class Format, int R>
 __global__ void __launch_bounds__(kProductThreads, R == 1 ? kBlocksAtOnce : 1) ProductKernel(ProductArgs args) {
+  LetNextBegin();
   const int row0 = blockIdx.y * R;
   const int rows = min(R, *args.in.num_rows - row0);
-  if (rows <= 0) return;
+  if (rows <= 0) return AwaitPrevious();
   extern __shared__ float xs[];
   const DeviceMatrix& w = args.w;
   const int padded = static_cast<int>(w.padded_columns);
@@ -20,6 +22,7 @@ __global__ void __launch_bounds__(kProductThreads, R == 1 ? kBlocksAtOnce : 1) P
   // Weights wait for nobody: their first pieces are under way while x is staged.
   WeightBatch<Format, 2> batch;
   if (first < tasks) batch.Load(w, {2 * first, min(2 * first + 1, matrix_rows - 1)}, lane);
+  AwaitPrevious();
   StageRows<Format::kElems, R>(args.in, row0, rows, static_cast<int>(w.columns), padded, xs);
   for (int task = first; task < tasks; task += gridDim.x * kProductWarps) {
     const int which[2] = {2 * task, min(2 * task + 1, matrix_rows - 1)};
@@ -77,13 +80,10 @@ __device__ QkvTask DescribeQkv(const AttentionShape& shape, int task) {
 
 template <class Format, int R>
 __global__ void __launch_bounds__(kProductThreads, R == 1 ? kBlocksAtOnce : 1) QkvKernel(QkvArgs args) {
+  LetNextBegin();
   const int row0 = blockIdx.y * R;
   const int rows = min(R, args.step.header->num_rows - row0);
-  if (rows <= 0) return;
-  if (args.begins_layer && blockIdx.x == 0 && row0 == 0 && threadIdx.x == 0 &&
-      (args.step.layers[args.layer].flags & kLayerTrace) != 0) {
-    args.step.traces[args.layer].begin = GlobalTimer();
-  }
+  if (rows <= 0) return AwaitPrevious();
   extern __shared__ float xs[];
   const DeviceMatrix& w = args.w;
   const int padded = static_cast<int>(w.padded_columns);
@@ -97,6 +97,11 @@ __global__ void __launch_bounds__(kProductThreads, R == 1 ? kBlocksAtOnce : 1) Q
   if (first < tasks) {
     const QkvTask task = DescribeQkv(shape, first);
     batch.Load(w, {task.head * head_dim + task.i0, task.head * head_dim + task.i1}, lane);
+  }
+  AwaitPrevious();
+  if (args.begins_layer && blockIdx.x == 0 && row0 == 0 && threadIdx.x == 0 &&
+      (args.step.layers[args.layer].flags & kLayerTrace) != 0) {
+    args.step.traces[args.layer].begin = GlobalTimer();
   }
   StageRows<Format::kElems, R>(args.in, row0, rows, static_cast<int>(w.columns), padded, xs);
   for (int t = first; t < tasks; t += gridDim.x * kProductWarps) {
@@ -142,7 +147,12 @@ __global__ void __launch_bounds__(kProductThreads, R == 1 ? kBlocksAtOnce : 1) Q
   }
 }
 
+std::atomic<bool> early_launch_allowed{true};
+
 }  // namespace
+
+void AllowEarlyLaunch(bool allowed) { early_launch_allowed = allowed; }
+bool EarlyLaunchAllowed() { return early_launch_allowed; }
 
 void LaunchProduct(const ProductArgs& args, int max_rows, cudaStream_t stream) {
   ForFormat(args.w.dtype, [&](auto format) {
@@ -152,7 +162,7 @@ void LaunchProduct(const ProductArgs& args, int max_rows, cudaStream_t stream) {
       const int shared = static_cast<int>(R * args.w.padded_columns * sizeof(float));
       AllowShared(kernel, shared);
       const dim3 grid(ProductBlocks((args.w.rows + 1) / 2), (max_rows + R - 1) / R);
-      kernel<<<grid, kProductThreads, shared, stream>>>(args);
+      LaunchEarly(kernel, args, grid, kProductThreads, shared, stream);
     });
   });
 }
@@ -165,7 +175,8 @@ void LaunchQkv(const QkvArgs& args, int max_rows, cudaStream_t stream) {
       const int shared = static_cast<int>(R * args.w.padded_columns * sizeof(float));
       AllowShared(kernel, shared);
       const dim3 grid(ProductBlocks(args.w.rows / 2), (max_rows + R - 1) / R);
-      kernel<<<grid, kProductThreads, shared, stream>>>(args);
+      // Beside the cold path it must not take multiprocessors before the streamed neurons have theirs.
+      LaunchEarly(kernel, args, grid, kProductThreads, shared, stream, args.begins_layer);
     });
   });
 }

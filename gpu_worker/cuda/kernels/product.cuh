@@ -229,6 +229,39 @@ void AllowShared(Kernel kernel, int bytes) {
     cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
 }
 
+// Whether kernels here wait by themselves for the one before: compiled for it, on a device that can.
+template <class Kernel>
+bool CanLaunchEarly(Kernel kernel) {
+  static const bool can = [&] {
+    int device = 0, major = 0;
+    cudaFuncAttributes attributes;
+    return cudaGetDevice(&device) == cudaSuccess &&
+           cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) ==
+               cudaSuccess &&
+           cudaFuncGetAttributes(&attributes, kernel) == cudaSuccess && major >= 9 &&
+           attributes.ptxVersion >= 90;
+  }();
+  return can;
+}
+
+// Launches a kernel that calls AwaitPrevious. `early`: it may begin before the one ahead of it in the
+// stream has ended.
+template <class Args>
+void LaunchEarly(void (*kernel)(Args), const Args& args, dim3 grid, int threads, int shared,
+                 cudaStream_t stream, bool early = true) {
+  cudaLaunchAttribute attribute = {};
+  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attribute.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config = {};
+  config.gridDim = grid;
+  config.blockDim = dim3(static_cast<unsigned>(threads));
+  config.dynamicSmemBytes = static_cast<size_t>(shared);
+  config.stream = stream;
+  config.attrs = &attribute;
+  config.numAttrs = early && EarlyLaunchAllowed() && CanLaunchEarly(kernel) ? 1 : 0;
+  cudaLaunchKernelEx(&config, kernel, args);
+}
+
 inline constexpr int kMultiprocessors = 132;  // grids are sized for it; any number is right
 
 // Blocks of a one-row product that a multiprocessor holds at once: registers for no more.

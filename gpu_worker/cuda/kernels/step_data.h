@@ -84,6 +84,13 @@ struct LayerTrace {
   uint64_t merged = 0;
   float cpu_us = 0;
   int32_t active = 0, hot = 0;  // of the rows' union
+  int32_t read = 0;             // bundles read over PCIe
+  int32_t reserved = 0;
+};
+
+// What a layer that was posted took each side from its post to its end; zero: not posted.
+struct LayerTimes {
+  uint32_t cpu_ns = 0, streamed_ns = 0;
 };
 
 // Written by the kernels, zero before a step, read by the host after it.
@@ -107,8 +114,13 @@ struct StepState {
   uint64_t accepted_sequence = 0;
   uint64_t posted_ns = 0;  // when its post was made
   uint64_t hot_end_ns = 0, streamed_end_ns = 0;
-  // Summed over layers that were posted, from the post to each side's end.
-  uint64_t cpu_ns = 0, streamed_ns = 0;
 };
+
+// The layers' times follow the state, so that one copy fetches both.
+inline constexpr int64_t StateBytes(int64_t num_layers) {
+  return static_cast<int64_t>(sizeof(StepState)) +
+         num_layers * static_cast<int64_t>(sizeof(LayerTimes));
+}
+static_assert(sizeof(StepState) % alignof(LayerTimes) == 0);
 
 }  // namespace isotherm::gpu

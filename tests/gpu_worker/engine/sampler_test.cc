@@ -3,6 +3,8 @@
 #include <cmath>
 #include <limits>
 #include <map>
+#include <random>
+#include <vector>
 
 #include "gtest/gtest.h"
 
@@ -55,6 +57,25 @@ TEST(SamplerTest, GreedyTakesTheLowestIdAmongEquals) {
   EXPECT_EQ(Sample(greedy), 1);
   SamplingState one({.params = {.temperature = 2, .top_k = 1, .seed = 9}});
   EXPECT_EQ(Sample(one), 1);
+}
+
+TEST(SamplerTest, GreedyFindsTheFirstOfTheLargestInAnyVocabulary) {
+  std::mt19937 random(4);
+  for (const size_t size : {1, 15, 16, 17, 255, 256, 257, 300, 512, 1000}) {
+    for (int round = 0; round < 50; ++round) {
+      std::vector<float> logits(size);
+      // Few values, so that the largest comes several times; some are no numbers.
+      for (float& logit : logits)
+        logit = random() % 9 == 0 ? NAN : static_cast<float>(random() % 5) - 7;
+      TokenId want = -1;
+      for (size_t i = 0; i < size; ++i) {
+        if (!std::isnan(logits[i]) && (want < 0 || logits[i] > logits[static_cast<size_t>(want)]))
+          want = static_cast<TokenId>(i);
+      }
+      SamplingState greedy({.params = {.temperature = 0}});
+      ASSERT_EQ(Sample(greedy, logits), want) << size;
+    }
+  }
 }
 
 TEST(SamplerTest, TemperatureShapesTheDistribution) {

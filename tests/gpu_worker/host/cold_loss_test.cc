@@ -4,7 +4,7 @@
 #include <numeric>
 
 #include "tests/gpu_worker/device_harness.h"
-#include "tests/gpu_worker/host/fake_cold_link.h"
+#include "tests/gpu_worker/fake_cold_link.h"
 #include "tests/reference/integer_model.h"
 
 namespace isotherm::gpu {

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <atomic>
 #include <vector>
 
 #include "common/kernels/work_hash.h"
@@ -20,8 +21,8 @@ class FakeColdLink final : public ColdLink {
   }
   // At that moment of that layer, in the next step.
   void DieAt(Dies when, int32_t layer) {
-    dies_ = when;
     dies_in_ = layer;
+    dies_ = when;
   }
   bool alive() const override { return alive_; }
   uint64_t hash_nonce() const override { return 77; }
@@ -80,12 +81,12 @@ class FakeColdLink final : public ColdLink {
 
   const NeuronStore& neurons_;
   std::vector<uint64_t> cold_;
-  Dies dies_ = Dies::kNever;
-  int32_t dies_in_ = -1;
-  bool alive_ = true;
+  std::atomic<Dies> dies_{Dies::kNever};
+  std::atomic<int32_t> dies_in_{-1};
+  std::atomic<bool> alive_{true};
   ColdLayer layer_;
   std::vector<float> partial_;
-  uint64_t reported_ = 0;
+  std::atomic<uint64_t> reported_{0};
   std::vector<int32_t> cuts_;
 };
 
