@@ -207,8 +207,12 @@ TEST_F(SchedulerTest, AsksForPagesAndUsesThoseThatAreLent) {
   EXPECT_GE(workers_->kv_demand().wanted, 3 * 5);
   EXPECT_EQ(workers_->kv_demand().top, 8);
   workers_->SetKvPages(24);
+  for (int i = 0; i < 10 && scheduler_->state().num_running < 3; ++i) {
+    workers_->RunStep();
+    workers_->DeliverGpu();
+    workers_->DeliverCpu();
+  }
   EXPECT_EQ(scheduler_->state().num_running, 3);
-  workers_->RunStep();
   // Some are asked back while they are held: nothing is dropped, and they are not taken again.
   workers_->SetKvPages(12);
   EXPECT_GT(workers_->kv_demand().top, 12);

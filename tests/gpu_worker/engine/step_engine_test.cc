@@ -204,9 +204,13 @@ TEST_F(StepEngineTest, LendsPagesOnceHotNeuronsHaveLeft) {
   EXPECT_EQ(device.AwaitShares(4), Shares(160, 16));
   // What a gateway that left had asked for is void.
   engine.SetKvDemand(connection, {.wanted = 24, .top = 16});
-  EXPECT_EQ(device.AwaitShares(5), Shares(80, 16));
-  engine.Connect(std::make_shared<RecordingSink>());
-  EXPECT_EQ(device.AwaitShares(6).first, 160);
+  EXPECT_EQ(device.AwaitShares(5), Shares(80, 24));
+  const auto other = std::make_shared<RecordingSink>();
+  const int64_t second = engine.Connect(other);
+  EXPECT_EQ(other->AwaitHellos(2)[1].kv_pages, 16);
+  EXPECT_EQ(device.num_shares(), 5u);  // it was told of 24 first
+  engine.SetKvDemand(second, {.wanted = 0, .top = 16});
+  EXPECT_EQ(device.AwaitShares(6), Shares(160, 16));
 }
 
 TEST_F(StepEngineTest, GrantFeedsSampledTokensBackAndReportsEachStep) {
