@@ -52,6 +52,9 @@ absl::StatusOr<CpuWorkerOptions> ParseOptions(int argc, char** argv,
   app.add_option("--socket-dir", options.socket_dir,
                  "directory for the socket that hands shared memory over")
       ->required();
+  app.add_option("--placement", options.placement,
+                 "gRPC address of the placement_service, which is told what was counted; empty: "
+                 "nobody");
   app.add_option("--threads", options.num_threads, "compute threads; 0: allowed cores less one")
       ->check(CLI::Range(0, 1024));
   app.add_option("--arena", arena,

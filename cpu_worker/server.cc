@@ -13,7 +13,9 @@
 #include "absl/synchronization/mutex.h"
 #include "common/base/exit_code.h"
 #include "common/base/status_macros.h"
+#include "common/rpc/grpc_telemetry_sink.h"
 #include "common/rpc/server.h"
+#include "common/telemetry/telemetry_sampler.h"
 #include "common/threading/cores.h"
 #include "cpu_worker/engine/cpu_worker.h"
 #include "cpu_worker/engine/model_source.h"
@@ -98,11 +100,19 @@ absl::Status RunServer(const CpuWorkerOptions& options, ShutdownSignal& shutdown
   AnnounceListening(server->address());
 
   std::atomic<bool> stop{false};
+  std::unique_ptr<TelemetrySampler> sampler;  // made by the loader, used after it was joined
   std::thread loader([&] {
     ::pthread_setname_np(::pthread_self(), "load");
     const absl::Status loaded = LoadModel(options, worker, stop);
     if (!loaded.ok()) return fault.Raise(loaded);
     if (stop.load()) return;
+    if (!options.placement.empty()) {
+      sampler = std::make_unique<TelemetrySampler>(
+          TelemetrySamplerOptions{.instance_id = worker.instance_id(),
+                                  .model_digest = worker.Describe().model_digest},
+          [&](NeuronCounters* counters) { return worker.ReadCounters(counters); },
+          std::make_unique<rpc::GrpcTelemetrySink>(options.placement));
+    }
     server->SetServing(true);
     AnnounceReady();
   });

@@ -26,7 +26,8 @@ absl::StatusOr<std::unique_ptr<Device>> MakeHostDevice(
           {.num_threads = choice.threads,
            .kv_pages = choice.kv_pages,
            .max_rows = choice.max_rows,
-           .hot_capacity_bytes = choice.vram_budget >= 0 ? choice.vram_budget : all_bytes / 4},
+           .hot_capacity_bytes = choice.vram_budget >= 0 ? choice.vram_budget : all_bytes / 4,
+           .poison_freed = choice.poison_freed},
           progress));
   return std::unique_ptr<Device>(std::move(device));
 }

@@ -103,6 +103,10 @@ const std::vector<OptionSpec>& ServeOptionSpecs() {
       {"chat-template", "",
        "template file, or chatml, llama2, alpaca, plain, instead of the model's"},
       {"profile", "", "activation profile that the first placement is made for, such as chat"},
+      {"follow", "on", "on: neurons move with the traffic by themselves; off: only when asked"},
+      {"kv-floor", "all",
+       "without a GPU: memory of KV pages that is always there; what requests need beyond it hot "
+       "neurons lend. all: none is lent"},
       {"state-dir", "", "plans and sockets (default: $XDG_STATE_HOME/isotherm)"},
       {"model-dir", "",
        "where model names are looked up (default: $XDG_DATA_HOME/isotherm/models)"},
@@ -148,6 +152,11 @@ absl::StatusOr<ServeOptions> ParseServeOptions(const LayeredOptions& values) {
   }
   options.chat_template = values.at("chat-template").text;
   options.profile = values.at("profile").text;
+  ISOTHERM_ASSIGN_OR_RETURN(options.follow, ParseChoice(values, "follow", {"on", "off"}));
+  options.kv_floor = values.at("kv-floor").text;
+  if (options.kv_floor != "all" && !ParseBytes(options.kv_floor).ok()) {
+    return BadValue("kv-floor", values.at("kv-floor"), "all, or a size such as 64MiB");
+  }
   ISOTHERM_ASSIGN_OR_RETURN(
       options.log_level,
       ParseChoice(values, "log-level", {"trace", "debug", "info", "warn", "error", "off"}));

@@ -31,6 +31,8 @@ struct ServeOptions {
   std::string sparse_threshold;  // "": the model's
   std::string chat_template;     // "": the model's
   std::string profile;           // activation profile; "": the model's first
+  std::string follow = "on";     // off: neurons move only when asked
+  std::string kv_floor = "all";  // KV memory that hot neurons do not lend
   std::string log_level = "info";
   std::chrono::milliseconds drain_timeout{300'000};
   std::filesystem::path state_dir;

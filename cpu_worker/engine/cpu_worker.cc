@@ -111,10 +111,17 @@ CpuWorker::Description CpuWorker::Describe() const {
   description.num_layers = geometry.shape.num_layers;
   description.num_neurons = geometry.shape.num_neurons;
   description.bundle_bytes = geometry.bundle_bytes;
+  description.bundle_rows = geometry.shape.rows;
   description.threads = parts_.engine->num_threads();
   description.epochs = parts_.epochs->Committed();
   description.committed_epoch = parts_.epochs->NewestCommitted();
   return description;
+}
+
+absl::Status CpuWorker::ReadCounters(NeuronCounters* counters) {
+  ISOTHERM_ASSIGN_OR_RETURN(const Parts* loaded, parts());
+  loaded->engine->ReadCounters(counters);
+  return absl::OkStatus();
 }
 
 WorkerHello CpuWorker::Hello() const {

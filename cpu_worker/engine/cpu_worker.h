@@ -9,6 +9,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "common/telemetry/neuron_counters.h"
 #include "cpu_worker/engine/arena.h"
 #include "cpu_worker/engine/attachment_host.h"
 #include "cpu_worker/engine/bundle_source.h"
@@ -54,6 +55,7 @@ class CpuWorker {
     int64_t arena_bytes = 0;
     int64_t huge_page_bytes = 0;  // of those, in 2 MiB pages
     int64_t num_layers = 0, num_neurons = 0, bundle_bytes = 0;
+    int32_t bundle_rows = 0;
     int32_t threads = 0;
     int32_t numa_node = 0;
     std::vector<int64_t> epochs;
@@ -72,6 +74,8 @@ class CpuWorker {
   absl::StatusOr<Parts*> parts();
 
   Description Describe() const;
+  // What was computed since the start; any thread.
+  absl::Status ReadCounters(NeuronCounters* counters);
   WorkerHello Hello() const;
   StepLedger& ledger() { return ledger_; }
   WorkerEvents& events() { return events_; }

@@ -117,6 +117,8 @@ class Scheduler : public WorkerEvents, public PlacementEvents {
 
   // scheduler_steps.cc: what runs next
   void Pump();
+  // What KV pages all of this takes, to a worker that can lend some.
+  void TellKvDemand();
   bool WantsStep() const;
   bool HeldBack() const;
   bool SendStep();
@@ -164,6 +166,7 @@ class Scheduler : public WorkerEvents, public PlacementEvents {
   absl::flat_hash_map<SequenceId, SequenceRef> by_wire_;
   std::vector<SequenceId> pending_releases_;
   PagePool pages_;
+  KvDemand kv_demand_;  // told last
   StepLedger ledger_;
   EpochSelector epochs_;
 

@@ -16,7 +16,10 @@ constexpr int32_t kMaxFreeRetries = 16;
 constexpr int32_t kMaxKvPages = 1 << 24;
 
 bool IsUsable(const WorkerHello& hello) {
-  return hello.kv_pages > 0 && hello.kv_pages <= kMaxKvPages && hello.page_size > 0 &&
+  return hello.kv_pages > 0 && hello.kv_pages <= kMaxKvPages &&
+         (hello.kv_pages_most == 0 ||
+          (hello.kv_pages_most >= hello.kv_pages && hello.kv_pages_most <= kMaxKvPages)) &&
+         hello.page_size > 0 &&
          hello.page_size <= 4096 && hello.max_rows > 0 && hello.context_length > 0 &&
          !hello.instance_id.empty();
 }
@@ -68,7 +71,8 @@ void Scheduler::OnHello(WorkerKind kind, WorkerHello hello) {
     if (!gpu_hello_.has_value()) {
       SPDLOG_INFO("gpu_worker attached: {} KV pages of {}, context {}, {} rows a step",
                   hello.kv_pages, hello.page_size, hello.context_length, hello.max_rows);
-      pages_ = PagePool(hello.kv_pages);
+      pages_ = PagePool(std::max(hello.kv_pages, hello.kv_pages_most), hello.kv_pages);
+      kv_demand_ = KvDemand();
       gpu_hello_ = std::move(hello);
       // What waits was sized for the worker before; a smaller one may not do.
       std::vector<std::pair<ScheduledRequest*, absl::Status>> too_long;
@@ -83,6 +87,11 @@ void Scheduler::OnHello(WorkerKind kind, WorkerHello hello) {
       }
       for (const auto& [request, status] : too_long) Finish(*request, status);
     } else {
+      if (hello.kv_pages != gpu_hello_->kv_pages) {
+        SPDLOG_INFO("the gpu_worker has {} KV pages now", hello.kv_pages);
+        gpu_hello_->kv_pages = hello.kv_pages;
+        pages_.SetLimit(hello.kv_pages);
+      }
       gpu_hello_->epochs = std::move(hello.epochs);
       gpu_hello_->peer_attached = hello.peer_attached;
     }

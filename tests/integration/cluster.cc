@@ -66,17 +66,23 @@ void Cluster::Start(const std::string& name) {
   };
   const std::vector<std::string>* extra = nullptr;
   if (name == "cpu-worker") {
-    add({"--socket-dir", directory_, "--threads", std::to_string(options_.cpu_threads)});
+    add({"--socket-dir", directory_, "--threads", std::to_string(options_.cpu_threads),
+         "--placement", options_.with_placement ? address("placement") : ""});
     extra = &options_.cpu_flags;
   } else if (name == "gpu-worker") {
     add({"--cpu-worker", address("cpu-worker"), "--device", TestedDevice(), "--transport",
          options_.transport, "--threads", std::to_string(options_.gpu_threads), "--vram-budget",
-         OnGpu() ? "auto" : options_.budget});
+         OnGpu() ? "auto" : options_.budget, "--placement",
+         options_.with_placement ? address("placement") : ""});
     for (const std::string& flag : FlagsOfTheRun()) command.push_back(flag);
     extra = &options_.gpu_flags;
   } else if (name == "placement") {
-    add({"--gpu-worker", address("gpu-worker"), "--cpu-worker", address("cpu-worker"),
-         "--state-dir", directory_ + "/state"});
+    const auto own = [&](const std::string& other, const char* worker) {
+      return other.empty() ? address(worker) : other;
+    };
+    add({"--gpu-worker", own(options_.gpu_for_placement, "gpu-worker"), "--cpu-worker",
+         own(options_.cpu_for_placement, "cpu-worker"), "--state-dir", directory_ + "/state",
+         "--follow", options_.follow ? "on" : "off"});
     if (OnGpu()) add({"--budget", options_.budget});
     if (!options_.profile_file.empty()) add({"--profile-file", options_.profile_file});
     extra = &options_.placement_flags;

@@ -194,6 +194,47 @@ TEST_F(SchedulerTest, AbsentMaxTokensTakesWhatIsLeft) {
   EXPECT_EQ(sink.tokens[0].size(), 40u);
 }
 
+TEST_F(SchedulerTest, AsksForPagesAndUsesThoseThatAreLent) {
+  Make({.max_sequences = 4}, {.kv_pages = 8, .kv_pages_most = 24});
+  RecordingSink sinks[3];
+  std::vector<GenerationRequest> requests;
+  for (RecordingSink& sink : sinks) {
+    requests.push_back(Request(60, 40));  // seven pages each
+    scheduler_->Submit(requests.back(), &sink);
+  }
+  // One runs, the others wait for pages; all are asked for.
+  EXPECT_EQ(scheduler_->state().num_running, 1);
+  EXPECT_GE(workers_->kv_demand().wanted, 3 * 5);
+  EXPECT_EQ(workers_->kv_demand().top, 8);
+  workers_->SetKvPages(24);
+  for (int i = 0; i < 10 && scheduler_->state().num_running < 3; ++i) {
+    workers_->RunStep();
+    workers_->DeliverGpu();
+    workers_->DeliverCpu();
+  }
+  EXPECT_EQ(scheduler_->state().num_running, 3);
+  // Some are asked back while they are held: nothing is dropped, and they are not taken again.
+  workers_->SetKvPages(12);
+  EXPECT_GT(workers_->kv_demand().top, 12);
+  workers_->RunUntilIdle();
+  for (size_t i = 0; i < 3; ++i) {
+    EXPECT_EQ(sinks[i].status, absl::OkStatus());
+    EXPECT_EQ(sinks[i].tokens[0], Golden(requests[i]));
+  }
+  EXPECT_EQ(workers_->kv_demand().wanted, 0);
+  EXPECT_EQ(workers_->kv_demand().top, 12);
+  EXPECT_EQ(scheduler_->state().pages_total, 12);
+  EXPECT_THAT(workers_->complaints(), testing::IsEmpty());
+  // A new worker is told anew.
+  workers_->KillGpu();
+  workers_->StartGpu();
+  RecordingSink again;
+  scheduler_->Submit(Request(60, 4), &again);
+  EXPECT_GT(workers_->kv_demand().wanted, 0);
+  workers_->RunUntilIdle();
+  EXPECT_EQ(again.status, absl::OkStatus());
+}
+
 TEST_F(SchedulerTest, NewestIsPreemptedAndResumesGolden) {
   Make({}, {.kv_pages = 8, .page_size = 16});
   RecordingSink first, second;
