@@ -19,8 +19,10 @@ struct LayerColumn {
   double LayerTimes::*field;
 };
 constexpr LayerColumn kLayerColumns[] = {{"attention", "attention_us", &LayerTimes::attention_us},
+                                         {"predict", "predict_us", &LayerTimes::predict_us},
                                          {"hot", "hot_us", &LayerTimes::hot_us},
                                          {"cold", "cold_us", &LayerTimes::cold_us},
+                                         {"PCIe", "streamed_us", &LayerTimes::streamed_us},
                                          {"wait", "wait_us", &LayerTimes::wait_us},
                                          {"merge", "merge_us", &LayerTimes::merge_us},
                                          {"hand-off", "handoff_us", &LayerTimes::handoff_us}};

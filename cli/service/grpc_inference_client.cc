@@ -85,8 +85,10 @@ void TakeComplete(const v1::Complete& complete, GenerateStats& stats) {
   if (!timings.has_layers()) return;
   const v1::LayerTimings& layers = timings.layers();
   stats.layers = {.attention_us = layers.attention_us(),
+                  .predict_us = layers.predict_us(),
                   .hot_us = layers.hot_us(),
                   .cold_us = layers.cold_us(),
+                  .streamed_us = layers.streamed_us(),
                   .wait_us = layers.wait_us(),
                   .merge_us = layers.merge_us(),
                   .handoff_us = layers.handoff_us()};

@@ -200,6 +200,7 @@ v1::StepResult ToProto(const StepResult& result) {
     entry->set_active_neurons(timing.active_neurons);
     entry->set_hot_neurons(timing.hot_neurons);
     entry->set_post_us(timing.post_us);
+    entry->set_streamed_us(timing.streamed_us);
   }
   out.set_active_neurons(result.active_neurons);
   out.set_hot_neurons(result.hot_neurons);
@@ -237,9 +238,17 @@ absl::StatusOr<StepResult> FromProto(const v1::StepResult& result) {
   out.work_hash = result.work_hash();
   out.owed_hash = result.owed_hash();
   for (const v1::LayerTiming& timing : result.timings()) {
-    out.timings.push_back({timing.layer(), timing.attention_us(), timing.predict_us(),
-                           timing.gpu_us(), timing.cpu_us(), timing.wait_us(), timing.merge_us(),
-                           timing.active_neurons(), timing.hot_neurons(), timing.post_us()});
+    out.timings.push_back({.layer = timing.layer(),
+                           .attention_us = timing.attention_us(),
+                           .predict_us = timing.predict_us(),
+                           .gpu_us = timing.gpu_us(),
+                           .cpu_us = timing.cpu_us(),
+                           .wait_us = timing.wait_us(),
+                           .merge_us = timing.merge_us(),
+                           .streamed_us = timing.streamed_us(),
+                           .active_neurons = timing.active_neurons(),
+                           .hot_neurons = timing.hot_neurons(),
+                           .post_us = timing.post_us()});
   }
   out.active_neurons = result.active_neurons();
   out.hot_neurons = result.hot_neurons();

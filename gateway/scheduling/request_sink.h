@@ -17,8 +17,8 @@ enum class TokenVerdict { kContinue, kStopText };
 // Where the layers of a request's decode steps spent their time: sums in us over `layers`.
 struct LayerTimes {
   int64_t layers = 0;
-  double attention_us = 0;  // predictor included
-  double hot_us = 0, cold_us = 0;
+  double attention_us = 0, predict_us = 0;
+  double hot_us = 0, cold_us = 0, streamed_us = 0;  // side by side
   double wait_us = 0;
   double merge_us = 0;
   double handoff_us = 0;  // from post to cold sums, less the longer of hot and cold

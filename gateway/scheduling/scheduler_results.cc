@@ -39,14 +39,17 @@ absl::Status Internal(absl::string_view message) {
 void LayerTimes::Add(const LayerTiming& timing) {
   const auto us = [](float value) { return static_cast<double>(value); };
   ++layers;
-  attention_us += us(timing.attention_us) + us(timing.predict_us);
+  attention_us += us(timing.attention_us);
+  predict_us += us(timing.predict_us);
   hot_us += us(timing.gpu_us);
   cold_us += us(timing.cpu_us);
+  streamed_us += us(timing.streamed_us);
   wait_us += us(timing.wait_us);
   merge_us += us(timing.merge_us);
   if (timing.wait_us <= 0) return;  // nothing was handed over
-  handoff_us += std::max(0.0, us(timing.post_us) + us(timing.gpu_us) + us(timing.wait_us) -
-                                  std::max(us(timing.gpu_us), us(timing.cpu_us)));
+  const double own_us = std::max(us(timing.gpu_us), us(timing.streamed_us));
+  handoff_us += std::max(0.0, us(timing.post_us) + own_us + us(timing.wait_us) -
+                                  std::max(own_us, us(timing.cpu_us)));
 }
 
 void Scheduler::OnHello(WorkerKind kind, WorkerHello hello) {

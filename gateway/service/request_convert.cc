@@ -52,8 +52,10 @@ v1::LayerTimings ToProto(const LayerTimes& times) {
   const auto mean = [&times](double sum) { return sum / static_cast<double>(times.layers); };
   out.set_layers(times.layers);
   out.set_attention_us(mean(times.attention_us));
+  out.set_predict_us(mean(times.predict_us));
   out.set_hot_us(mean(times.hot_us));
   out.set_cold_us(mean(times.cold_us));
+  out.set_streamed_us(mean(times.streamed_us));
   out.set_wait_us(mean(times.wait_us));
   out.set_merge_us(mean(times.merge_us));
   out.set_handoff_us(mean(times.handoff_us));

@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <bit>
 #include <cstdio>
 #include <cstring>
 #include <iterator>
@@ -47,6 +48,9 @@ struct ProductCut {
   double share;
 };
 constexpr ProductCut kProductCuts[] = {{16, 0.35}, {32, 0.4}, {64, 0.5}, {128, 0.65}, {256, 0.8}};
+// Share of the neurons that a row needs, times the rows: from here on some neurons are fetched before the
+// active ones are known. With 30 % and 73 rows four in five are needed.
+constexpr double kEarlyActivity = 16;
 constexpr double kProductCutGain = 0.7, kMostProductCutChange = 1;  // a step is one prompt: it has to be learnt from few
 constexpr int32_t kMaxLogits = 64;
 
@@ -601,6 +605,16 @@ void CudaDevice::Survey(const std::shared_ptr<const EpochTables>& epoch) {
       }
       next = slot + 1;
     }
+    layer.top = static_cast<int32_t>(layout_.num_neurons);
+    if (prefill_ != nullptr) {
+      while (layer.top >= 64) {
+        const int32_t first = (layer.top - 1) / 64 * 64;
+        const int32_t count = std::popcount(table.cold[static_cast<size_t>(first / 64)]);
+        if (layer.num_top + count > prefill_->slice_neurons()) break;
+        layer.num_top += count;
+        layer.top = first;
+      }
+    }
     survey_.push_back(layer);
   }
 }
@@ -613,7 +627,11 @@ PrefillPass::Step CudaDevice::ProductStep(const DeviceBatch& batch, const Mapped
                          .shared = link != nullptr,
                          .layers = survey_};
   if (link != nullptr) step.while_waiting = [link] { link->slots()->RingSleeper(); };
+  // Early ones are worth it where a row's neurons are mostly another's, too.
+  const bool early = activity_ * static_cast<double>(batch.rows.size()) >= kEarlyActivity;
   for (size_t l = 0; l < step.layers.size(); ++l) {
+    const bool to_cpu = link != nullptr && (layer_steps_[l].flags & kLayerGpuOnly) == 0;
+    if (!early || (to_cpu && step.layers[l].top < layer_steps_[l].cut)) step.layers[l].num_top = 0;
     step.layers[l].arena = cold.arena()->Layer(static_cast<int64_t>(l)).data;
     step.layers[l].trace = (layer_steps_[l].flags & kLayerTrace) != 0;
   }
@@ -630,8 +648,11 @@ absl::Status CudaDevice::RunOnce(const DeviceBatch& batch, const MappedCold* col
         absl::StrCat("a step of ", rows, " rows reads neurons that are not mapped here; send at most ",
                      graph_rows_, " rows, or attach a cpu_worker on this host"));
   }
+  // Without cold neurons there is nothing to post, and nobody needs to be woken.
+  const bool any_cold = std::any_of(survey_.begin(), survey_.end(),
+                                    [](const PrefillPass::Layer& layer) { return layer.cold > 0; });
   SlotRing ring;
-  if (cold != nullptr && link != nullptr &&
+  if (cold != nullptr && link != nullptr && any_cold &&
       (!in_products_ || rows <= std::min(PrefillPass::kMostSharedRows, cold->max_rows())))
     ring = cold->ring();
   shared_ = ring.base != nullptr;
@@ -688,6 +709,9 @@ absl::Status CudaDevice::RunStep(const DeviceBatch& batch, const ColdSide& cold,
   output->active_neurons = state().active_neurons;
   output->hot_neurons = state().hot_neurons;
   output->open_neurons = state().open_neurons;
+  activity_ = static_cast<double>(state().active_neurons) /
+              (static_cast<double>(batch.rows.size()) *
+               static_cast<double>(layout_.num_neurons * layout_.num_layers));
   if (shared_) ObserveCuts(static_cast<int32_t>(batch.rows.size()));
   if (link != nullptr) {
     status = link->EndOfStep(batch.step_id, batch.epoch, batch.attempt, batch.deadline);

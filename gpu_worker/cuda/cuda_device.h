@@ -134,6 +134,7 @@ class CudaDevice final : public Device {
   std::vector<LayerStep> layer_steps_;
   std::vector<uint8_t> asked_traces_;  // [num_layers]
   bool in_products_ = false, shared_ = false;
+  double activity_ = 0;  // share of the neurons that a row of the last step needed
   int64_t page_tables_ = 0;
   int32_t num_logits_ = 0;
 };

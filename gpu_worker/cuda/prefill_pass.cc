@@ -59,7 +59,7 @@ absl::StatusOr<std::unique_ptr<PrefillPass>> PrefillPass::Create(const Parts& pa
 PrefillPass::~PrefillPass() {
   if (copy_stream_ != nullptr) cudaStreamSynchronize(copy_stream_);
   if (cublas_ != nullptr) cublasDestroy(cublas_);
-  for (const cudaEvent_t event : {ready_[0], ready_[1], free_[0], free_[1], listed_})
+  for (const cudaEvent_t event : {ready_[0], ready_[1], free_[0], free_[1], listed_, top_listed_})
     if (event != nullptr) cudaEventDestroy(event);
   if (copy_stream_ != nullptr) cudaStreamDestroy(copy_stream_);
 }
@@ -129,6 +129,7 @@ absl::Status PrefillPass::Allocate() {
     for (int32_t*& ids : hot_ids_) take(&ids, config.ffn_dim);
     for (int32_t*& slots : hot_slots_) take(&slots, config.ffn_dim);
     for (int32_t*& ids : cold_ids_) take(&ids, config.ffn_dim);
+    for (int32_t*& ids : top_ids_) take(&ids, slice_neurons_);
   };
   carve(nullptr);
   ISOTHERM_ASSIGN_OR_RETURN(memory_, DeviceBytes::Make(bytes));
@@ -139,7 +140,8 @@ absl::Status PrefillPass::Allocate() {
   ISOTHERM_CUDA_RETURN_IF_ERROR(cudaDeviceGetStreamPriorityRange(&low, &high));
   ISOTHERM_CUDA_RETURN_IF_ERROR(
       cudaStreamCreateWithPriority(&copy_stream_, cudaStreamNonBlocking, high));
-  for (cudaEvent_t* event : {&ready_[0], &ready_[1], &free_[0], &free_[1], &listed_})
+  for (cudaEvent_t* event :
+       {&ready_[0], &ready_[1], &free_[0], &free_[1], &listed_, &top_listed_})
     ISOTHERM_CUDA_RETURN_IF_ERROR(cudaEventCreateWithFlags(event, cudaEventDisableTiming));
   ISOTHERM_CUBLAS_RETURN_IF_ERROR(cublasCreate(&cublas_));
   ISOTHERM_CUBLAS_RETURN_IF_ERROR(cublasSetMathMode(
@@ -389,12 +391,12 @@ void PrefillPass::PredictFew(const Step& step, int32_t l, cudaStream_t stream) {
                  step.rows, stream);
 }
 
-void PrefillPass::AddSlices(int32_t layer, int32_t neurons, bool whole) {
+void PrefillPass::AddSlices(int32_t layer, int32_t neurons, From from) {
   for (int32_t first = 0; first < neurons; first += slice_neurons_) {
     plan_.push_back({.layer = layer,
                      .first = first,
                      .count = std::min(slice_neurons_, neurons - first),
-                     .whole = whole});
+                     .from = from});
   }
 }
 
@@ -420,7 +422,7 @@ absl::Status PrefillPass::FetchAhead(const Step& step, size_t slices) {
     const Slice& slice = plan_[fetched_];
     const size_t buffer = fetched_ % kBuffers;
     ISOTHERM_CUDA_RETURN_IF_ERROR(cudaStreamWaitEvent(copy_stream_, free_[buffer], 0));
-    if (slice.whole) {
+    if (slice.from == From::kIds) {
       const std::byte* const from = step.layers[static_cast<size_t>(slice.layer)].arena +
                                     slice.first * layout.bundle_bytes;
       ISOTHERM_CUDA_RETURN_IF_ERROR(
@@ -433,7 +435,7 @@ absl::Status PrefillPass::FetchAhead(const Step& step, size_t slices) {
                            .bundles = Bundles(),
                            .bf16 = layout.dtype == DType::kBF16,
                            .streamed = true,
-                           .list = cold_ids_[slice.layer % 2] + slice.first,
+                           .list = ListOf(slice),
                            .count = slice.count,
                            .blocks = kGatherBlocks,
                            .out = slices_[buffer]},
@@ -498,7 +500,7 @@ absl::Status PrefillPass::List(const Step& step, int32_t l, cudaStream_t stream)
   const Layer& layer = step.layers[static_cast<size_t>(l)];
   if (Whole(step, l)) {
     num_hot_.push_back(0);
-    AddSlices(l, layer.hot + layer.cold, /*whole=*/true);
+    AddSlices(l, layer.hot + layer.cold, From::kIds);
     return absl::OkStatus();
   }
   LaunchListNeurons({.step = Pointers(),
@@ -506,6 +508,7 @@ absl::Status PrefillPass::List(const Step& step, int32_t l, cudaStream_t stream)
                      .num_rows = step.rows,
                      .num_neurons = static_cast<int32_t>(parts_.layout->num_neurons),
                      .only_active = select,
+                     .last_cold = select && layer.num_top > 0 ? layer.top : layer.hot + layer.cold,
                      .active = parts_.buffers.active,
                      .hot_ids = hot_ids_[l % 2],
                      .hot_slots = hot_slots_[l % 2],
@@ -516,7 +519,7 @@ absl::Status PrefillPass::List(const Step& step, int32_t l, cudaStream_t stream)
   if (!select) {
     ISOTHERM_CUDA_RETURN_IF_ERROR(cudaStreamWaitEvent(copy_stream_, listed_, 0));
     num_hot_.push_back(layer.hot);
-    AddSlices(l, layer.cold, /*whole=*/false);
+    AddSlices(l, layer.cold, From::kListed);
     return absl::OkStatus();
   }
   while (true) {
@@ -526,8 +529,37 @@ absl::Status PrefillPass::List(const Step& step, int32_t l, cudaStream_t stream)
     if (step.while_waiting) step.while_waiting();
   }
   num_hot_.push_back(counts_.as<const int32_t>()[0]);
-  AddSlices(l, counts_.as<const int32_t>()[1], /*whole=*/false);
+  AddSlices(l, counts_.as<const int32_t>()[1], From::kListed);
   return absl::OkStatus();
+}
+
+absl::Status PrefillPass::ListTop(const Step& step, int32_t l, cudaStream_t stream) {
+  const Layer& layer = step.layers[static_cast<size_t>(l)];
+  if (layer.num_top == 0) return absl::OkStatus();
+  LaunchListNeurons({.step = Pointers(),
+                     .layer = l,
+                     .num_rows = step.rows,
+                     .num_neurons = static_cast<int32_t>(parts_.layout->num_neurons),
+                     .first_cold = layer.top,
+                     .last_cold = layer.hot + layer.cold,
+                     .active = parts_.buffers.active,
+                     .cold_ids = top_ids_[l % 2]},
+                    stream);
+  ISOTHERM_CUDA_RETURN_IF_ERROR(cudaEventRecord(top_listed_, stream));
+  ISOTHERM_CUDA_RETURN_IF_ERROR(cudaStreamWaitEvent(copy_stream_, top_listed_, 0));
+  AddSlices(l, layer.num_top, From::kTop);
+  return absl::OkStatus();
+}
+
+const int32_t* PrefillPass::ListOf(const Slice& slice) const {
+  switch (slice.from) {
+    case From::kListed:
+      return cold_ids_[slice.layer % 2] + slice.first;
+    case From::kTop:
+      return top_ids_[slice.layer % 2] + slice.first;
+    default:
+      return nullptr;
+  }
 }
 
 absl::Status PrefillPass::HotNeurons(const Step& step, int32_t l, cudaStream_t stream) {
@@ -576,12 +608,13 @@ absl::Status PrefillPass::Neurons(const Step& step, int32_t l, cudaStream_t stre
     Weights weights{.data = slices_[buffer],
                     .stride = layout.rows * layout.model_dim,
                     .row = layout.model_dim};
-    Ids ids{.list = cold_ids_[l % 2] + slice.first, .count = slice.count, .over_pcie = true};
-    if (slice.whole) {
+    const Ids ids{.list = ListOf(slice),
+                  .first_id = slice.first,
+                  .count = slice.count,
+                  .over_pcie = true};
+    if (slice.from == From::kIds) {
       weights.stride = layout.bundle_bytes / 2;
       weights.row = layout.row_bytes / 2;
-      ids.list = nullptr;
-      ids.first_id = slice.first;
     }
     ISOTHERM_RETURN_IF_ERROR(Multiply(step, l, weights, ids, stream));
     ISOTHERM_CUDA_RETURN_IF_ERROR(cudaEventRecord(free_[buffer], stream));
@@ -627,10 +660,12 @@ absl::Status PrefillPass::Launch(const Step& step, cudaStream_t stream) {
   // What is listed without looking at the rows is listed a layer ahead, so that PCIe never waits for
   // attention.
   const bool ahead = step.rows > kSelectRows;
-  if (ahead) {
-    ISOTHERM_RETURN_IF_ERROR(List(step, 0, stream));
-    ISOTHERM_RETURN_IF_ERROR(FetchAhead(step, kBuffers));
-  }
+  const auto list_ahead = [&](int32_t l) -> absl::Status {
+    if (l == config.num_layers) return absl::OkStatus();
+    return ahead ? List(step, l, stream) : ListTop(step, l, stream);
+  };
+  ISOTHERM_RETURN_IF_ERROR(list_ahead(0));
+  ISOTHERM_RETURN_IF_ERROR(FetchAhead(step, kBuffers));
   const auto predict = [&](int32_t l) -> absl::Status {
     if (step.rows <= std::min(kFewPredictedRows, parts_.graph_rows)) {
       PredictFew(step, l, stream);
@@ -658,16 +693,15 @@ absl::Status PrefillPass::Launch(const Step& step, cudaStream_t stream) {
     if (config.parallel_attention) {
       // z and the active sets are of the layer's input, which attention then adds to.
       ISOTHERM_RETURN_IF_ERROR(predict(l));
+      if (!ahead) ISOTHERM_RETURN_IF_ERROR(List(step, l, stream));
+      ISOTHERM_RETURN_IF_ERROR(FetchAhead(step, used_ + kBuffers));
       ISOTHERM_RETURN_IF_ERROR(Attend(step, l, stream));
     } else {
       ISOTHERM_RETURN_IF_ERROR(Attend(step, l, stream));
       ISOTHERM_RETURN_IF_ERROR(predict(l));
+      if (!ahead) ISOTHERM_RETURN_IF_ERROR(List(step, l, stream));
     }
-    if (!ahead) {
-      ISOTHERM_RETURN_IF_ERROR(List(step, l, stream));
-    } else if (l + 1 < config.num_layers) {
-      ISOTHERM_RETURN_IF_ERROR(List(step, l + 1, stream));
-    }
+    ISOTHERM_RETURN_IF_ERROR(list_ahead(l + 1));
     ISOTHERM_RETURN_IF_ERROR(Neurons(step, l, stream));
     if (step.shared) {
       LaunchMerge({.step = Pointers(),

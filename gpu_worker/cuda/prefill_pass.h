@@ -52,6 +52,9 @@ class PrefillPass {
   struct Layer {
     int32_t hot = 0, cold = 0;  // neurons
     int32_t first_slot = -1;    // of the hot ones, where they lie one behind the other in the pool
+    // Cold neurons with ids from `top` on, at most slice_neurons(), are fetched before the active ones
+    // are known.
+    int32_t top = 0, num_top = 0;
     const std::byte* arena = nullptr;  // the layer's bundles in page-locked memory
     bool trace = false;
   };
@@ -65,13 +68,15 @@ class PrefillPass {
   // Queues the step, whose inputs are filled in. May wait for parts of it.
   absl::Status Launch(const Step& step, cudaStream_t stream);
 
+  int32_t slice_neurons() const { return slice_neurons_; }
   int64_t bytes() const { return memory_.bytes() + workspace_.bytes(); }
 
  private:
   static constexpr int kBuffers = 2;  // slices under way over PCIe
+  enum class From { kListed, kTop, kIds };
   struct Slice {
-    int32_t layer = 0, first = 0, count = 0;  // of the layer's list of cold neurons, or of its ids
-    bool whole = false;                       // of its ids
+    int32_t layer = 0, first = 0, count = 0;  // of a list of the layer's cold neurons, or of its ids
+    From from = From::kListed;
   };
   // 16-bit weights of neurons, `stride` elements apart, a neuron's rows `row` elements.
   struct Weights {
@@ -107,16 +112,19 @@ class PrefillPass {
                         cudaStream_t stream);
   // The layer's lists, and its cold slices to the plan.
   absl::Status List(const Step& step, int32_t layer, cudaStream_t stream);
+  // The layer's list of those fetched early, and them to the plan.
+  absl::Status ListTop(const Step& step, int32_t layer, cudaStream_t stream);
+  const int32_t* ListOf(const Slice& slice) const;  // null: of ids
   // Queues copies and gathers of cold slices until `slices` are under way or done.
   absl::Status FetchAhead(const Step& step, size_t slices);
-  void AddSlices(int32_t layer, int32_t neurons, bool whole);
+  void AddSlices(int32_t layer, int32_t neurons, From from);
   bool Whole(const Step& step, int32_t layer) const;
   void Mark(const Step& step, int32_t layer, uint64_t LayerTrace::*what, cudaStream_t stream);
 
   const Parts parts_;
   cublasHandle_t cublas_ = nullptr;
   cudaStream_t copy_stream_ = nullptr;
-  cudaEvent_t ready_[kBuffers] = {}, free_[kBuffers] = {}, listed_ = nullptr;
+  cudaEvent_t ready_[kBuffers] = {}, free_[kBuffers] = {}, listed_ = nullptr, top_listed_ = nullptr;
   DeviceBytes memory_, workspace_;
   PinnedBytes counts_;
   int64_t tile_rows_ = 0;        // of attention
@@ -138,7 +146,7 @@ class PrefillPass {
 
   uint16_t* slices_[kBuffers + 1] = {};  // bundles; the last: hot ones, decoded weights
   int64_t slice_elements_ = 0;
-  int32_t *hot_ids_[2] = {}, *hot_slots_[2] = {}, *cold_ids_[2] = {};  // by layer parity
+  int32_t *hot_ids_[2] = {}, *hot_slots_[2] = {}, *cold_ids_[2] = {}, *top_ids_[2] = {};  // by layer parity
   // Of the running step.
   std::vector<Slice> plan_;
   size_t fetched_ = 0, used_ = 0;

@@ -107,6 +107,7 @@ class DeviceHarness {
   // From now on cold neurons go to `link`, as far as it lives; null: all are computed here.
   void SetLink(ColdLink* link) {
     link_ = link;
+    mapping_.reset();  // memory is pinned once at a time
     auto mapping = device_->Map({.link = link, .arena = neurons_.get()});
     EXPECT_TRUE(mapping.ok()) << mapping.status();
     mapping_ = *std::move(mapping);

@@ -26,14 +26,13 @@ std::string FromEnvironment(const char* name, const char* otherwise) {
 
 std::string TestedDevice() { return FromEnvironment("ISOTHERM_TEST_DEVICE", "cpu"); }
 
-// There the hot neurons' budget is the placement's to set: --vram-budget counts everything.
-bool OnGpu() { return TestedDevice() == "cuda"; }
-
 std::vector<std::string> FlagsOfTheRun() {
   return absl::StrSplit(FromEnvironment("ISOTHERM_TEST_GPU_FLAGS", ""), ' ', absl::SkipEmpty());
 }
 
 }  // namespace
+
+bool Cluster::OnGpu() { return TestedDevice() == "cuda"; }
 
 Cluster::Cluster(ClusterOptions options) : options_(std::move(options)) {
   std::string pattern = (std::filesystem::temp_directory_path() / "isotherm-XXXXXX").string();

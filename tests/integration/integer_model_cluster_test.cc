@@ -115,8 +115,10 @@ TEST_P(IntegerModelClusterTest, SplitsWorkBetweenTheWorkers) {
   EXPECT_GT(layers.attention_us(), 0);
   EXPECT_GT(layers.hot_us(), 0);
   EXPECT_GT(layers.cold_us(), 0);
-  EXPECT_GT(layers.wait_us(), 0);
-  EXPECT_GT(layers.handoff_us(), 0);
+  if (!Cluster::OnGpu()) {  // which computes so small a share of its own that it is always last
+    EXPECT_GT(layers.wait_us(), 0);
+    EXPECT_GT(layers.handoff_us(), 0);
+  }
   EXPECT_EQ(hit_share_with(IntegerModelFile::kAllNeuronBytes), 1);
   EXPECT_TRUE(cluster.Stop());
 }

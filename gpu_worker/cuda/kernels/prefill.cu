@@ -316,7 +316,7 @@ __global__ void __launch_bounds__(kListThreads) ListNeuronsKernel(ListNeuronsArg
   const LayerTable& table = header.tables[args.layer];
   const int words = (args.num_neurons + 63) / 64;
   const bool to_cpu = header.ring.base != nullptr && (layer.flags & kLayerGpuOnly) == 0;
-  const int cut = to_cpu ? layer.cut : 0;
+  const int first_cold = max(to_cpu ? layer.cut : 0, args.first_cold);
   extern __shared__ unsigned long long together[];  // [words]
   for (int w = threadIdx.x; w < words; w += kListThreads) {
     unsigned long long bits = args.only_active ? 0ull : ~0ull;
@@ -329,24 +329,25 @@ __global__ void __launch_bounds__(kListThreads) ListNeuronsKernel(ListNeuronsArg
   __syncthreads();
   const auto wanted = [&](int id) { return (together[id / 64] >> (id % 64) & 1) != 0; };
   int hot = 0, cold = 0;
-  for (int base = 0; base < table.num_hot; base += kListThreads) {
+  const int num_hot = args.hot_ids != nullptr ? table.num_hot : 0;
+  for (int base = 0; base < num_hot; base += kListThreads) {
     const int at = base + static_cast<int>(threadIdx.x);
-    const bool stays = at < table.num_hot && wanted(table.hot_ids[at]);
+    const bool stays = at < num_hot && wanted(table.hot_ids[at]);
     const int to = Append(stays, scratch, &hot);
     if (stays) {
       args.hot_ids[to] = table.hot_ids[at];
       args.hot_slots[to] = table.hot_slots[at];
     }
   }
-  for (int base = cut / kListThreads * kListThreads; base < args.num_neurons;
+  for (int base = first_cold / kListThreads * kListThreads; base < args.last_cold;
        base += kListThreads) {
     const int id = base + static_cast<int>(threadIdx.x);
-    const bool stays = id >= cut && id < args.num_neurons &&
+    const bool stays = id >= first_cold && id < args.last_cold &&
                        (table.cold[id / 64] >> (id % 64) & 1) != 0 && wanted(id);
     const int to = Append(stays, scratch, &cold);
     if (stays) args.cold_ids[to] = id;
   }
-  if (threadIdx.x == 0) {
+  if (threadIdx.x == 0 && args.counts != nullptr) {
     args.counts[0] = hot;
     args.counts[1] = cold;
   }

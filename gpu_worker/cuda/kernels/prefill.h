@@ -129,15 +129,18 @@ struct ActivateRowsArgs {
 void LaunchActivateRows(const ActivateRowsArgs& args, cudaStream_t stream);
 
 // The neurons that a pass computes on this side: of the hot ones their ids and slots, of the cold ones
-// from the cut on their ids; ascending. With `only_active` those that are active in a row of it.
+// in [first_cold, last_cold) from the cut on their ids; ascending. With `only_active` those that are
+// active in a row of it.
 struct ListNeuronsArgs {
   StepPointers step;
   int32_t layer = 0;
   int32_t num_rows = 0, num_neurons = 0;
   bool only_active = false;
+  int32_t first_cold = 0, last_cold = 0;
   const uint64_t* active = nullptr;
-  int32_t *hot_ids = nullptr, *hot_slots = nullptr, *cold_ids = nullptr;  // [num_neurons]
-  int32_t* counts = nullptr;  // hot, cold: pinned host memory
+  // [num_neurons]; no hot_ids: cold ones alone.
+  int32_t *hot_ids = nullptr, *hot_slots = nullptr, *cold_ids = nullptr;
+  int32_t* counts = nullptr;  // hot, cold: pinned host memory; null: known
 };
 void LaunchListNeurons(const ListNeuronsArgs& args, cudaStream_t stream);
 
