@@ -17,7 +17,7 @@ struct CpuWorkerOptions {
   std::string model;
   std::string listen;
   std::string socket_dir;
-  std::string placement;                  // where telemetry goes; empty: nowhere
+  std::string placement;  // where telemetry goes; empty: nowhere
   ArenaKind arena = ArenaKind::kAuto;
   int num_threads = 0;            // ParseOptions: one a compute CPU, or allowed cores less one
   std::vector<int> compute_cpus;  // that compute threads are bound to; empty: none

@@ -10,8 +10,8 @@
 int main(int argc, char** argv) {
   isotherm::ShutdownSignal shutdown;
   isotherm::gpu::GpuWorkerOptions options;
-  std::string log_level = "info", activation, budget = "auto", kv_bytes = "1GiB",
-              kv_floor = "all", move_rate = "1GiB", predictor_type = "8bit";
+  std::string log_level = "info", activation, budget = "auto", kv_bytes = "1GiB", kv_floor = "all",
+              move_rate = "1GiB", predictor_type = "8bit";
   float threshold = 0;
   int64_t kv_hold_ms = options.kv_hold.count();
   bool supervised = false;
@@ -30,8 +30,9 @@ int main(int argc, char** argv) {
       ->capture_default_str();
   app.add_option("--threads", options.threads, "compute threads; 0: every core allowed")
       ->capture_default_str();
-  app.add_option("--cpus", options.cpus,
-                 "with a GPU: CPUs that this process keeps to once it has loaded, such as 0 or 0-1");
+  app.add_option(
+      "--cpus", options.cpus,
+      "with a GPU: CPUs that this process keeps to once it has loaded, such as 0 or 0-1");
   app.add_option("--context", options.context, "tokens of a sequence; 0: what fits")
       ->capture_default_str();
   app.add_option("--parallel", options.parallel, "sequences the KV cache is made for")

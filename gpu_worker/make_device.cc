@@ -43,8 +43,8 @@ absl::StatusOr<std::unique_ptr<Device>> MakeDevice(const ModelFile& model,
     return MakeHostDevice(model, choice, progress);
   // Larger steps read cold neurons from the mapped arena.
   constexpr int32_t kRowsWithoutArena = 64;
-  const int32_t max_rows = choice.remote_cold_side ? std::min(choice.max_rows, kRowsWithoutArena)
-                                                   : choice.max_rows;
+  const int32_t max_rows =
+      choice.remote_cold_side ? std::min(choice.max_rows, kRowsWithoutArena) : choice.max_rows;
   ISOTHERM_ASSIGN_OR_RETURN(std::unique_ptr<CudaDevice> device,
                             CudaDevice::Create(model,
                                                {.kv_pages = choice.kv_pages,

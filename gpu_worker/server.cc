@@ -61,9 +61,8 @@ std::optional<KvLeaseOptions> LeaseOf(const GpuWorkerOptions& options, const KvS
     return std::nullopt;
   }
   // One sequence of the whole context always fits.
-  const auto floor = static_cast<int32_t>(
-      std::clamp<int64_t>(options.kv_floor / kv.page_bytes,
-                          CeilDiv<int64_t>(kv.context, kPageSize), kv.pages));
+  const auto floor = static_cast<int32_t>(std::clamp<int64_t>(
+      options.kv_floor / kv.page_bytes, CeilDiv<int64_t>(kv.context, kPageSize), kv.pages));
   return KvLeaseOptions{.budget_bytes = info.hot_capacity_bytes + floor * kv.page_bytes,
                         .page_bytes = kv.page_bytes,
                         .floor_pages = floor,

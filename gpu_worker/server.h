@@ -25,8 +25,8 @@ struct GpuWorkerOptions {
   int64_t context = 0;            // tokens of a sequence; 0: what the model and --kv-bytes allow
   int32_t parallel = 4;           // sequences of `context` tokens that the KV pool holds
   int64_t kv_bytes = int64_t{1} << 30;
-  int32_t max_rows = 256;                // of a step
-  int64_t vram_budget = -1;              // see DeviceChoice
+  int32_t max_rows = 256;    // of a step
+  int64_t vram_budget = -1;  // see DeviceChoice
   // KV that is always there; hot neurons lend the rest, up to kv_bytes. -1: all of it is.
   int64_t kv_floor = -1;
   std::chrono::milliseconds kv_hold = KvLeaseOptions().hold;

@@ -26,7 +26,7 @@ def read(path):
     curves = {}
     with open(path, newline="") as file:
         last = {}
-        for row in csv.DictReader(file):
+        for row in csv.DictReader(line for line in file if not line.startswith("#")):
             plan, tokens = row["plan"], int(row["tokens"])
             curves.setdefault(plan, []).append(
                 {"traffic": row["traffic"], "end": tokens, "start": last.get(plan, 0),
@@ -100,7 +100,7 @@ def draw(curves):
         at = y(best * factor)
         svg.append(f'<line x1="{x(switch):.1f}" y1="{at:.1f}" x2="{WIDTH - RIGHT}" y2="{at:.1f}" '
                    f'stroke="{BEST}" stroke-dasharray="{dashes}"/>')
-        svg.append(f'<text x="{WIDTH - RIGHT}" y="{at - 5:.1f}" text-anchor="end" fill="{BEST}" '
+        svg.append(f'<text x="{x(switch) + 8:.1f}" y="{at - 5:.1f}" fill="{BEST}" '
                    f'font-size="11">{label}</text>')
     for i, (name, (colour, label)) in enumerate(STYLES.items()):
         for p in curves[name]:

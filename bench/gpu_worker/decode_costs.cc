@@ -1,17 +1,18 @@
 // build/bench/decode_costs --model build/models/smollm2-relu-q8_0.gguf
 //
 // What three things take of a decode step: counting neurons for the placement_service and the
-// completeness hash, which are always on, and a migration that runs beside it. Three devices of one thread decode the same tokens,
-// one step each in turn and in random order: all on, one without the counters, one without the
-// hash. Their samples must agree. Time is the thread's own, so that other processes count little;
-// the share is the median over steps of the pair's difference, with its 95 % interval.
+// completeness hash, which are always on, and a migration that runs beside it. Three devices of one
+// thread decode the same tokens, one step each in turn and in random order: all on, one without the
+// counters, one without the hash. Their samples must agree. Time is the thread's own, so that other
+// processes count little; the share is the median over steps of the pair's difference, with its 95
+// % interval.
 //
 // A step computes all neurons itself, hot and cold, so both workers' counting is in it. What is
 // left is the reading of the counters once a second, by a thread of its own: its time is given as a
 // share of one core, for this model and for larger ones.
 //
-// Then neurons move, 1 % of the hot set at a time, while the first device decodes: steps that a move
-// overlapped are compared with those around them, by the clock on the wall.
+// Then neurons move, 1 % of the hot set at a time, while the first device decodes: steps that a
+// move overlapped are compared with those around them, by the clock on the wall.
 #include <time.h>
 
 #include <CLI/CLI.hpp>
@@ -86,12 +87,12 @@ class Decoder {
     const DeviceRow row{
         .token = token, .position = position, .pages = pages_, .sampling = sampling_.get()};
     const double start = ThreadMicros();
-    ISOTHERM_RETURN_IF_ERROR(device_->RunStep(
-        {.step_id = ++step_id_,
-         .epoch = epoch_,
-         .deadline = std::chrono::steady_clock::now() + std::chrono::minutes(1),
-         .rows = std::span(&row, 1)},
-        {.arena = neurons_}, &output_));
+    ISOTHERM_RETURN_IF_ERROR(
+        device_->RunStep({.step_id = ++step_id_,
+                          .epoch = epoch_,
+                          .deadline = std::chrono::steady_clock::now() + std::chrono::minutes(1),
+                          .rows = std::span(&row, 1)},
+                         {.arena = neurons_}, &output_));
     const double micros = ThreadMicros() - start;
     if (output_.owed_hash != output_.work_hash)
       return absl::InternalError("the step did not compute what it owed");
@@ -126,7 +127,8 @@ PlacementPlan EveryFifthHot(const BundleLayout& layout) {
   return plan;
 }
 
-void PrintShare(const char* what, const std::vector<double>& with, const std::vector<double>& without) {
+void PrintShare(const char* what, const std::vector<double>& with,
+                const std::vector<double>& without) {
   std::vector<double> shares;
   for (size_t i = 0; i < with.size(); ++i) shares.push_back((with[i] - without[i]) / with[i]);
   const Estimate share = MedianOf(std::move(shares));
@@ -203,10 +205,11 @@ absl::Status MeasureMoves(const PlacementPlan& plan, const OwnedNeurons& neurons
   if (beside.size() < 10 || alone.size() < 10)
     return absl::InternalError("moves and steps did not alternate; take more steps");
   const Estimate with = MedianOf(beside), without = MedianOf(alone);
-  std::printf("a move of 1 %% of the hot set beside it: %+.2f %% (%zu steps of %.0f us, %zu without "
-              "of %.0f us)\n",
-              100 * (with.median / without.median - 1), beside.size(), with.median, alone.size(),
-              without.median);
+  std::printf(
+      "a move of 1 %% of the hot set beside it: %+.2f %% (%zu steps of %.0f us, %zu without "
+      "of %.0f us)\n",
+      100 * (with.median / without.median - 1), beside.size(), with.median, alone.size(),
+      without.median);
   return absl::OkStatus();
 }
 

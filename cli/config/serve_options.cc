@@ -84,9 +84,11 @@ const std::vector<OptionSpec>& ServeOptionSpecs() {
       {"context", "auto", "tokens of context of one request; auto: what fits"},
       {"parallel", "4", "requests that run at once"},
       {"max-queue", "256", "requests that may wait; further ones are refused"},
-      {"device", "auto", "where hot neurons are computed: auto (a GPU if there is one), cuda or cpu"},
+      {"device", "auto",
+       "where hot neurons are computed: auto (a GPU if there is one), cuda or cpu"},
       {"vram-budget", "auto",
-       "GPU memory to take in all: 8GiB, 8; auto: what is free less 512 MiB. Without a GPU: size of "
+       "GPU memory to take in all: 8GiB, 8; auto: what is free less 512 MiB. Without a GPU: size "
+       "of "
        "the hot neurons, auto: a quarter of them"},
       {"max-rows", "auto", "tokens of a step: more speeds up prompts and takes GPU memory"},
       {"predictor-type", "8bit", "on the GPU: 8bit (smaller) or stored (as in the file)"},

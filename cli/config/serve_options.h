@@ -21,8 +21,8 @@ struct ServeOptions {
   int64_t max_queue = 256;   // requests that wait
   int64_t vram_budget = -1;  // bytes of hot neurons; -1: auto
   std::string device = "auto";
-  int64_t threads = 0;       // of each worker; 0: auto
-  int64_t max_rows = 0;      // of a step; 0: auto
+  int64_t threads = 0;   // of each worker; 0: auto
+  int64_t max_rows = 0;  // of a step; 0: auto
   std::string predictor_type = "8bit";
   double streamed_share = -1;  // of cold neurons, read by the GPU over PCIe; -1: adapted
   std::string transport = "shm";

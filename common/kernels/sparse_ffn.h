@@ -109,7 +109,7 @@ struct SparseFfnCounts {
   int64_t pairs = 0;         // (row, neuron) pairs accumulated
   int64_t open_pairs = 0;    // of those, the ones whose gate was open
   int64_t bundles = 0;       // neurons computed, for whichever rows
-  int64_t open_bundles = 0;  // of those, whose gate was open in some row: their other rows were read
+  int64_t open_bundles = 0;  // of those, open in some row: their other weight rows were read
   // Weight bytes that were read of `view`.
   int64_t BytesRead(const BundleView& view) const {
     return view.row_bytes * (bundles + (view.rows - 1) * open_bundles);

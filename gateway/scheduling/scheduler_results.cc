@@ -19,9 +19,8 @@ bool IsUsable(const WorkerHello& hello) {
   return hello.kv_pages > 0 && hello.kv_pages <= kMaxKvPages &&
          (hello.kv_pages_most == 0 ||
           (hello.kv_pages_most >= hello.kv_pages && hello.kv_pages_most <= kMaxKvPages)) &&
-         hello.page_size > 0 &&
-         hello.page_size <= 4096 && hello.max_rows > 0 && hello.context_length > 0 &&
-         !hello.instance_id.empty();
+         hello.page_size > 0 && hello.page_size <= 4096 && hello.max_rows > 0 &&
+         hello.context_length > 0 && !hello.instance_id.empty();
 }
 
 absl::Status StepFailed() {
@@ -48,8 +47,8 @@ void LayerTimes::Add(const LayerTiming& timing) {
   merge_us += us(timing.merge_us);
   if (timing.wait_us <= 0) return;  // nothing was handed over
   const double own_us = std::max(us(timing.gpu_us), us(timing.streamed_us));
-  handoff_us += std::max(0.0, us(timing.post_us) + own_us + us(timing.wait_us) -
-                                  std::max(own_us, us(timing.cpu_us)));
+  handoff_us += std::max(
+      0.0, us(timing.post_us) + own_us + us(timing.wait_us) - std::max(own_us, us(timing.cpu_us)));
 }
 
 void Scheduler::OnHello(WorkerKind kind, WorkerHello hello) {

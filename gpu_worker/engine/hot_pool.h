@@ -34,7 +34,8 @@ class HotPool {
  public:
   // Copies the bundle of (layer, neuron) to the slot; may still be under way on return.
   using CopyBundle = std::function<absl::Status(int64_t layer, int64_t neuron, int32_t slot)>;
-  // Whether the slot holds the bundle of (layer, neuron), after a copy that does not go on by itself.
+  // Whether the slot holds the bundle of (layer, neuron), after a copy that does not go on by
+  // itself.
   using CheckBundle = std::function<bool(int64_t layer, int64_t neuron, int32_t slot)>;
   // Called once, after the copies and before a step can name the epoch: waits for the former and
   // makes what a backend needs of the tables.
@@ -47,8 +48,8 @@ class HotPool {
   // ResourceExhausted when the plan needs more than the capacity or the free slots,
   // FailedPrecondition when it is not for this model; nothing is kept then. `copy` is called layer
   // by layer, neurons ascending.
-  // Nothing is kept when `copy` or `publish` fails, either; DataLoss when `check` finds a bundle that
-  // is not what it should be after kCopyAttempts copies.
+  // Nothing is kept when `copy` or `publish` fails, either; DataLoss when `check` finds a bundle
+  // that is not what it should be after kCopyAttempts copies.
   static constexpr int kCopyAttempts = 3;
   absl::Status Prepare(const PlacementPlan& plan, const CopyBundle& copy,
                        const std::function<void(int64_t, int64_t)>& progress,

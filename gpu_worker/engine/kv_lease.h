@@ -11,7 +11,7 @@ namespace isotherm::gpu {
 struct KvLeaseOptions {
   int64_t budget_bytes = 0;  // of KV pages and hot neurons together
   int64_t page_bytes = 0;
-  int32_t floor_pages = 0;      // always there: one sequence of the whole context
+  int32_t floor_pages = 0;  // always there: one sequence of the whole context
   int32_t most_pages = 0;
   int64_t hot_floor_bytes = 0;  // never lent
   int32_t chunk_pages = 16;     // what is lent at a time

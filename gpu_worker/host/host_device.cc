@@ -164,11 +164,10 @@ absl::Status HostDevice::Prepare(const PlacementPlan& plan, const NeuronStore* s
   const auto pack = [&](int64_t layer) -> absl::Status {
     if (packed_layer == layer) return absl::OkStatus();
     packed_layer = -1;
-    if (packed.data() == nullptr)
-      packed = AlignedBytes(static_cast<size_t>(layout_.layer_bytes()));
+    if (packed.data() == nullptr) packed = AlignedBytes(static_cast<size_t>(layout_.layer_bytes()));
     if (packed.data() == nullptr) {
-      return absl::ResourceExhaustedError(absl::StrCat(
-          "moving neurons needs ", FormatBytes(layout_.layer_bytes()), " of memory"));
+      return absl::ResourceExhaustedError(
+          absl::StrCat("moving neurons needs ", FormatBytes(layout_.layer_bytes()), " of memory"));
     }
     ISOTHERM_RETURN_IF_ERROR(model_.PackBundles(layer, 0, layout_.num_neurons, packed.span()));
     packed_layer = layer;
@@ -218,9 +217,9 @@ void HostDevice::SetShares(int64_t hot_capacity_bytes, int32_t kv_pages) {
     const int64_t page_bytes =
         int64_t{sizeof(uint16_t)} * kPageSize * config_.num_kv_heads * config_.head_dim;
     for (int64_t half = 0; half < 2 * config_.num_layers; ++half) {  // keys, values
-      GiveBack(kv_.span().subspan(
-          static_cast<size_t>((half * options_.kv_pages + named) * page_bytes),
-          static_cast<size_t>((before - named) * page_bytes)));
+      GiveBack(
+          kv_.span().subspan(static_cast<size_t>((half * options_.kv_pages + named) * page_bytes),
+                             static_cast<size_t>((before - named) * page_bytes)));
     }
   }
 }

@@ -34,8 +34,8 @@ struct ClusterOptions {
 // WaitReady() waits.
 class Cluster {
  public:
-  // Whether the tests were told to take a GPU, by ISOTHERM_TEST_DEVICE. There the hot neurons' budget
-  // is the placement's to set: --vram-budget counts everything.
+  // Whether the tests were told to take a GPU, by ISOTHERM_TEST_DEVICE. There the hot neurons'
+  // budget is the placement's to set: --vram-budget counts everything.
   static bool OnGpu();
 
   explicit Cluster(ClusterOptions options);

@@ -40,7 +40,8 @@ class MemoryShareClusterTest : public testing::Test {
     v1::DescribeRequest request;
     request.set_protocol_version(1);
     v1::DescribeResponse response;
-    const grpc::Status status = cluster_.Worker("gpu-worker")->Describe(&context, request, &response);
+    const grpc::Status status =
+        cluster_.Worker("gpu-worker")->Describe(&context, request, &response);
     EXPECT_TRUE(status.ok()) << status.error_message();
     return response.capacity_bytes();
   }
@@ -66,7 +67,8 @@ TEST_F(MemoryShareClusterTest, HotNeuronsLendPagesAndGetThemBack) {
     {
       ClientLoad load(cluster_, model_.Requests(8, 85), 4);
       ASSERT_TRUE(Eventually(seconds(30), [&] { return Capacity() == kAll / 2; }))
-          << Capacity() << "\n" << cluster_.Logs();
+          << Capacity() << "\n"
+          << cluster_.Logs();
       ASSERT_TRUE(Eventually(seconds(30), [&] { return HotBytes() <= kAll / 2; }))
           << cluster_.Logs();
       EXPECT_TRUE(Eventually(seconds(30), [&] {
@@ -78,7 +80,8 @@ TEST_F(MemoryShareClusterTest, HotNeuronsLendPagesAndGetThemBack) {
       EXPECT_GT(counts.finished, 4);
     }
     EXPECT_TRUE(Eventually(seconds(30), [&] { return Capacity() == kAll && HotBytes() == kAll; }))
-        << Capacity() << "\n" << cluster_.Logs();
+        << Capacity() << "\n"
+        << cluster_.Logs();
     ExpectGolden(cluster_, model_.Requests(1, 85)[0]);
   }
   EXPECT_TRUE(cluster_.Stop());

@@ -55,9 +55,9 @@ class PlacementVerbsTest : public testing::Test {
 };
 
 TEST_F(PlacementVerbsTest, HelpTeaches) {
-  for (const char* verb : {"recompute", "placement", "placement show", "placement diff",
-                           "placement pin", "placement unpin", "placement history",
-                           "placement rollback", "placement budget"}) {
+  for (const char* verb :
+       {"recompute", "placement", "placement show", "placement diff", "placement pin",
+        "placement unpin", "placement history", "placement rollback", "placement budget"}) {
     const Ran run = Isotherm(std::string(verb) + " --help");
     EXPECT_EQ(run.code, 0) << verb;
     EXPECT_THAT(run.out, HasSubstr("Usage:")) << verb;

@@ -138,8 +138,8 @@ TEST(FlipRacesTest, PreemptionsAndCancelsAmongFlipsChangeNoToken) {
       ++cut;
     }
     EXPECT_TRUE(running);
-    EXPECT_TRUE(std::equal(answer.token_ids.begin(), answer.token_ids.end(),
-                           request.tokens.begin()));
+    EXPECT_TRUE(
+        std::equal(answer.token_ids.begin(), answer.token_ids.end(), request.tokens.begin()));
   }
   EXPECT_GT(cut, 5);
   EXPECT_GT(plans.epoch(), 30);

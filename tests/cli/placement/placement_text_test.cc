@@ -108,12 +108,12 @@ TEST(PlacementTextTest, RecomputationsAndEventsTakeALine) {
   info.proposal = Plan(9, {1});
   EXPECT_EQ(RecomputationText(info),
             "applied: hit share rises\n"
-            "40 neurons moved, 2.00 KB copied; predicted -20.0 % layers' time\n"
+            "40 neurons moved, 2.00 kB copied; predicted -20.0 % layers' time\n"
             "epoch 9 is live\n");
   EXPECT_EQ(RecomputationJson(info)["proposal"]["epoch"], 9);
   EXPECT_THAT(EventText({.sequence = 1, .recomputation = info}), HasSubstr("r1 applied"));
   EXPECT_EQ(EventText({.alarm = "drift"}), "alarm: drift\n");
-  EXPECT_THAT(EventText({.budget = BudgetInfo{.effective_bytes = 4'000}}), HasSubstr("4.00 KB"));
+  EXPECT_THAT(EventText({.budget = BudgetInfo{.effective_bytes = 4'000}}), HasSubstr("4.00 kB"));
   EXPECT_THAT(EventText({.plan = Plan(4, {1}), .state = "live"}), HasSubstr("epoch 4 live"));
   EXPECT_EQ(EventJson({.sequence = 3, .alarm = "drift"})["alarm"], "drift");
 }

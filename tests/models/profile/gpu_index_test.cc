@@ -86,6 +86,8 @@ TEST(GpuIndexTest, RefusesWhatContradictsItself) {
   Split split;
   split.magic = "GGUF";
   split.type = 26;
+  split.idx1 = {1, 0, 0};  // empty tensors are PowerInfer's alone
+  split.bucket1 = {0};
   refuses(split, "not a GPU split");
   split = Split();
   split.architecture = "llama";
