@@ -96,6 +96,7 @@ int RunApp(int argc, const char* const* argv, Console& console) {
   AddBenchVerb(app, context);
   AddModelsVerb(app, context);
   AddPlacementVerb(app, context);
+  AddRecomputeVerb(app, context);
   AddHealthVerb(app, context);
   AddVersionVerb(app, context);
 

@@ -41,6 +41,7 @@ absl::StatusOr<CpuWorkerOptions> ParseOptions(int argc, char** argv,
   float threshold = 0;
   int64_t spin_us = -1, device_spin_us = -1;
   int64_t drain_ms = options.drain_timeout.count();
+  int64_t scrub_mib = options.scrub_bytes_per_second >> 20;
   CLI::App app(kAbout, "isotherm-cpu-worker");
   app.footer(kFooter);
   app.set_version_flag("--version", "isotherm-cpu-worker " ISOTHERM_VERSION);
@@ -51,6 +52,9 @@ absl::StatusOr<CpuWorkerOptions> ParseOptions(int argc, char** argv,
   app.add_option("--socket-dir", options.socket_dir,
                  "directory for the socket that hands shared memory over")
       ->required();
+  app.add_option("--placement", options.placement,
+                 "gRPC address of the placement_service, which is told what was counted; empty: "
+                 "nobody");
   app.add_option("--threads", options.num_threads, "compute threads; 0: allowed cores less one")
       ->check(CLI::Range(0, 1024));
   app.add_option("--arena", arena,
@@ -78,6 +82,11 @@ absl::StatusOr<CpuWorkerOptions> ParseOptions(int argc, char** argv,
   app.add_option("--drain-timeout-ms", drain_ms, "after SIGTERM, time for the steps under way")
       ->capture_default_str()
       ->check(CLI::Range(0, 600'000));
+  app.add_option(
+         "--scrub-mib-per-second", scrub_mib,
+         "how fast the neurons in memory are looked through for flipped bits; 0: not at all")
+      ->capture_default_str()
+      ->check(CLI::Range(0, 1 << 20));
   app.add_option("--log-level", options.log_level, "trace, debug, info, warn, error or off")
       ->capture_default_str();
   app.add_flag("--supervised", options.supervised, "end when the process that started this ends");
@@ -122,6 +131,7 @@ absl::StatusOr<CpuWorkerOptions> ParseOptions(int argc, char** argv,
                       : cores < kCoresForSpins ? std::chrono::microseconds(0)
                                                : options.wait.spin;
   options.drain_timeout = std::chrono::milliseconds(drain_ms);
+  options.scrub_bytes_per_second = scrub_mib << 20;
   return options;
 }
 

@@ -17,6 +17,7 @@ struct CpuWorkerOptions {
   std::string model;
   std::string listen;
   std::string socket_dir;
+  std::string placement;  // where telemetry goes; empty: nowhere
   ArenaKind arena = ArenaKind::kAuto;
   int num_threads = 0;            // ParseOptions: one a compute CPU, or allowed cores less one
   std::vector<int> compute_cpus;  // that compute threads are bound to; empty: none
@@ -25,6 +26,8 @@ struct CpuWorkerOptions {
   std::optional<float> sparse_threshold;  // part of the model's identity; used by the gpu_worker
   shm::WaitOptions wait;
   std::chrono::milliseconds drain_timeout{10'000};
+  // 16 MiB/s are 0.3 % of a core, and a round of a 64 GB arena in an hour.
+  int64_t scrub_bytes_per_second = int64_t{16} << 20;
   std::string log_level = "info";
   bool supervised = false;
 };

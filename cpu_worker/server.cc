@@ -9,9 +9,13 @@
 #include <thread>
 #include <utility>
 
+#include "absl/base/thread_annotations.h"
+#include "absl/synchronization/mutex.h"
 #include "common/base/exit_code.h"
 #include "common/base/status_macros.h"
+#include "common/rpc/grpc_telemetry_sink.h"
 #include "common/rpc/server.h"
+#include "common/telemetry/telemetry_sampler.h"
 #include "common/threading/cores.h"
 #include "cpu_worker/engine/cpu_worker.h"
 #include "cpu_worker/engine/model_source.h"
@@ -52,15 +56,42 @@ bool Drain(CpuWorker& worker, std::chrono::milliseconds timeout) {
   return true;
 }
 
+// Ends the server for a reason of its own. Thread-safe.
+class Fault {
+ public:
+  explicit Fault(ShutdownSignal& shutdown) : shutdown_(shutdown) {}
+  void Raise(absl::Status status) {
+    {
+      absl::MutexLock lock(&mu_);
+      status_.Update(std::move(status));
+    }
+    shutdown_.Trigger();
+  }
+  absl::Status status() {
+    absl::MutexLock lock(&mu_);
+    return status_;
+  }
+
+ private:
+  ShutdownSignal& shutdown_;
+  absl::Mutex mu_;
+  absl::Status status_ ABSL_GUARDED_BY(mu_);
+};
+
 }  // namespace
 
 absl::Status RunServer(const CpuWorkerOptions& options, ShutdownSignal& shutdown) {
   if (const std::string warning = QuotaWarning(); !warning.empty()) SPDLOG_WARN("{}", warning);
+  Fault fault(shutdown);
   CpuWorker worker({.socket_dir = options.socket_dir,
                     .arena = options.arena,
                     .num_threads = options.num_threads,
                     .compute_cpus = options.compute_cpus,
-                    .wait = options.wait});
+                    .wait = options.wait,
+                    .scrub_bytes_per_second = options.scrub_bytes_per_second,
+                    .on_beyond_repair = [&fault](absl::Status why) {
+                      fault.Raise(WithExitCode(std::move(why), ExitCode::kInternal));
+                    }});
   WorkerService worker_service(worker);
   CpuWorkerService cpu_worker_service(worker);
   ISOTHERM_ASSIGN_OR_RETURN(
@@ -69,19 +100,26 @@ absl::Status RunServer(const CpuWorkerOptions& options, ShutdownSignal& shutdown
   AnnounceListening(server->address());
 
   std::atomic<bool> stop{false};
-  absl::Status load_status;
+  std::unique_ptr<TelemetrySampler> sampler;  // made by the loader, used after it was joined
   std::thread loader([&] {
     ::pthread_setname_np(::pthread_self(), "load");
-    load_status = LoadModel(options, worker, stop);
-    if (!load_status.ok()) return shutdown.Trigger();
+    const absl::Status loaded = LoadModel(options, worker, stop);
+    if (!loaded.ok()) return fault.Raise(loaded);
     if (stop.load()) return;
+    if (!options.placement.empty()) {
+      sampler = std::make_unique<TelemetrySampler>(
+          TelemetrySamplerOptions{.instance_id = worker.instance_id(),
+                                  .model_digest = worker.Describe().model_digest},
+          [&](NeuronCounters* counters) { return worker.ReadCounters(counters); },
+          std::make_unique<rpc::GrpcTelemetrySink>(options.placement));
+    }
     server->SetServing(true);
     AnnounceReady();
   });
   const int signal = shutdown.Wait();
   stop.store(true);
   loader.join();
-  if (signal == 0) return load_status;
+  if (signal == 0) return fault.status();
 
   SPDLOG_INFO("signal {}: draining", signal);
   server->SetServing(false);

@@ -53,6 +53,8 @@ GatewayServer::~GatewayServer() { Drain(std::chrono::milliseconds(0)); }
 
 const std::string& GatewayServer::address() const { return address_; }
 
+int64_t GatewayServer::open_answers() const { return service_->open_answers(); }
+
 void GatewayServer::SetModel(std::shared_ptr<const TextModel> model) {
   const auto vocab_size = static_cast<TokenId>(model->facts().vocab_size);
   const int32_t num_layers = model->facts().num_layers;

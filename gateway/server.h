@@ -1,6 +1,7 @@
 #pragma once
 
 #include <chrono>
+#include <cstdint>
 #include <functional>
 #include <memory>
 #include <string>
@@ -44,6 +45,8 @@ class GatewayServer {
   const std::string& address() const;
   void SetModel(std::shared_ptr<const TextModel> model);
   SchedulerState state() const { return thread_->state(); }
+  // Answers that are not yet sent, or not yet taken by their readers.
+  int64_t open_answers() const;
 
   // Admits nothing more, lets what was admitted finish for up to `timeout`, cuts the rest with an
   // error, closes the port. False if something was cut. Blocks; idempotent.

@@ -12,8 +12,8 @@
 #include "absl/status/statusor.h"
 #include "common/step/placement_plan.h"
 #include "common/step/step.h"
+#include "common/telemetry/neuron_counters.h"
 #include "gpu_worker/engine/cold_side.h"
-#include "gpu_worker/engine/neuron_counters.h"
 #include "gpu_worker/engine/sampler.h"
 #include "gpu_worker/kv_page.h"
 
@@ -70,8 +70,12 @@ struct DeviceInfo {
   int threads = 0;
   int64_t hot_capacity_bytes = 0;
   int64_t hot_free_bytes = 0;
+  int64_t hot_used_bytes = 0;  // by copies in any epoch; where memory is shared
+  int64_t hot_spare_bytes =
+      0;  // room for bundles that are resident in no epoch, beside those that are
   int32_t kv_pages = 0;
   int32_t max_rows = 0;
+  bool shares_memory = false;    // SetShares() does something
   bool rings_by_itself = false;  // it cannot make a system call to wake the cpu side
   DeviceMemoryUse memory;
 };
@@ -107,9 +111,14 @@ class Device {
   virtual absl::Status Retire(int64_t epoch) = 0;
   virtual bool Has(int64_t epoch) const = 0;
 
-  // Makes the neurons and slots of a cold side reachable by the device where they lie. Called before
-  // any step uses them; the handle is destroyed after the last such step and before they go. Null
-  // where nothing is to be done. May block for as long as a step runs.
+  // How KV pages and hot neurons share memory from now on: plans up to `hot_capacity_bytes` are
+  // taken, and no step names a page from `kv_pages` on, so that what is behind those may be given
+  // back. Called between steps. A device whose KV is fixed does nothing and says so in its info.
+  virtual void SetShares(int64_t hot_capacity_bytes, int32_t kv_pages) {}
+
+  // Makes the neurons and slots of a cold side reachable by the device where they lie. Called
+  // before any step uses them; the handle is destroyed after the last such step and before they go.
+  // Null where nothing is to be done. May block for as long as a step runs.
   virtual absl::StatusOr<std::shared_ptr<void>> Map(const ColdSide& cold) {
     return std::shared_ptr<void>();
   }

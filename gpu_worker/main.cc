@@ -10,9 +10,10 @@
 int main(int argc, char** argv) {
   isotherm::ShutdownSignal shutdown;
   isotherm::gpu::GpuWorkerOptions options;
-  std::string log_level = "info", activation, budget = "auto", kv_bytes = "1GiB",
-                             predictor_type = "8bit";
+  std::string log_level = "info", activation, budget = "auto", kv_bytes = "1GiB", kv_floor = "all",
+              move_rate = "1GiB", predictor_type = "8bit";
   float threshold = 0;
+  int64_t kv_hold_ms = options.kv_hold.count();
   bool supervised = false;
   CLI::App app(
       "isotherm-gpu-worker: attention, KV cache, predictors, hot neurons and sampling of one GPU.\n"
@@ -29,8 +30,9 @@ int main(int argc, char** argv) {
       ->capture_default_str();
   app.add_option("--threads", options.threads, "compute threads; 0: every core allowed")
       ->capture_default_str();
-  app.add_option("--cpus", options.cpus,
-                 "with a GPU: CPUs that this process keeps to once it has loaded, such as 0 or 0-1");
+  app.add_option(
+      "--cpus", options.cpus,
+      "with a GPU: CPUs that this process keeps to once it has loaded, such as 0 or 0-1");
   app.add_option("--context", options.context, "tokens of a sequence; 0: what fits")
       ->capture_default_str();
   app.add_option("--parallel", options.parallel, "sequences the KV cache is made for")
@@ -38,9 +40,10 @@ int main(int argc, char** argv) {
   app.add_option("--kv-bytes", kv_bytes, "upper bound of the KV cache")->capture_default_str();
   app.add_option("--max-rows", options.max_rows, "rows of a step, at most 4096")
       ->capture_default_str();
-  app.add_option("--vram-budget", budget,
-                 "with a GPU: all its memory that this process may take, such as 8GiB; with cpu: "
-                 "bytes of hot neurons; auto: what is free less 512 MiB, or a quarter of the neurons")
+  app.add_option(
+         "--vram-budget", budget,
+         "with a GPU: all its memory that this process may take, such as 8GiB; with cpu: "
+         "bytes of hot neurons; auto: what is free less 512 MiB, or a quarter of the neurons")
       ->capture_default_str();
   app.add_option("--predictor-type", predictor_type,
                  "8bit (smaller: more room for hot neurons) or stored (as in the file); GPU only")
@@ -51,6 +54,22 @@ int main(int argc, char** argv) {
                  "who finishes last")
       ->check(CLI::Range(-1.0, 1.0))
       ->capture_default_str();
+  app.add_option("--placement", options.placement,
+                 "address of the placement_service, which is told what was counted; empty: nobody");
+  app.add_option("--move-rate", move_rate,
+                 "bytes a second that a migration copies while steps run; 0: no limit")
+      ->capture_default_str();
+  app.add_option("--kv-floor", kv_floor,
+                 "bytes of KV pages that are always there; beyond them, up to --kv-bytes, hot "
+                 "neurons lend theirs while requests need more (cpu device). all: none is lent")
+      ->capture_default_str();
+  app.add_option("--kv-hold-ms", kv_hold_ms,
+                 "lent pages that nobody wanted for so long go back to hot neurons")
+      ->capture_default_str()
+      ->check(CLI::Range(0, 3'600'000));
+  app.add_flag("--poison-freed", options.poison_freed,
+               "cpu device: overwrites neurons that are freed, so that a late reader shows")
+      ->group("");  // for tests
   app.add_option("--activation", activation, "relu, silu or gelu, instead of the file's");
   CLI::Option* threshold_option =
       app.add_option("--sparse-threshold", threshold, "predictor threshold, instead of the file's");
@@ -78,6 +97,15 @@ int main(int argc, char** argv) {
   const auto kv = isotherm::ParseBytes(kv_bytes);
   if (!kv.ok()) return usage(kv.status());
   options.kv_bytes = *kv;
+  options.kv_hold = std::chrono::milliseconds(kv_hold_ms);
+  if (kv_floor != "all") {
+    const auto floor = isotherm::ParseBytes(kv_floor);
+    if (!floor.ok()) return usage(floor.status());
+    options.kv_floor = *floor;
+  }
+  const auto rate = isotherm::ParseBytes(move_rate);
+  if (!rate.ok()) return usage(rate.status());
+  options.move_rate = *rate;
   options.stored_predictor = predictor_type == "stored";
   if (!activation.empty()) {
     const auto parsed = isotherm::ActivationFromName(activation);

@@ -1,5 +1,6 @@
 #include "gpu_worker/make_device.h"
 
+#include <algorithm>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -25,7 +26,8 @@ absl::StatusOr<std::unique_ptr<Device>> MakeHostDevice(
           {.num_threads = choice.threads,
            .kv_pages = choice.kv_pages,
            .max_rows = choice.max_rows,
-           .hot_capacity_bytes = choice.vram_budget >= 0 ? choice.vram_budget : all_bytes / 4},
+           .hot_capacity_bytes = choice.vram_budget >= 0 ? choice.vram_budget : all_bytes / 4,
+           .poison_freed = choice.poison_freed},
           progress));
   return std::unique_ptr<Device>(std::move(device));
 }
@@ -39,10 +41,14 @@ absl::StatusOr<std::unique_ptr<Device>> MakeDevice(const ModelFile& model,
                                                    const std::function<void(double)>& progress) {
   if (choice.device == "cpu" || (choice.device == "auto" && !HasCudaDevice()))
     return MakeHostDevice(model, choice, progress);
+  // Larger steps read cold neurons from the mapped arena.
+  constexpr int32_t kRowsWithoutArena = 64;
+  const int32_t max_rows =
+      choice.remote_cold_side ? std::min(choice.max_rows, kRowsWithoutArena) : choice.max_rows;
   ISOTHERM_ASSIGN_OR_RETURN(std::unique_ptr<CudaDevice> device,
                             CudaDevice::Create(model,
                                                {.kv_pages = choice.kv_pages,
-                                                .max_rows = choice.max_rows,
+                                                .max_rows = max_rows,
                                                 .context = choice.context,
                                                 .vram_budget = choice.vram_budget,
                                                 .stored_predictor = choice.stored_predictor,

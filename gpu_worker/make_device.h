@@ -23,7 +23,9 @@ struct DeviceChoice {
   int64_t vram_budget = -1;
   bool stored_predictor = false;
   double streamed_share = -1;
-  bool early_launch = true;  // CUDA
+  bool poison_freed = false;      // cpu; see HostDeviceOptions
+  bool early_launch = true;       // CUDA
+  bool remote_cold_side = false;  // its neurons cannot be mapped here
 };
 
 // The backend that was asked for; auto: a GPU where this build and the machine have one.

@@ -11,7 +11,9 @@
 #include "common/base/status_macros.h"
 #include "common/base/units.h"
 #include "common/process/log.h"
+#include "common/rpc/grpc_telemetry_sink.h"
 #include "common/rpc/server.h"
+#include "common/telemetry/telemetry_sampler.h"
 #include "common/threading/cores.h"
 #include "gpu_worker/engine/step_engine.h"
 #include "gpu_worker/host/owned_neurons.h"
@@ -47,13 +49,33 @@ class LocalAttachment final : public ColdAttachment, private ColdLink {
 struct KvShape {
   int64_t context = 0;
   int32_t pages = 0;
+  int64_t page_bytes = 0;
 };
+
+// Hot neurons keep at least half of what they have when no page is lent.
+std::optional<KvLeaseOptions> LeaseOf(const GpuWorkerOptions& options, const KvShape& kv,
+                                      const DeviceInfo& info) {
+  if (options.kv_floor < 0) return std::nullopt;
+  if (!info.shares_memory) {
+    SPDLOG_WARN("--kv-floor: KV pages are fixed on the device {}", info.name);
+    return std::nullopt;
+  }
+  // One sequence of the whole context always fits.
+  const auto floor = static_cast<int32_t>(std::clamp<int64_t>(
+      options.kv_floor / kv.page_bytes, CeilDiv<int64_t>(kv.context, kPageSize), kv.pages));
+  return KvLeaseOptions{.budget_bytes = info.hot_capacity_bytes + floor * kv.page_bytes,
+                        .page_bytes = kv.page_bytes,
+                        .floor_pages = floor,
+                        .most_pages = kv.pages,
+                        .hot_floor_bytes = info.hot_capacity_bytes / 2,
+                        .hold = options.kv_hold};
+}
 
 absl::StatusOr<KvShape> ChooseKv(const GpuWorkerOptions& options, const ModelConfig& config) {
   const int64_t page_bytes =
       int64_t{4} * config.num_layers * kPageSize * config.num_kv_heads * config.head_dim;
   const int64_t affordable = std::max<int64_t>(1, options.kv_bytes / page_bytes);
-  KvShape shape;
+  KvShape shape{.page_bytes = page_bytes};
   shape.context = options.context > 0 ? options.context : config.context_length;
   if (shape.context > config.context_length) {
     return WithExitCode(
@@ -110,6 +132,7 @@ absl::Status Validate(const GpuWorkerOptions& options) {
     return bad("--parallel is not within 1 to 1024");
   if (options.threads < 0 || options.threads > 1024)
     return bad("--threads is not within 0 to 1024");
+  if (options.move_rate < 0) return bad("--move-rate is negative; 0 is no limit");
   return absl::OkStatus();
 }
 
@@ -135,7 +158,9 @@ absl::Status RunGpuWorker(const GpuWorkerOptions& options, ShutdownSignal& shutd
                   .context = kv.context,
                   .vram_budget = options.vram_budget,
                   .stored_predictor = options.stored_predictor,
-                  .streamed_share = options.streamed_share},
+                  .streamed_share = options.streamed_share,
+                  .poison_freed = options.poison_freed,
+                  .remote_cold_side = !options.cpu_worker.empty() && options.transport == "grpc"},
                  [&](double share) {
                    service.SetProgress(share);
                    AnnounceProgress(share);
@@ -146,6 +171,8 @@ absl::Status RunGpuWorker(const GpuWorkerOptions& options, ShutdownSignal& shutd
   StepEngine engine(*device, {.instance_id = instance_id,
                               .model_digest = config.digest,
                               .context_length = kv.context,
+                              .kv_lease = LeaseOf(options, kv, device->Describe()),
+                              .move_bytes_per_second = options.move_rate,
                               .on_device_lost = [&] {
                                 device_lost = true;
                                 shutdown.Trigger();
@@ -153,15 +180,14 @@ absl::Status RunGpuWorker(const GpuWorkerOptions& options, ShutdownSignal& shutd
   std::unique_ptr<CpuWorkerConnector> connector;
   if (options.cpu_worker.empty()) {
     ISOTHERM_ASSIGN_OR_RETURN(std::unique_ptr<OwnedNeurons> neurons, OwnedNeurons::Load(*model));
-    ISOTHERM_RETURN_IF_ERROR(
-        engine.SetCold(std::make_shared<LocalAttachment>(std::move(neurons))));
+    ISOTHERM_RETURN_IF_ERROR(engine.SetCold(std::make_shared<LocalAttachment>(std::move(neurons))));
   } else {
     connector = std::make_unique<CpuWorkerConnector>(
         CpuWorkerConnector::Options{
             .address = options.cpu_worker,
             .transport = options.transport == "grpc" ? ColdTransport::kGrpc : ColdTransport::kShm,
             .instance_id = instance_id,
-            .max_rows = options.max_rows,
+            .max_rows = device->Describe().max_rows,
             .device_rings = device->Describe().rings_by_itself},
         *model, engine);
   }
@@ -169,6 +195,13 @@ absl::Status RunGpuWorker(const GpuWorkerOptions& options, ShutdownSignal& shutd
                       .device = device.get(),
                       .engine = &engine,
                       .instance_id = instance_id});
+  std::unique_ptr<TelemetrySampler> sampler;
+  if (!options.placement.empty()) {
+    sampler = std::make_unique<TelemetrySampler>(
+        TelemetrySamplerOptions{.instance_id = instance_id, .model_digest = config.digest},
+        [&](NeuronCounters* counters) { return device->ReadCounters(counters); },
+        std::make_unique<rpc::GrpcTelemetrySink>(options.placement));
+  }
   server->SetServing(true);
   AnnounceReady();
   const DeviceInfo info = device->Describe();

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <chrono>
 #include <cstdint>
 #include <memory>
 #include <optional>
@@ -7,6 +8,7 @@
 
 #include "absl/status/status.h"
 #include "common/process/service_process.h"
+#include "gpu_worker/engine/kv_lease.h"
 #include "models/model_config.h"
 
 namespace isotherm::gpu {
@@ -15,6 +17,7 @@ struct GpuWorkerOptions {
   std::string model;
   std::string listen;
   std::string cpu_worker;         // empty: none, this process holds all neurons
+  std::string placement;          // where telemetry goes; empty: nowhere
   std::string device = "auto";    // auto, cuda or cpu
   std::string transport = "shm";  // shm or grpc
   int threads = 0;                // 0: allowed cores
@@ -24,6 +27,11 @@ struct GpuWorkerOptions {
   int64_t kv_bytes = int64_t{1} << 30;
   int32_t max_rows = 256;    // of a step
   int64_t vram_budget = -1;  // see DeviceChoice
+  // KV that is always there; hot neurons lend the rest, up to kv_bytes. -1: all of it is.
+  int64_t kv_floor = -1;
+  std::chrono::milliseconds kv_hold = KvLeaseOptions().hold;
+  bool poison_freed = false;             // tests: freed neurons are overwritten
+  int64_t move_rate = int64_t{1} << 30;  // bytes a second that a migration copies under load
   bool stored_predictor = false;
   double streamed_share = -1;  // of cold neurons, read by the GPU over PCIe; -1: adapted
   ModelOptions model_options;

@@ -53,6 +53,24 @@ absl::StatusOr<PlacementOptions> ParsePlacementOptions(int argc, char** argv,
                  "activation profile in the file; default: chat if there is one, else the first");
   app.add_option("--profile-file", options.profile_file,
                  "activation profiles; default: MODEL.profile.gguf beside the model, if it exists");
+  std::string follow = "on", objective = "auto";
+  app.add_option("--follow", follow,
+                 "on: neurons move with the traffic by themselves; off: only when asked")
+      ->check(CLI::IsMember({"on", "off"}))
+      ->capture_default_str();
+  app.add_option("--objective", objective,
+                 "what plans are solved for: bytes read by the cold side, measured time, or auto: "
+                 "time on a GPU")
+      ->check(CLI::IsMember({"auto", "bytes", "time"}))
+      ->capture_default_str();
+  app.add_option("--half-life", options.half_life_tokens,
+                 "tokens after which what was seen of the traffic counts half")
+      ->check(CLI::Range(10.0, 1e12))
+      ->capture_default_str();
+  app.add_option("--moves-per-second", options.moves_per_second,
+                 "share of the budget that neurons moving by themselves may take a second")
+      ->check(CLI::Range(0.0, 1.0))
+      ->capture_default_str();
   app.add_option("--cpus", options.cpus, "CPUs that this process keeps to, such as 0 or 0-1");
   app.add_option("--log-level", options.log_level, "trace, debug, info, warn, error or off")
       ->capture_default_str();
@@ -70,6 +88,10 @@ absl::StatusOr<PlacementOptions> ParsePlacementOptions(int argc, char** argv,
     return absl::InvalidArgumentError(
         absl::StrCat(error.what(), "; try: isotherm-placement --help"));
   }
+  options.follow = follow == "on";
+  options.objective = objective == "bytes"  ? PlanObjective::kBytes
+                      : objective == "time" ? PlanObjective::kTime
+                                            : PlanObjective::kAuto;
   if (budget != "auto") {
     ISOTHERM_ASSIGN_OR_RETURN(options.budget_bytes, ParseBytes(budget));
     if (options.budget_bytes < 0) {

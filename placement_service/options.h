@@ -5,6 +5,7 @@
 #include <string>
 
 #include "absl/status/statusor.h"
+#include "placement_service/plan/plan_publisher.h"
 #include "placement_service/plan/plan_record.h"
 
 namespace isotherm {
@@ -18,6 +19,10 @@ struct PlacementOptions {
   int64_t budget_bytes = kAutoBudget;
   std::string profile;       // empty: "chat" or the first
   std::string profile_file;  // empty: the one beside the model, if there is one
+  bool follow = true;        // neurons follow the traffic by themselves
+  PlanObjective objective = PlanObjective::kAuto;
+  double half_life_tokens = LiveProfileOptions().half_life_tokens;
+  double moves_per_second = AutoMoverOptions().moves_per_second;
   std::string cpus;  // that this process keeps to; empty: as started
   std::string log_level = "info";
   bool supervised = false;

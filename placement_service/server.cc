@@ -17,6 +17,7 @@
 #include "placement_service/profile/placement_profile.h"
 #include "placement_service/service/grpc_worker_client.h"
 #include "placement_service/service/placement_service.h"
+#include "placement_service/telemetry/traffic_model.h"
 
 namespace isotherm {
 namespace {
@@ -64,12 +65,18 @@ absl::Status RunPlacementServer(const PlacementOptions& options, ShutdownSignal&
   if (!options.cpu_worker.empty()) {
     cpu = std::make_unique<GrpcWorkerClient>("cpu_worker", options.cpu_worker);
   }
-  const PublisherOptions publisher_options{
+  PublisherOptions publisher_options{
       .requested_bytes = options.budget_bytes,
-      .start_options = absl::StrCat("budget ", options.budget_bytes, " profile ", profile.name)};
+      .start_options = absl::StrCat("budget ", options.budget_bytes, " profile ", profile.name),
+      .follow = options.follow,
+      .objective = options.objective};
+  publisher_options.mover.moves_per_second = options.moves_per_second;
+  TrafficOptions traffic_options;
+  traffic_options.profile.half_life_tokens = options.half_life_tokens;
+  TrafficModel traffic(traffic_options, Clock::Real());
   ISOTHERM_ASSIGN_OR_RETURN(const std::unique_ptr<PlanPublisher> publisher,
                             PlanPublisher::Create(publisher_options, *store, gpu, cpu.get(),
-                                                  std::move(profile), Clock::Real()));
+                                                  std::move(profile), traffic, Clock::Real()));
   PlacementService service(*publisher);
   ISOTHERM_ASSIGN_OR_RETURN(const std::unique_ptr<rpc::Server> server,
                             rpc::Server::Start({.listen = options.listen}, {&service}));

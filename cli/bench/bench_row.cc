@@ -13,6 +13,33 @@ nlohmann::ordered_json ToJson(const Spread& spread) {
   return {{"median", spread.median}, {"low", spread.low}, {"high", spread.high}};
 }
 
+struct LayerColumn {
+  const char* title;
+  const char* key;
+  double LayerTimes::*field;
+};
+constexpr LayerColumn kLayerColumns[] = {{"attention", "attention_us", &LayerTimes::attention_us},
+                                         {"predict", "predict_us", &LayerTimes::predict_us},
+                                         {"hot", "hot_us", &LayerTimes::hot_us},
+                                         {"cold", "cold_us", &LayerTimes::cold_us},
+                                         {"PCIe", "streamed_us", &LayerTimes::streamed_us},
+                                         {"wait", "wait_us", &LayerTimes::wait_us},
+                                         {"merge", "merge_us", &LayerTimes::merge_us},
+                                         {"hand-off", "handoff_us", &LayerTimes::handoff_us}};
+
+std::optional<LayerTimes> MedianLayers(const std::vector<BenchSample>& samples) {
+  LayerTimes medians;
+  for (const LayerColumn& column : kLayerColumns) {
+    std::vector<double> values;
+    for (const BenchSample& sample : samples) {
+      if (sample.layers.has_value()) values.push_back((*sample.layers).*column.field);
+    }
+    if (values.empty()) return std::nullopt;
+    medians.*column.field = SpreadOf(std::move(values)).median;
+  }
+  return medians;
+}
+
 }  // namespace
 
 Spread SpreadOf(std::vector<double> values) {
@@ -39,7 +66,8 @@ BenchRow MakeBenchRow(std::string name, int64_t concurrency,
           .tokens_per_second = spread_of(&BenchSample::tokens_per_second),
           .gpu_hit_share = spread_of(&BenchSample::gpu_hit_share),
           .bytes_per_token = spread_of(&BenchSample::bytes_per_token).median,
-          .active_share = spread_of(&BenchSample::active_share).median};
+          .active_share = spread_of(&BenchSample::active_share).median,
+          .layers = MedianLayers(samples)};
 }
 
 void CompleteRows(const std::vector<std::pair<std::string, std::string>>& like,
@@ -81,6 +109,24 @@ std::string BenchTable(const std::vector<BenchRow>& rows) {
   return table;
 }
 
+std::string LayerTable(const std::vector<BenchRow>& rows) {
+  std::string table;
+  for (const BenchRow& row : rows) {
+    if (!row.layers.has_value()) continue;
+    if (table.empty()) {
+      absl::StrAppendFormat(&table, "%-38s", "us of a layer, decoding");
+      for (const LayerColumn& column : kLayerColumns)
+        absl::StrAppendFormat(&table, " %9s", column.title);
+      table += "\n";
+    }
+    absl::StrAppendFormat(&table, "%-32s %5d", row.name, row.concurrency);
+    for (const LayerColumn& column : kLayerColumns)
+      absl::StrAppendFormat(&table, " %9.1f", (*row.layers).*column.field);
+    table += "\n";
+  }
+  return table;
+}
+
 std::string BenchJson(const std::vector<BenchRow>& rows, int64_t prompt_tokens,
                       int64_t generated_tokens, const Spread& read_bytes_per_second) {
   nlohmann::ordered_json json;
@@ -102,6 +148,10 @@ std::string BenchJson(const std::vector<BenchRow>& rows, int64_t prompt_tokens,
     if (row.bytes_per_token > 0) item["bytes_per_token"] = row.bytes_per_token;
     if (row.active_share > 0) item["active_share"] = row.active_share;
     if (row.read_share > 0) item["read_share"] = row.read_share;
+    if (row.layers.has_value()) {
+      for (const LayerColumn& column : kLayerColumns)
+        item["layer"][column.key] = (*row.layers).*column.field;
+    }
     if (!row.note.empty()) item["note"] = row.note;
     json["rows"].push_back(std::move(item));
   }

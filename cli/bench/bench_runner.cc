@@ -44,10 +44,25 @@ class ServerSource final : public BenchSource {
       }
     }
     const std::chrono::duration<double> wall = std::chrono::steady_clock::now() - start;
-    return Summarise(results, wall.count());
+    ISOTHERM_ASSIGN_OR_RETURN(BenchSample sample, Summarise(results, wall.count()));
+    if (bench.concurrency == 1) {
+      ISOTHERM_ASSIGN_OR_RETURN(sample.layers, MeasureLayers(bench));
+    }
+    return sample;
   }
 
  private:
+  // A short answer of its own, so that what is timed runs as it does for everybody.
+  absl::StatusOr<std::optional<LayerTimes>> MeasureLayers(const BenchCase& bench) {
+    constexpr int64_t kTokens = 32;
+    GenerateParams params = Params(bench, 0);
+    params.max_tokens = std::min(kTokens, bench.generated_tokens);
+    params.layer_timings = true;
+    DiscardText sink;
+    ISOTHERM_ASSIGN_OR_RETURN(const GenerateStats stats, client_.Generate(params, sink));
+    return stats.layers;
+  }
+
   GenerateParams Params(const BenchCase& bench, size_t idx) const {
     GenerateParams params;
     params.request_id = RandomId();

@@ -34,6 +34,19 @@ struct GenerateParams {
   std::vector<std::string> stop;
   bool exact = false;  // every neuron
   bool ignore_eos = false;
+  bool layer_timings = false;
+};
+
+// Where a layer's time went while decoding: means in us over the layers measured.
+struct LayerTimes {
+  double attention_us = 0;
+  double predict_us = 0;
+  double hot_us = 0;        // the gpu_worker's neurons
+  double cold_us = 0;       // the cpu_worker's, at the same time
+  double streamed_us = 0;   // cold ones that a GPU read over PCIe, at the same time
+  double wait_us = 0;       // of the gpu_worker for the cpu_worker
+  double merge_us = 0;
+  double handoff_us = 0;  // what it costs that two processes share a layer
 };
 
 struct GenerateStats {
@@ -46,6 +59,7 @@ struct GenerateStats {
   double decode_ms = 0;
   double gpu_hit_share = 0;  // of active neurons, those that were hot
   int64_t epoch = 0;
+  std::optional<LayerTimes> layers;  // if asked for
 
   // Of the tokens after the first; 0 when there are none.
   double TokensPerSecond() const;

@@ -84,15 +84,19 @@ const std::vector<OptionSpec>& ServeOptionSpecs() {
       {"context", "auto", "tokens of context of one request; auto: what fits"},
       {"parallel", "4", "requests that run at once"},
       {"max-queue", "256", "requests that may wait; further ones are refused"},
-      {"device", "auto", "where hot neurons are computed: auto (a GPU if there is one), cuda or cpu"},
+      {"device", "auto",
+       "where hot neurons are computed: auto (a GPU if there is one), cuda or cpu"},
       {"vram-budget", "auto",
-       "GPU memory to take in all: 8GiB, 8; auto: what is free less 512 MiB. Without a GPU: size of "
+       "GPU memory to take in all: 8GiB, 8; auto: what is free less 512 MiB. Without a GPU: size "
+       "of "
        "the hot neurons, auto: a quarter of them"},
       {"max-rows", "auto", "tokens of a step: more speeds up prompts and takes GPU memory"},
       {"predictor-type", "8bit", "on the GPU: 8bit (smaller) or stored (as in the file)"},
       {"streamed-share", "auto",
        "share of the cold neurons that the GPU reads over PCIe, 0 to 1; auto: adapted"},
-      {"threads", "auto", "threads of each worker; auto: all cores for the gpu_worker without a GPU, one less for the cpu_worker"},
+      {"threads", "auto",
+       "threads of each worker; auto: all cores for the gpu_worker without a GPU, one less for the "
+       "cpu_worker"},
       {"transport", "auto", "between the workers: shm (shared memory) or grpc; auto: shm"},
       {"arena", "auto",
        "neurons of a bundle-ordered model file: map (in place) or copy; auto: map on tmpfs"},
@@ -101,6 +105,10 @@ const std::vector<OptionSpec>& ServeOptionSpecs() {
       {"chat-template", "",
        "template file, or chatml, llama2, alpaca, plain, instead of the model's"},
       {"profile", "", "activation profile that the first placement is made for, such as chat"},
+      {"follow", "on", "on: neurons move with the traffic by themselves; off: only when asked"},
+      {"kv-floor", "all",
+       "without a GPU: memory of KV pages that is always there; what requests need beyond it hot "
+       "neurons lend. all: none is lent"},
       {"state-dir", "", "plans and sockets (default: $XDG_STATE_HOME/isotherm)"},
       {"model-dir", "",
        "where model names are looked up (default: $XDG_DATA_HOME/isotherm/models)"},
@@ -146,6 +154,11 @@ absl::StatusOr<ServeOptions> ParseServeOptions(const LayeredOptions& values) {
   }
   options.chat_template = values.at("chat-template").text;
   options.profile = values.at("profile").text;
+  ISOTHERM_ASSIGN_OR_RETURN(options.follow, ParseChoice(values, "follow", {"on", "off"}));
+  options.kv_floor = values.at("kv-floor").text;
+  if (options.kv_floor != "all" && !ParseBytes(options.kv_floor).ok()) {
+    return BadValue("kv-floor", values.at("kv-floor"), "all, or a size such as 64MiB");
+  }
   ISOTHERM_ASSIGN_OR_RETURN(
       options.log_level,
       ParseChoice(values, "log-level", {"trace", "debug", "info", "warn", "error", "off"}));

@@ -21,8 +21,8 @@ struct ServeOptions {
   int64_t max_queue = 256;   // requests that wait
   int64_t vram_budget = -1;  // bytes of hot neurons; -1: auto
   std::string device = "auto";
-  int64_t threads = 0;       // of each worker; 0: auto
-  int64_t max_rows = 0;      // of a step; 0: auto
+  int64_t threads = 0;   // of each worker; 0: auto
+  int64_t max_rows = 0;  // of a step; 0: auto
   std::string predictor_type = "8bit";
   double streamed_share = -1;  // of cold neurons, read by the GPU over PCIe; -1: adapted
   std::string transport = "shm";
@@ -31,6 +31,8 @@ struct ServeOptions {
   std::string sparse_threshold;  // "": the model's
   std::string chat_template;     // "": the model's
   std::string profile;           // activation profile; "": the model's first
+  std::string follow = "on";     // off: neurons move only when asked
+  std::string kv_floor = "all";  // KV memory that hot neurons do not lend
   std::string log_level = "info";
   std::chrono::milliseconds drain_timeout{300'000};
   std::filesystem::path state_dir;

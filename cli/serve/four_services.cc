@@ -69,6 +69,7 @@ FourServices MakeFourServices(const ServeOptions& options, const std::filesystem
 
   std::vector<std::string> cpu = CommonArgs(options, record.model, record.cpu_worker);
   Add(cpu, "--socket-dir", run_dir.socket_dir().string());
+  Add(cpu, "--placement", record.placement);
   Add(cpu, "--arena", options.arena);
   if (cores.empty()) {
     Add(cpu, "--threads", absl::StrCat(options.threads));
@@ -80,6 +81,7 @@ FourServices MakeFourServices(const ServeOptions& options, const std::filesystem
 
   std::vector<std::string> gpu = CommonArgs(options, record.model, record.gpu_worker);
   Add(gpu, "--cpu-worker", record.cpu_worker);
+  Add(gpu, "--placement", record.placement);
   Add(gpu, "--device", options.device);
   Add(gpu, "--transport", options.transport);
   Add(gpu, "--threads", absl::StrCat(options.threads));
@@ -89,6 +91,7 @@ FourServices MakeFourServices(const ServeOptions& options, const std::filesystem
   if (options.max_rows > 0) Add(gpu, "--max-rows", absl::StrCat(options.max_rows));
   Add(gpu, "--predictor-type", options.predictor_type);
   Add(gpu, "--streamed-share", absl::StrCat(options.streamed_share));
+  Add(gpu, "--kv-floor", options.kv_floor);
   AddIfSet(gpu, "--activation", options.activation);
   AddIfSet(gpu, "--sparse-threshold", options.sparse_threshold);
 
@@ -97,6 +100,7 @@ FourServices MakeFourServices(const ServeOptions& options, const std::filesystem
   Add(placement, "--cpu-worker", record.cpu_worker);
   Add(placement, "--state-dir", plan_dir.string());
   Add(placement, "--budget", BytesOrAuto(options.vram_budget));
+  Add(placement, "--follow", options.follow);
   AddIfSet(placement, "--profile", options.profile);
 
   std::vector<std::string> gateway = CommonArgs(options, record.model, record.gateway);

@@ -44,6 +44,7 @@ v1::GenerateRequest ToProto(const GenerateParams& params) {
   for (const std::string& text : params.stop) stop.add_stop(text);
   stop.set_ignore_eos(params.ignore_eos);
   request.set_exact(params.exact);
+  request.mutable_output()->set_layer_timings(params.layer_timings);
   return request;
 }
 
@@ -81,6 +82,16 @@ void TakeComplete(const v1::Complete& complete, GenerateStats& stats) {
   stats.decode_ms = timings.decode_ms();
   stats.gpu_hit_share = timings.gpu_hit_share();
   stats.epoch = complete.epoch();
+  if (!timings.has_layers()) return;
+  const v1::LayerTimings& layers = timings.layers();
+  stats.layers = {.attention_us = layers.attention_us(),
+                  .predict_us = layers.predict_us(),
+                  .hot_us = layers.hot_us(),
+                  .cold_us = layers.cold_us(),
+                  .streamed_us = layers.streamed_us(),
+                  .wait_us = layers.wait_us(),
+                  .merge_us = layers.merge_us(),
+                  .handoff_us = layers.handoff_us()};
 }
 
 class GrpcInferenceClient final : public InferenceClient {

@@ -127,7 +127,7 @@ absl::Status Bench(const BenchArgs& args, VerbContext& context) {
   } else {
     context.console.out << model.name << ", " << args.prompt_tokens << " prompt tokens, "
                         << args.generated_tokens << " generated, " << args.repeats << " repeats\n"
-                        << BenchTable(*rows);
+                        << BenchTable(*rows) << LayerTable(*rows);
     if (read.median > 0) {
       context.console.out << absl::StrFormat(
           "limit: linear read of %.1f (%.1f - %.1f) GB/s, measured between the runs\n",

@@ -1,4 +1,3 @@
-#include <ctime>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <ostream>
@@ -6,158 +5,150 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "cli/placement/placement_files.h"
+#include "cli/placement/placement_text.h"
 #include "cli/serve/summary.h"
 #include "cli/service/grpc_placement_client.h"
-#include "cli/ui/share_bar.h"
+#include "cli/verbs/recompute_wait.h"
 #include "cli/verbs/target_flags.h"
 #include "cli/verbs/verb.h"
 #include "common/base/status_macros.h"
 #include "common/base/units.h"
+#include "common/process/service_process.h"
 
 namespace isotherm::cli {
 namespace {
 
-constexpr char kExamples[] = R"(Examples:
+constexpr char kExamples[] =
+    R"(Neurons that fire often are hot: the GPU side keeps a copy of them, the rest is computed by the
+CPU side. A placement says which are hot; each change of it is a new epoch, made while requests run,
+and never changes a token. By itself the server follows the traffic: `history` says why each epoch
+came, `show` why it stays. `pin` stops that, `isotherm recompute` asks for a change now.
+
+Examples:
   isotherm placement show
   isotherm placement history --last 10
+  isotherm placement diff 3 7        which neurons came and went, layer by layer
+  isotherm placement watch           what happens, as it happens
   isotherm placement rollback 3      the contents of epoch 3 become a new epoch
-  isotherm placement budget 24MiB    hot neurons may take that much, from now on)";
+  isotherm placement pin             neurons stay where they are, until: unpin
+  isotherm placement budget 24MiB    hot neurons may take that much, from now on
+  isotherm placement export chat.profile.gguf       what was learnt of the traffic
+  isotherm placement import model.generated.gpuidx  PowerInfer's choice of hot neurons)";
 
 struct PlacementArgs {
   TargetFlags target;
   int64_t epoch = 0;
   int64_t last = 20;
   int64_t to_epoch = 0;
+  bool pin = false;
   std::string bytes;
+  int64_t from = 0, to = 0;
+  int64_t events = 0;
+  std::string file, profile;
+  double tokens = 0;
+  bool dry_run = false;
 };
 
-std::string Timestamp(int64_t unix_ms) {
-  const std::time_t seconds = unix_ms / 1000;
-  std::tm utc{};
-  ::gmtime_r(&seconds, &utc);
-  return absl::StrFormat("%04d-%02d-%02d %02d:%02d:%02d UTC", utc.tm_year + 1900, utc.tm_mon + 1,
-                         utc.tm_mday, utc.tm_hour, utc.tm_min, utc.tm_sec);
-}
-
-nlohmann::ordered_json ToJson(const PlacementInfo& plan, bool with_layers) {
-  nlohmann::ordered_json json;
-  json["epoch"] = plan.epoch;
-  json["etag"] = plan.etag;
-  json["cause"] = plan.cause;
-  json["from_epoch"] = plan.from_epoch;
-  json["created_unix_ms"] = plan.created_unix_ms;
-  json["profile"] = plan.profile;
-  json["solver"] = plan.solver;
-  json["budget_bytes"] = plan.budget_bytes;
-  json["used_bytes"] = plan.used_bytes;
-  json["expected_hit_share"] = plan.objective;
-  if (!with_layers) return json;
-  json["hot_share"] = HotShare(plan);
-  json["layers"] = nlohmann::ordered_json::array();
-  for (const LayerShare& layer : plan.layers) {
-    json["layers"].push_back({{"hot_neurons", layer.hot_neurons},
-                              {"total_neurons", layer.total_neurons},
-                              {"predicted_hit_share", layer.predicted_hit_share}});
-  }
-  return json;
-}
-
 void PrintJson(VerbContext& context, const nlohmann::ordered_json& json) {
-  context.console.out << json.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace)
-                      << "\n";
+  context.console.out << json.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace) << "\n"
+                      << std::flush;
 }
 
-void PrintPlan(VerbContext& context, const PlacementInfo& plan) {
-  if (context.json) {
-    PrintJson(context, ToJson(plan, true));
-    return;
-  }
-  std::ostream& out = context.console.out;
-  if (plan.epoch == 0) {
-    out << "epoch 0, built in: no neuron is hot\n";
-  } else {
-    out << absl::StrCat("epoch ", plan.epoch, ", ", plan.cause,
-                        plan.from_epoch > 0 ? absl::StrCat(" of epoch ", plan.from_epoch) : "",
-                        ", made ", Timestamp(plan.created_unix_ms), "\n");
-    out << absl::StrFormat(
-        "%.0f %% of the neurons hot: %s of %s; expected to take %.0f %% of the work "
-        "(profile %s)\n",
-        100 * HotShare(plan), FormatBytes(plan.used_bytes), FormatBytes(plan.budget_bytes),
-        100 * plan.objective, plan.profile);
-  }
-  if (plan.layers.empty()) return;
-  out << "layer  hot neurons                      share  expected hits\n";
-  for (size_t idx = 0; idx < plan.layers.size(); ++idx) {
-    const LayerShare& layer = plan.layers[idx];
-    const double share = layer.total_neurons > 0 ? static_cast<double>(layer.hot_neurons) /
-                                                       static_cast<double>(layer.total_neurons)
-                                                 : 0;
-    out << absl::StrFormat("%5d  %s  %4.0f %%  %4.0f %%\n", idx, ShareBar(share, 32), 100 * share,
-                           100 * layer.predicted_hit_share);
-  }
+absl::StatusOr<std::unique_ptr<PlacementClient>> Client(const PlacementArgs& args) {
+  ISOTHERM_ASSIGN_OR_RETURN(const std::string address, args.target.Placement());
+  return MakeGrpcPlacementClient(address);
 }
 
 absl::Status Show(const PlacementArgs& args, VerbContext& context) {
-  ISOTHERM_ASSIGN_OR_RETURN(const std::string address, args.target.Placement());
-  ISOTHERM_ASSIGN_OR_RETURN(const PlacementInfo plan,
-                            MakeGrpcPlacementClient(address)->Show(args.epoch));
-  PrintPlan(context, plan);
+  ISOTHERM_ASSIGN_OR_RETURN(const auto client, Client(args));
+  ISOTHERM_ASSIGN_OR_RETURN(const PlacementInfo plan, client->Show(args.epoch, /*which=*/false));
+  if (context.json) {
+    PrintJson(context, PlanJson(plan, true));
+  } else {
+    context.console.out << PlanText(plan);
+  }
   return absl::OkStatus();
 }
 
 absl::Status History(const PlacementArgs& args, VerbContext& context) {
-  ISOTHERM_ASSIGN_OR_RETURN(const std::string address, args.target.Placement());
-  ISOTHERM_ASSIGN_OR_RETURN(const auto entries,
-                            MakeGrpcPlacementClient(address)->History(args.last));
+  ISOTHERM_ASSIGN_OR_RETURN(const auto client, Client(args));
+  ISOTHERM_ASSIGN_OR_RETURN(const auto entries, client->History(args.last));
   if (context.json) {
-    nlohmann::ordered_json json = nlohmann::ordered_json::array();
-    for (const PlacementHistoryEntry& entry : entries) {
-      nlohmann::ordered_json item = ToJson(entry.plan, false);
-      item["state"] = entry.state;
-      item["moved_neurons"] = entry.moved_neurons;
-      item["message"] = entry.message;
-      json.push_back(std::move(item));
-    }
-    PrintJson(context, json);
-    return absl::OkStatus();
-  }
-  std::ostream& out = context.console.out;
-  out << "epoch  state      cause     made                     hot size  moved     expected\n";
-  for (const PlacementHistoryEntry& entry : entries) {
-    out << absl::StrFormat("%5d  %-9s  %-8s  %s  %8s  %-8d  %.0f %%%s\n", entry.plan.epoch,
-                           entry.state, entry.plan.cause, Timestamp(entry.plan.created_unix_ms),
-                           FormatBytes(entry.plan.used_bytes), entry.moved_neurons,
-                           100 * entry.plan.objective,
-                           entry.message.empty() ? "" : absl::StrCat("  ", entry.message));
+    PrintJson(context, HistoryJson(entries));
+  } else {
+    context.console.out << HistoryText(entries);
   }
   return absl::OkStatus();
 }
 
-absl::Status Rollback(const PlacementArgs& args, VerbContext& context) {
-  ISOTHERM_ASSIGN_OR_RETURN(const std::string address, args.target.Placement());
-  ISOTHERM_ASSIGN_OR_RETURN(const PlacementInfo plan,
-                            MakeGrpcPlacementClient(address)->Rollback(args.to_epoch));
+absl::Status Diff(const PlacementArgs& args, VerbContext& context) {
+  ISOTHERM_ASSIGN_OR_RETURN(const auto client, Client(args));
+  ISOTHERM_ASSIGN_OR_RETURN(const PlacementInfo a, client->Show(args.from, /*which=*/true));
+  ISOTHERM_ASSIGN_OR_RETURN(const PlacementInfo b, client->Show(args.to, /*which=*/true));
+  ISOTHERM_ASSIGN_OR_RETURN(const std::vector<LayerDiff> layers, DiffPlans(a, b));
   if (context.json) {
-    PrintJson(context, ToJson(plan, true));
+    PrintJson(context, DiffJson(a, b, layers));
+  } else {
+    context.console.out << DiffText(a, b, layers);
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Watch(const PlacementArgs& args, VerbContext& context) {
+  ISOTHERM_ASSIGN_OR_RETURN(const auto client, Client(args));
+  int64_t seen = 0;
+  return client->Watch([&](const PlacementEvent& event) {
+    if (context.json) {
+      PrintJson(context, EventJson(event));
+    } else {
+      context.console.out << EventText(event) << std::flush;
+    }
+    return args.events == 0 || ++seen < args.events;
+  });
+}
+
+absl::Status Rollback(const PlacementArgs& args, VerbContext& context) {
+  ISOTHERM_ASSIGN_OR_RETURN(const auto client, Client(args));
+  ISOTHERM_ASSIGN_OR_RETURN(PlacementInfo plan, client->Rollback(args.to_epoch));
+  if (args.pin) {
+    ISOTHERM_ASSIGN_OR_RETURN(plan, client->SetPin(true));
+  }
+  if (context.json) {
+    PrintJson(context, PlanJson(plan, true));
   } else {
     context.console.out << "epoch " << plan.epoch << " is live with the contents of epoch "
-                        << args.to_epoch << "\n";
+                        << args.to_epoch
+                        << (args.pin ? " and pinned\n"
+                                     : "; it follows the traffic from here, unless pinned\n");
+  }
+  return absl::OkStatus();
+}
+
+absl::Status SetPin(const PlacementArgs& args, bool pinned, VerbContext& context) {
+  ISOTHERM_ASSIGN_OR_RETURN(const auto client, Client(args));
+  ISOTHERM_ASSIGN_OR_RETURN(const PlacementInfo plan, client->SetPin(pinned));
+  if (context.json) {
+    PrintJson(context, PlanJson(plan, true));
+  } else {
+    context.console.out << "epoch " << plan.epoch
+                        << (plan.pinned ? " is pinned: it stays as it is\n"
+                                        : " follows the traffic again\n");
   }
   return absl::OkStatus();
 }
 
 absl::Status SetBudget(const PlacementArgs& args, VerbContext& context) {
   ISOTHERM_ASSIGN_OR_RETURN(const int64_t bytes, ParseBytes(args.bytes));
-  ISOTHERM_ASSIGN_OR_RETURN(const std::string address, args.target.Placement());
-  ISOTHERM_ASSIGN_OR_RETURN(const BudgetChange change,
-                            MakeGrpcPlacementClient(address)->SetBudget(bytes));
+  ISOTHERM_ASSIGN_OR_RETURN(const auto client, Client(args));
+  ISOTHERM_ASSIGN_OR_RETURN(const BudgetChange change, client->SetBudget(bytes));
   if (context.json) {
     nlohmann::ordered_json json;
     json["requested_bytes"] = change.budget.requested_bytes;
     json["effective_bytes"] = change.budget.effective_bytes;
     json["floor_bytes"] = change.budget.floor_bytes;
     json["used_bytes"] = change.budget.used_bytes;
-    json["plan"] = ToJson(change.plan, true);
+    json["plan"] = PlanJson(change.plan, true);
     PrintJson(context, json);
     return absl::OkStatus();
   }
@@ -165,6 +156,51 @@ absl::Status SetBudget(const PlacementArgs& args, VerbContext& context) {
       "budget %s (asked: %s), %s used; epoch %d is live, %.0f %% of the neurons hot\n",
       FormatBytes(change.budget.effective_bytes), FormatBytes(change.budget.requested_bytes),
       FormatBytes(change.budget.used_bytes), change.plan.epoch, 100 * HotShare(change.plan));
+  return absl::OkStatus();
+}
+
+absl::Status Export(const PlacementArgs& args, VerbContext& context) {
+  ISOTHERM_ASSIGN_OR_RETURN(const auto client, Client(args));
+  nlohmann::ordered_json json = {{"file", args.file}};
+  std::string text;
+  if (IsPlanFile(args.file)) {
+    ISOTHERM_ASSIGN_OR_RETURN(const PlacementInfo plan, client->Show(args.epoch, /*which=*/true));
+    ISOTHERM_RETURN_IF_ERROR(WritePlanFile(args.file, plan));
+    json["epoch"] = plan.epoch;
+    text = absl::StrCat("the hot sets of epoch ", plan.epoch);
+  } else {
+    ISOTHERM_ASSIGN_OR_RETURN(ProfileInfo profile, client->GetProfile());
+    if (!args.profile.empty()) profile.name = args.profile;
+    ISOTHERM_RETURN_IF_ERROR(WriteProfileFile(args.file, profile));
+    json["profile"] = profile.name;
+    json["tokens"] = profile.tokens;
+    text = absl::StrFormat("profile %s, worth %.0f tokens", profile.name, profile.tokens);
+  }
+  if (context.json) {
+    PrintJson(context, json);
+  } else {
+    context.console.out << text << " -> " << args.file << "\n";
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Import(const PlacementArgs& args, VerbContext& context) {
+  ISOTHERM_ASSIGN_OR_RETURN(const auto client, Client(args));
+  if (IsPlanFile(args.file)) {
+    ISOTHERM_ASSIGN_OR_RETURN(PlanImport plan, ReadPlanFile(args.file));
+    plan.request_id = RandomId();
+    plan.dry_run = args.dry_run;
+    return WaitForRecomputation([&] { return client->ImportPlan(plan); }, /*wait=*/true, context);
+  }
+  ISOTHERM_ASSIGN_OR_RETURN(ProfileInfo profile, ReadProfileFile(args.file, args.profile));
+  profile.tokens = args.tokens;
+  ISOTHERM_RETURN_IF_ERROR(client->ImportProfile(profile));
+  if (context.json) {
+    PrintJson(context, {{"profile", profile.name}});
+  } else {
+    context.console.out << "learning starts over from the profile " << profile.name
+                        << "; `isotherm recompute` makes a plan of it at once\n";
+  }
   return absl::OkStatus();
 }
 
@@ -177,32 +213,72 @@ void AddPlacementVerb(CLI::App& app, VerbContext& context) {
   verb->require_subcommand(1);
   args->target.AddTo(*verb, "placement service");
   verb->fallthrough();
+  const auto add = [&](const char* name, const char* what, auto run) {
+    CLI::App* sub = verb->add_subcommand(name, what);
+    sub->callback([args, &context, run] { context.status = run(*args, context); });
+    return sub;
+  };
 
-  CLI::App* show = verb->add_subcommand("show", "The live placement, layer by layer.");
+  CLI::App* show = add("show", "The live placement, layer by layer.", Show);
   show->add_option("--epoch", args->epoch, "an older one [live]")
       ->check(CLI::NonNegativeNumber)
       ->type_name("");
-  show->callback([args, &context] { context.status = Show(*args, context); });
 
-  CLI::App* history = verb->add_subcommand("history", "Past placements, newest first.");
+  CLI::App* history = add("history", "Past placements, newest first.", History);
   history->add_option("--last", args->last, "how many [20]")
       ->check(CLI::Range(int64_t{1}, int64_t{100'000}))
       ->type_name("");
-  history->callback([args, &context] { context.status = History(*args, context); });
+
+  CLI::App* diff = add("diff", "What changes from one placement to another.", Diff);
+  diff->add_option("FROM", args->from, "an epoch; 0: the live one")
+      ->required()
+      ->check(CLI::NonNegativeNumber)
+      ->type_name("");
+  diff->add_option("TO", args->to, "an epoch; 0: the live one")
+      ->required()
+      ->check(CLI::NonNegativeNumber)
+      ->type_name("");
+
+  CLI::App* watch = add("watch", "Plans, recomputations and alarms as they happen.", Watch);
+  watch->add_option("--events", args->events, "ends after so many [0: never]")
+      ->check(CLI::NonNegativeNumber)
+      ->type_name("");
 
   CLI::App* rollback =
-      verb->add_subcommand("rollback", "Publishes an old placement's contents as a new epoch.");
+      add("rollback", "Publishes an old placement's contents as a new epoch.", Rollback);
   rollback->add_option("EPOCH", args->to_epoch, "the epoch to go back to")
       ->required()
       ->check(CLI::PositiveNumber)
       ->type_name("");
-  rollback->callback([args, &context] { context.status = Rollback(*args, context); });
+  rollback->add_flag("--pin", args->pin, "and keeps it as it is");
 
-  CLI::App* budget = verb->add_subcommand("budget", "Sets how much the hot neurons may take.");
+  add("pin", "Keeps the live placement as it is.",
+      [](const PlacementArgs& a, VerbContext& c) { return SetPin(a, true, c); });
+  add("unpin", "Lets the placement follow the traffic again.",
+      [](const PlacementArgs& a, VerbContext& c) { return SetPin(a, false, c); });
+
+  CLI::App* budget = add("budget", "Sets how much the hot neurons may take.", SetBudget);
   budget->add_option("BYTES", args->bytes, "bytes, or with a unit: 24MiB")
       ->required()
       ->type_name("");
-  budget->callback([args, &context] { context.status = SetBudget(*args, context); });
+
+  CLI::App* exports =
+      add("export", "Writes what was learnt (FILE.gguf) or the hot sets (FILE.gpuidx).", Export);
+  exports->add_option("FILE", args->file, "the file to write")->required()->type_name("");
+  exports->add_option("--epoch", args->epoch, "of which hot sets [live]")
+      ->check(CLI::NonNegativeNumber)
+      ->type_name("");
+  exports->add_option("--name", args->profile, "the profile's name in the file")->type_name("");
+
+  CLI::App* imports =
+      add("import", "Learns from a profile (.gguf) or takes hot sets (.gpuidx).", Import);
+  imports->add_option("FILE", args->file, "the file to read")->required()->type_name("");
+  imports->add_option("--profile", args->profile, "which profile of the file [the first]")
+      ->type_name("");
+  imports->add_option("--tokens", args->tokens, "tokens that the profile is worth [500]")
+      ->check(CLI::PositiveNumber)
+      ->type_name("");
+  imports->add_flag("--dry-run", args->dry_run, "tells what hot sets would gain, moves nothing");
 }
 
 }  // namespace isotherm::cli

@@ -48,7 +48,7 @@ ServerSummary AskSummary(const LocalServer& server, const ServeOptions& options,
       models.ok() && !models->empty()) {
     summary.model = models->front();
   }
-  if (const auto plan = MakeGrpcPlacementClient(record.placement)->Show(0); plan.ok()) {
+  if (const auto plan = MakeGrpcPlacementClient(record.placement)->Show(0, false); plan.ok()) {
     summary.placement = *plan;
   }
   return summary;

@@ -21,6 +21,7 @@ void AddChatVerb(CLI::App& app, VerbContext& context);
 void AddBenchVerb(CLI::App& app, VerbContext& context);
 void AddModelsVerb(CLI::App& app, VerbContext& context);
 void AddPlacementVerb(CLI::App& app, VerbContext& context);
+void AddRecomputeVerb(CLI::App& app, VerbContext& context);
 void AddHealthVerb(CLI::App& app, VerbContext& context);
 void AddVersionVerb(CLI::App& app, VerbContext& context);
 

@@ -1,6 +1,7 @@
 #include "common/kernels/sparse_ffn.h"
 
 #include <algorithm>
+#include <atomic>
 #include <bit>
 #include <cmath>
 
@@ -36,6 +37,13 @@ float Activate(Activation activation, float value) {
     return 0.5f * value * std::erfc(value * -0.70710678f);  // 1 + erf(x) loses the left tail
   }
   return value <= 0.0f ? 0.0f : value;
+}
+
+// The neuron's word is this call's alone; whoever reads it meanwhile gets an old or new count.
+void CountFirings(const SparseFfnParams& p, int32_t id, uint32_t rows) {
+  if (p.fired == nullptr) return;
+  std::atomic_ref<uint32_t> word(p.fired[id]);
+  word.store(word.load(std::memory_order_relaxed) + rows, std::memory_order_relaxed);
 }
 
 // Up to `width` bundles' rows at `offset`, from position `first` on.
@@ -89,12 +97,15 @@ void PhaseOfOneRow(const SparseFfnParams& p, const SparseFfnTuning& tuning, cons
     for (int r = 0; r < rows.count; ++r) {
       if (p.up_bias != nullptr) dots[r] += p.up_bias[ids[i + r]];
       if (p.activation == Activation::kRelu && dots[r] <= 0.0f) continue;
+      CountFirings(p, ids[i + r], 1);
       scale[num_open] = Activate(p.activation, dots[r]);
       open[num_open++] = rows.at[r];
     }
   }
   thread.counts.pairs += count;
   thread.counts.open_pairs += num_open;
+  thread.counts.bundles += count;
+  thread.counts.open_bundles += num_open;
   if (p.hash != nullptr) {
     uint64_t sum = 0;
     for (int i = 0; i < count; ++i) {
@@ -158,6 +169,7 @@ PairList OpenPairs(const SparseFfnParams& p, const int32_t* ids, const PairList&
                    SparseFfnThread& thread) {
   PairList open{all.rows, all.bits, 0, 0};
   float* const gates = thread.scales.data();
+  uint32_t open_rows[SparseFfnTuning::kMaxChunk] = {};  // by bundle
   int64_t from = 0, to = 0;
   for (int64_t i = 0; i < all.num_rows; ++i) {
     uint32_t bits = 0;
@@ -167,6 +179,7 @@ PairList OpenPairs(const SparseFfnParams& p, const int32_t* ids, const PairList&
       if (p.up_bias != nullptr) gate += p.up_bias[ids[bundle]];
       if (p.activation == Activation::kRelu && gate <= 0.0f) continue;
       gates[to++] = Activate(p.activation, gate);
+      ++open_rows[bundle];
       bits |= uint32_t{1} << bundle;
     }
     if (bits == 0) continue;
@@ -175,6 +188,11 @@ PairList OpenPairs(const SparseFfnParams& p, const int32_t* ids, const PairList&
     open.any |= bits;
   }
   thread.counts.open_pairs += to;
+  thread.counts.open_bundles += std::popcount(open.any);
+  for (uint32_t left = open.any; left != 0; left &= left - 1) {
+    const int bundle = std::countr_zero(left);
+    CountFirings(p, ids[bundle], open_rows[bundle]);
+  }
   return open;
 }
 
@@ -196,6 +214,7 @@ void PhaseOfManyRows(const SparseFfnParams& p, const SparseFfnWorkspace::Shared&
   const int64_t stride = shared.row_stride;
 
   const PairList all = ListPairs(p, ids, count, thread);
+  thread.counts.bundles += count;
   PairDots<kType>(rows_at(0), all, ahead(b.rows == 3 ? up : down), shared.z.get(), stride,
                   b.model_dim, thread.pair_sums.get(), thread.scales.data());
   const PairList open = OpenPairs(p, ids, all, thread);
@@ -372,6 +391,8 @@ SparseFfnCounts CountsOf(const SparseFfnWorkspace& workspace) {
     if (thread.call != workspace.shared().call) continue;
     sum.pairs += thread.counts.pairs;
     sum.open_pairs += thread.counts.open_pairs;
+    sum.bundles += thread.counts.bundles;
+    sum.open_bundles += thread.counts.open_bundles;
   }
   return sum;
 }
@@ -393,13 +414,15 @@ absl::Status SparseFfn(const SparseFfnParams& params, ThreadPool& pool,
     return absl::OkStatus();
   }
   if (params.num_rows > 1) WidenRows(params, shared, pool);
-  shared.chunks = ChunkPlan(count, pool.num_threads(), shared.tuning);
+  const int threads = params.max_threads > 0 ? std::min(params.max_threads, pool.num_threads())
+                                             : pool.num_threads();
+  shared.chunks = ChunkPlan(count, threads, shared.tuning);
   shared.next_chunk.store(0, std::memory_order_relaxed);
   shared.ids_left.Reset(count);
-  const int64_t floats = params.num_rows * params.bundles.model_dim * pool.num_threads();
+  const int64_t floats = params.num_rows * params.bundles.model_dim * threads;
   // Up to here one thread adds the sums (64 KB, some 2 us) sooner than the others are called.
   constexpr int64_t kReduceAloneFloats = 16 * 1024;
-  const int64_t num_slices = floats <= kReduceAloneFloats ? 1 : pool.num_threads();
+  const int64_t num_slices = floats <= kReduceAloneFloats ? 1 : threads;
   shared.next_slice.store(0, std::memory_order_relaxed);
   shared.slices_left.Reset(num_slices);
   // One section for both halves. A thread that comes late finds no chunk left and owes no sum; one
@@ -421,7 +444,7 @@ absl::Status SparseFfn(const SparseFfnParams& params, ThreadPool& pool,
     if (thread_idx != 0) return;
     shared.slices_left.Wait(pool.spin());
     Finish(params, complete);
-  });
+  }, threads);
   return absl::OkStatus();
 }
 

@@ -59,7 +59,11 @@ struct SparseFfnParams {
   // gate is shut counts as done.
   const NeuronHash* hash = nullptr;
   uint64_t* work_hash = nullptr;
+  // [num_neurons], or null: rows whose gate was open are added to a neuron's word, which nobody
+  // else writes during the call; others may read it.
+  uint32_t* fired = nullptr;
   SparseFfnWorkspace* workspace = nullptr;
+  int max_threads = 0;  // of the pool; 0: all
 };
 
 // Largest shapes that a workspace serves; memory is about
@@ -102,8 +106,14 @@ absl::Status SparseFfn(
 
 // Of the last call on this workspace.
 struct SparseFfnCounts {
-  int64_t pairs = 0;       // (row, neuron) pairs accumulated
-  int64_t open_pairs = 0;  // of those, the ones whose gate was open: their other rows were read
+  int64_t pairs = 0;         // (row, neuron) pairs accumulated
+  int64_t open_pairs = 0;    // of those, the ones whose gate was open
+  int64_t bundles = 0;       // neurons computed, for whichever rows
+  int64_t open_bundles = 0;  // of those, open in some row: their other weight rows were read
+  // Weight bytes that were read of `view`.
+  int64_t BytesRead(const BundleView& view) const {
+    return view.row_bytes * (bundles + (view.rows - 1) * open_bundles);
+  }
 };
 SparseFfnCounts CountsOf(const SparseFfnWorkspace& workspace);
 

@@ -16,6 +16,7 @@
 #include "absl/strings/strip.h"
 #include "common/base/exit_code.h"
 #include "common/base/unique_fd.h"
+#include "common/rpc/reflection_v1.h"
 
 namespace isotherm::rpc {
 namespace {
@@ -55,6 +56,8 @@ absl::Status PrepareSocketPath(const std::string& path) {
 
 }  // namespace
 
+Server::Server() = default;
+
 absl::StatusOr<std::unique_ptr<Server>> Server::Start(const ServerOptions& options,
                                                       const std::vector<grpc::Service*>& services) {
   std::unique_ptr<Server> server(new Server());
@@ -71,6 +74,7 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(const ServerOptions& optio
       return true;
     }();
     (void)initialised;
+    server->reflection_ = std::make_unique<ReflectionV1>();
   }
 
   grpc::ServerBuilder builder;
@@ -84,6 +88,8 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(const ServerOptions& optio
   builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, 10'000);
   builder.AddChannelArgument(GRPC_ARG_MAX_CONCURRENT_STREAMS, 1024);
   for (grpc::Service* service : services) builder.RegisterService(service);
+  if (server->reflection_ != nullptr)
+    builder.RegisterCallbackGenericService(server->reflection_.get());
   const mode_t old_mask = ::umask(0177);
   server->server_ = builder.BuildAndStart();
   ::umask(old_mask);
@@ -100,6 +106,8 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(const ServerOptions& optio
     const size_t colon = options.listen.rfind(':');
     server->address_ = absl::StrCat(options.listen.substr(0, colon), ":", port);
   }
+  if (server->reflection_ != nullptr)
+    server->reflection_->SetUpstream(server->server_->InProcessChannel({}));
   server->SetServing(false);
   return server;
 }
@@ -120,6 +128,7 @@ void Server::SetServing(absl::string_view service, bool serving) {
 void Server::Shutdown(std::chrono::milliseconds grace) {
   if (server_ == nullptr) return;
   SetServing(false);
+  if (reflection_ != nullptr) reflection_->ClearUpstream();
   server_->Shutdown(std::chrono::system_clock::now() + grace);
   server_->Wait();
   server_.reset();

@@ -17,6 +17,8 @@ class Server;
 
 namespace isotherm::rpc {
 
+class ReflectionV1;
+
 struct ServerOptions {
   // "unix:/path.sock" (made 0600; a stale socket file of a dead process is replaced) or
   // "host:port", port 0 for any free one.
@@ -26,7 +28,7 @@ struct ServerOptions {
 };
 
 // One gRPC listener with the standard health service ("" and the full name of each service given)
-// and reflection. Owned by a service's server.cc. Thread-safe.
+// and reflection, v1 and v1alpha. Owned by a service's server.cc. Thread-safe.
 class Server {
  public:
   // Unavailable-type failures (port in use, socket path too long) are ResourceExhausted with exit
@@ -46,9 +48,10 @@ class Server {
   void Shutdown(std::chrono::milliseconds grace);
 
  private:
-  Server() = default;
+  Server();
   std::string address_;
   std::string unix_path_;
+  std::unique_ptr<ReflectionV1> reflection_;  // outlives the server
   std::unique_ptr<grpc::Server> server_;
 };
 

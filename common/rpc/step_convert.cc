@@ -199,6 +199,8 @@ v1::StepResult ToProto(const StepResult& result) {
     entry->set_merge_us(timing.merge_us);
     entry->set_active_neurons(timing.active_neurons);
     entry->set_hot_neurons(timing.hot_neurons);
+    entry->set_post_us(timing.post_us);
+    entry->set_streamed_us(timing.streamed_us);
   }
   out.set_active_neurons(result.active_neurons);
   out.set_hot_neurons(result.hot_neurons);
@@ -236,9 +238,17 @@ absl::StatusOr<StepResult> FromProto(const v1::StepResult& result) {
   out.work_hash = result.work_hash();
   out.owed_hash = result.owed_hash();
   for (const v1::LayerTiming& timing : result.timings()) {
-    out.timings.push_back({timing.layer(), timing.attention_us(), timing.predict_us(),
-                           timing.gpu_us(), timing.cpu_us(), timing.wait_us(), timing.merge_us(),
-                           timing.active_neurons(), timing.hot_neurons()});
+    out.timings.push_back({.layer = timing.layer(),
+                           .attention_us = timing.attention_us(),
+                           .predict_us = timing.predict_us(),
+                           .gpu_us = timing.gpu_us(),
+                           .cpu_us = timing.cpu_us(),
+                           .wait_us = timing.wait_us(),
+                           .merge_us = timing.merge_us(),
+                           .streamed_us = timing.streamed_us(),
+                           .active_neurons = timing.active_neurons(),
+                           .hot_neurons = timing.hot_neurons(),
+                           .post_us = timing.post_us()});
   }
   out.active_neurons = result.active_neurons();
   out.hot_neurons = result.hot_neurons();
@@ -261,6 +271,7 @@ v1::WorkerHello ToProto(const WorkerHello& hello) {
   out.set_context_length(hello.context_length);
   out.set_peer_attached(hello.peer_attached);
   out.set_model_digest(hello.model_digest);
+  out.set_kv_pages_most(hello.kv_pages_most);
   return out;
 }
 
@@ -272,8 +283,50 @@ WorkerHello FromProto(const v1::WorkerHello& hello) {
           .max_rows = hello.max_rows(),
           .context_length = hello.context_length(),
           .peer_attached = hello.peer_attached(),
-          .model_digest = hello.model_digest()};
+          .model_digest = hello.model_digest(),
+          .kv_pages_most = hello.kv_pages_most()};
 }
+
+v1::KvDemand ToProto(const KvDemand& demand) {
+  v1::KvDemand out;
+  out.set_wanted(demand.wanted);
+  out.set_top(demand.top);
+  return out;
+}
+
+absl::StatusOr<KvDemand> FromProto(const v1::KvDemand& demand) {
+  if (demand.wanted() < 0 || demand.top() < 0) {
+    return absl::InvalidArgumentError(absl::StrCat("KV demand of ", demand.wanted(),
+                                                   " pages below ", demand.top(), "; 0 or more"));
+  }
+  return KvDemand{.wanted = demand.wanted(), .top = demand.top()};
+}
+
+namespace {
+
+constexpr std::pair<PlacementCause, v1::PlacementCause> kCauses[] = {
+    {PlacementCause::kInitial, v1::PLACEMENT_CAUSE_INITIAL},
+    {PlacementCause::kBudget, v1::PLACEMENT_CAUSE_BUDGET},
+    {PlacementCause::kRollback, v1::PLACEMENT_CAUSE_ROLLBACK},
+    {PlacementCause::kTraffic, v1::PLACEMENT_CAUSE_TRAFFIC},
+    {PlacementCause::kRecompute, v1::PLACEMENT_CAUSE_RECOMPUTE},
+    {PlacementCause::kImport, v1::PLACEMENT_CAUSE_IMPORT}};
+
+v1::PlacementCause CauseToProto(PlacementCause cause) {
+  for (const auto& [domain, wire] : kCauses) {
+    if (domain == cause) return wire;
+  }
+  return v1::PLACEMENT_CAUSE_UNSPECIFIED;
+}
+
+PlacementCause CauseFromProto(v1::PlacementCause cause) {
+  for (const auto& [domain, wire] : kCauses) {
+    if (wire == cause) return domain;
+  }
+  return PlacementCause::kInitial;
+}
+
+}  // namespace
 
 v1::PlacementPlan ToProto(const PlacementPlan& plan, bool include_bitmaps) {
   v1::PlacementPlan out;
@@ -282,17 +335,7 @@ v1::PlacementPlan ToProto(const PlacementPlan& plan, bool include_bitmaps) {
   out.set_model_digest(plan.model_digest);
   out.set_budget_bytes(plan.budget_bytes);
   out.set_used_bytes(plan.used_bytes);
-  switch (plan.cause) {
-    case PlacementCause::kInitial:
-      out.set_cause(v1::PLACEMENT_CAUSE_INITIAL);
-      break;
-    case PlacementCause::kBudget:
-      out.set_cause(v1::PLACEMENT_CAUSE_BUDGET);
-      break;
-    case PlacementCause::kRollback:
-      out.set_cause(v1::PLACEMENT_CAUSE_ROLLBACK);
-      break;
-  }
+  out.set_cause(CauseToProto(plan.cause));
   out.set_created_unix_ms(plan.created_unix_ms);
   for (const LayerPlacement& layer : plan.layers) {
     v1::LayerPlacement* entry = out.add_layers();
@@ -311,6 +354,8 @@ v1::PlacementPlan ToProto(const PlacementPlan& plan, bool include_bitmaps) {
   out.set_solver(plan.solver);
   out.set_objective(plan.objective);
   out.set_from_epoch(plan.from_epoch);
+  out.set_predicted_ns(plan.predicted_ns);
+  out.set_bound_ns(plan.bound_ns);
   return out;
 }
 
@@ -328,16 +373,7 @@ absl::StatusOr<PlacementPlan> FromProto(const v1::PlacementPlan& plan) {
   out.model_digest = plan.model_digest();
   out.budget_bytes = plan.budget_bytes();
   out.used_bytes = plan.used_bytes();
-  switch (plan.cause()) {
-    case v1::PLACEMENT_CAUSE_BUDGET:
-      out.cause = PlacementCause::kBudget;
-      break;
-    case v1::PLACEMENT_CAUSE_ROLLBACK:
-      out.cause = PlacementCause::kRollback;
-      break;
-    default:
-      out.cause = PlacementCause::kInitial;
-  }
+  out.cause = CauseFromProto(plan.cause());
   out.created_unix_ms = plan.created_unix_ms();
   for (const v1::LayerPlacement& layer : plan.layers()) {
     const int64_t total = layer.total_neurons();
@@ -372,6 +408,8 @@ absl::StatusOr<PlacementPlan> FromProto(const v1::PlacementPlan& plan) {
   out.solver = plan.solver();
   out.objective = plan.objective();
   out.from_epoch = plan.from_epoch();
+  out.predicted_ns = plan.predicted_ns();
+  out.bound_ns = plan.bound_ns();
   return out;
 }
 

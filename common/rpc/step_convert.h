@@ -17,6 +17,8 @@ absl::StatusOr<StepResult> FromProto(const v1::StepResult& result);
 
 v1::WorkerHello ToProto(const WorkerHello& hello);
 WorkerHello FromProto(const v1::WorkerHello& hello);
+v1::KvDemand ToProto(const KvDemand& demand);
+absl::StatusOr<KvDemand> FromProto(const v1::KvDemand& demand);
 
 v1::TokenLogprobs ToProto(const TokenLogprobs& logprobs);
 

@@ -128,7 +128,7 @@ void SlotClient::Drop(uint64_t observed_sequence) {
   dropped_.fetch_add(1, std::memory_order_relaxed);
 }
 
-absl::StatusOr<ColdLayerResult> SlotClient::Accept(const ResultFields& fields) {
+absl::StatusOr<ColdLayerResult> SlotClient::Accept(const ResultFields& fields, bool was_ready) {
   switch (static_cast<WireStatus>(fields.status)) {
     case WireStatus::kDone:
       break;
@@ -158,7 +158,8 @@ absl::StatusOr<ColdLayerResult> SlotClient::Accept(const ResultFields& fields) {
   return ColdLayerResult{.partial = partial_.data(),
                          .work_hash = fields.work_hash,
                          .neurons = fields.neurons,
-                         .compute_us = fields.compute_us};
+                         .compute_us = fields.compute_us,
+                         .was_ready = was_ready};
 }
 
 absl::StatusOr<ColdLayerResult> SlotClient::Wait(TimePoint deadline) {
@@ -166,6 +167,7 @@ absl::StatusOr<ColdLayerResult> SlotClient::Wait(TimePoint deadline) {
   awaiting_ = false;
   SlotResult& result = region_.result(awaited_sequence_);
   const uint64_t before = awaited_sequence_ - static_cast<uint64_t>(geometry().shape.num_slots);
+  const bool was_ready = result.sequence.load(std::memory_order_acquire) == awaited_sequence_;
   ResultFields fields;
   const absl::Status status = bell_.Await(
       [&] {
@@ -189,7 +191,7 @@ absl::StatusOr<ColdLayerResult> SlotClient::Wait(TimePoint deadline) {
     if (absl::IsDeadlineExceeded(status)) CancelPosted();
     return status;
   }
-  return Accept(fields);
+  return Accept(fields, was_ready);
 }
 
 }  // namespace isotherm::shm

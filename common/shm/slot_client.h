@@ -70,7 +70,7 @@ class SlotClient {
   void Publish(const ColdLayerHeader& header);
   // Counts a result that is not the awaited one, once for each time it is published.
   void Drop(uint64_t observed_sequence);
-  absl::StatusOr<ColdLayerResult> Accept(const ResultFields& fields);
+  absl::StatusOr<ColdLayerResult> Accept(const ResultFields& fields, bool was_ready);
 
   ControlRegion& region_;
   Doorbell bell_;

@@ -35,6 +35,7 @@ struct ColdLayerResult {
   uint64_t work_hash = 0;
   int64_t neurons = 0;  // (row, neuron) pairs accumulated
   float compute_us = 0;
+  bool was_ready = false;  // it had come before it was waited for
 };
 
 // One post as the cpu side sees it, every number checked against the region's shape.

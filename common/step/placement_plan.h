@@ -14,7 +14,9 @@ struct LayerPlacement {
   double predicted_hit_share = 0;  // of the layer's expected activations, 0 to 1
 };
 
-enum class PlacementCause { kInitial, kBudget, kRollback };
+// kTraffic: followed the traffic by itself; kRecompute: an operator or a job asked. Stored by
+// number.
+enum class PlacementCause { kInitial, kBudget, kRollback, kTraffic, kRecompute, kImport };
 
 struct PlacementPlan {
   int64_t epoch = 0;

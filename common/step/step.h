@@ -83,6 +83,7 @@ struct LayerTiming {
   float streamed_us = 0;         // reading cold neurons over PCIe, beside gpu_us and cpu_us
   int32_t active_neurons = 0;  // of all rows' union
   int32_t hot_neurons = 0;     // of those, computed on the gpu side
+  float post_us = 0;           // handing the layer's inputs to the cpu_worker
 };
 
 struct StepResult {
@@ -102,6 +103,14 @@ struct StepResult {
   bool cpu_recomputed = false;
 };
 
+// How many KV pages would serve what runs and waits; no later step names one from `top` on, unless
+// a later hello allows it.
+struct KvDemand {
+  int32_t wanted = 0;
+  int32_t top = 0;
+  bool operator==(const KvDemand&) const = default;
+};
+
 struct WorkerHello {
   std::string instance_id;
   std::vector<int64_t> epochs;  // committed and usable, kBuiltInEpoch among them
@@ -111,6 +120,7 @@ struct WorkerHello {
   int64_t context_length = 0;
   bool peer_attached = false;
   std::string model_digest;
+  int32_t kv_pages_most = 0;  // that KvDemand can ask for; 0: kv_pages never changes
 };
 
 }  // namespace isotherm

@@ -56,16 +56,21 @@ ThreadPool::~ThreadPool() {
 
 bool ThreadPool::BindCaller() const { return cpus_.empty() || BindThisThread({cpus_[0]}); }
 
-void ThreadPool::Run(absl::FunctionRef<void(int thread_idx)> fn) { Dispatch(fn, false); }
+void ThreadPool::Run(absl::FunctionRef<void(int thread_idx)> fn) {
+  Dispatch(fn, num_threads_, false);
+}
 
-void ThreadPool::RunElastic(absl::FunctionRef<void(int thread_idx)> fn) { Dispatch(fn, true); }
+void ThreadPool::RunElastic(absl::FunctionRef<void(int thread_idx)> fn, int max_threads) {
+  Dispatch(fn, std::min(num_threads_, max_threads), true);
+}
 
-void ThreadPool::Dispatch(absl::FunctionRef<void(int)> fn, bool elastic) {
-  if (num_threads_ == 1) {
+void ThreadPool::Dispatch(absl::FunctionRef<void(int)> fn, int max_threads, bool elastic) {
+  if (max_threads <= 1) {
     fn(0);
     return;
   }
   fn_ = &fn;
+  max_threads_.store(max_threads, std::memory_order_relaxed);
   done_.store(0, std::memory_order_relaxed);
   const uint32_t generation = Generation(state_.load(std::memory_order_relaxed)) + 1;
   state_.store(generation << kGenerationShift | kOpen, std::memory_order_seq_cst);
@@ -100,6 +105,7 @@ void ThreadPool::WorkerLoop(int thread_idx) {
     seen = Generation(state);
     if (stop_.load(std::memory_order_acquire)) return;
     if ((state & kOpen) == 0) continue;
+    if (thread_idx >= max_threads_.load(std::memory_order_relaxed)) continue;
     // One addition, not a loop of compare and swap: all workers come at once. Where the section was
     // closed meanwhile the count is not looked at again; where the next one was opened, it is
     // that one which is joined.

@@ -3,6 +3,7 @@
 #include <atomic>
 #include <chrono>
 #include <cstdint>
+#include <limits>
 #include <string>
 #include <thread>
 #include <vector>
@@ -53,12 +54,13 @@ class ThreadPool {
   // Calls fn(0) on the calling thread and fn(i) on each worker that arrives before fn(0) returns;
   // then returns when those have returned. A worker whose core is taken by someone else is not
   // waited for. For work taken from a shared cursor: fn must be complete without any given thread,
-  // and must not use a Barrier.
-  void RunElastic(absl::FunctionRef<void(int thread_idx)> fn);
+  // and must not use a Barrier. Workers from `max_threads` on do not take part.
+  void RunElastic(absl::FunctionRef<void(int thread_idx)> fn,
+                  int max_threads = std::numeric_limits<int>::max());
 
  private:
   void WorkerLoop(int thread_idx);
-  void Dispatch(absl::FunctionRef<void(int)> fn, bool elastic);
+  void Dispatch(absl::FunctionRef<void(int)> fn, int max_threads, bool elastic);
   void AwaitWorkers(uint32_t joined);
 
   const int num_threads_;
@@ -71,6 +73,7 @@ class ThreadPool {
   alignas(64) std::atomic<uint32_t> state_{0};
   std::atomic<uint32_t> sleepers_{0};
   const absl::FunctionRef<void(int)>* fn_ = nullptr;  // published by state_
+  std::atomic<int> max_threads_{0};                   // likewise; a late worker may see a later one
   std::atomic<bool> stop_{false};
   alignas(64) std::atomic<uint32_t> done_{0};  // workers that left the section
   std::atomic<uint32_t> caller_sleeps_{0};

@@ -25,7 +25,8 @@ namespace isotherm::cpu {
 enum class ArenaKind { kAuto, kCopy, kMap };
 
 // Every neuron of the model as bundles in shared memory: sealed, or the model file's own. Read-only
-// once loaded, so any thread may use it.
+// once loaded, so any thread may use it. Sealed memory is checked by groups of neurons, some 256 KiB
+// of them, of each of which a digest is kept; a model file by its size and time of change.
 class Arena {
  public:
   struct LoadOptions {
@@ -57,21 +58,40 @@ class Arena {
   // Whether the memory is a model file, which a peer compares with its own.
   bool is_model_file() const { return file_.has_value(); }
 
-  // DataLoss when the layer's bytes are no longer those that were loaded. For a model file: when
-  // its size or time of change is another.
-  absl::Status CheckLayer(int64_t layer) const;
+  // Groups are numbered through all layers.
+  int64_t num_groups() const { return groups_per_layer_ * geometry_.shape.num_layers; }
+  int64_t group_bytes() const { return neurons_per_group_ * geometry_.bundle_bytes; }
+  // DataLoss when the group's bytes are no longer those that were loaded.
+  absl::Status CheckGroup(int64_t group) const;
+  // Writes what differs from `source` anew, for all who map the memory; returns how many bytes did.
+  // Readers meanwhile see each byte either as it was or as it should be. DataLoss when the source
+  // is no longer what was loaded either, as always with a mapped file; its own errors.
+  absl::StatusOr<int64_t> MendGroup(int64_t group, const BundleSource& source);
 
  private:
-  Arena(const shm::ArenaGeometry& geometry, UniqueFd fd, shm::Mapping mapping);
+  class Loader;
+  struct Extent {
+    int64_t layer = 0;
+    int64_t first_neuron = 0;
+    int64_t num_neurons = 0;
+    int64_t offset = 0;  // in the memory
+    int64_t bytes = 0;
+  };
+  Arena(const shm::ArenaGeometry& geometry, UniqueFd fd, shm::Mapping mapping,
+        int64_t neurons_per_group);
   static absl::StatusOr<std::unique_ptr<Arena>> MapModelFile(const BundleSource& source,
                                                              const LoadOptions& options);
   static absl::StatusOr<std::unique_ptr<Arena>> Copy(const BundleSource& source,
                                                      const LoadOptions& options);
+  Extent ExtentOf(int64_t group) const;
+  uint64_t DigestNow(int64_t group) const;
 
   const shm::ArenaGeometry geometry_;
   const UniqueFd fd_;
   shm::Mapping mapping_;
-  std::vector<uint64_t> digests_;  // of each layer in sealed memory
+  const int64_t neurons_per_group_;  // of a model file: a layer
+  const int64_t groups_per_layer_;
+  std::vector<uint64_t> digests_;  // of sealed memory's groups
   struct ModelFileState {
     std::string path;
     FileIdentity identity;

@@ -19,6 +19,9 @@ StepLedger::Key KeyOf(const shm::ColdLayerHeader& header) {
   return {.step_id = header.step_id, .epoch = header.epoch, .attempt = header.attempt};
 }
 
+// A step of more rows is a prompt's: its time is arithmetic rather than reading.
+constexpr int32_t kMaxTimedRows = 16;
+
 }  // namespace
 
 ColdEngine::ColdEngine(const Arena& arena, const EpochTables& epochs, StepLedger& ledger,
@@ -29,7 +32,9 @@ ColdEngine::ColdEngine(const Arena& arena, const EpochTables& epochs, StepLedger
       events_(events),
       options_(options),
       pool_({.num_threads = options.num_threads, .cpus = options.cpus, .name = "cold"}),
-      step_keys_(static_cast<size_t>(options.max_rows)) {}
+      step_keys_(static_cast<size_t>(options.max_rows)),
+      counters_(arena.geometry().shape.num_layers, arena.geometry().shape.num_neurons,
+                /*predicted=*/false) {}
 
 absl::StatusOr<std::unique_ptr<ColdEngine>> ColdEngine::Create(const Arena& arena,
                                                                const EpochTables& epochs,
@@ -93,6 +98,7 @@ shm::ColdLayerOutcome ColdEngine::Compute(
   params.partial = task.partial;
   params.hash = &hash;
   params.work_hash = &outcome.work_hash;
+  params.fired = counters_.fired(header.layer);
   params.workspace = workspace_.get();
   const absl::Status status = SparseFfn(params, pool_, [&] {
     outcome.neurons = CountsOf(*params.workspace).pairs;
@@ -106,10 +112,22 @@ shm::ColdLayerOutcome ColdEngine::Compute(
     return refuse(shm::ColdLayerStatus::kPoison);
   }
   ledger_.AddLayer(KeyOf(header), outcome.work_hash, outcome.neurons);
+  const auto bytes = static_cast<uint64_t>(CountsOf(*workspace_).BytesRead(params.bundles));
+  LayerCounters counts{.tokens = static_cast<uint64_t>(header.num_rows), .cold_bytes = bytes};
+  if (header.num_rows <= kMaxTimedRows) {
+    counts.timed_steps = 1;
+    counts.cpu_ns = static_cast<uint64_t>(outcome.compute_us * 1000.0f);
+    counts.timed_cold_bytes = bytes;
+  }
+  counters_.AddLayer(header.layer, counts);
   return outcome;
 }
 
 void ColdEngine::EndStep(const shm::ColdLayerHeader& header) {
+  {
+    absl::MutexLock lock(&mu_);
+    counters_.AddStep(header.epoch, /*decode_rows=*/0);
+  }
   events_.StepFinished(ledger_.EndStep(KeyOf(header)));
 }
 

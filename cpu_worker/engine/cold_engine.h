@@ -12,6 +12,7 @@
 #include "absl/synchronization/mutex.h"
 #include "common/kernels/sparse_ffn.h"
 #include "common/shm/slot_messages.h"
+#include "common/telemetry/counter_table.h"
 #include "common/threading/thread_pool.h"
 #include "cpu_worker/engine/arena.h"
 #include "cpu_worker/engine/epoch_tables.h"
@@ -68,6 +69,8 @@ class ColdEngine {
   }
 
   std::chrono::nanoseconds spin() const { return pool_.spin(); }
+  // What was computed so far; any thread, without waiting for a task.
+  void ReadCounters(NeuronCounters* counters) const { counters_.Read(counters); }
 
   int num_threads() const { return pool_.num_threads(); }
   int32_t max_rows() const { return options_.max_rows; }
@@ -87,6 +90,7 @@ class ColdEngine {
   const std::chrono::nanoseconds default_spin_ = pool_.spin();
   std::unique_ptr<SparseFfnWorkspace> workspace_ ABSL_GUARDED_BY(mu_);
   std::vector<uint64_t> step_keys_ ABSL_GUARDED_BY(mu_);  // [max_rows]
+  CounterTable counters_;                                 // counted by the task under way
 };
 
 }  // namespace isotherm::cpu

@@ -44,6 +44,7 @@ CpuWorker::~CpuWorker() = default;
 absl::Status CpuWorker::Load(const BundleSource& source, const std::string& model_digest,
                              const std::function<bool(double)>& progress) {
   const int threads = options_.num_threads > 0 ? options_.num_threads : DefaultThreadCount();
+  parts_.source = source;
   ISOTHERM_ASSIGN_OR_RETURN(parts_.arena,
                             Arena::Load(source, {.kind = options_.arena,
                                                  .num_threads = threads,
@@ -71,6 +72,11 @@ absl::Status CpuWorker::Load(const BundleSource& source, const std::string& mode
                                                 .cpus = options_.compute_cpus,
                                                 .max_rows = options_.max_rows,
                                                 .rule = source.rule}));
+  if (options_.scrub_bytes_per_second > 0) {
+    parts_.scrubber = std::make_unique<Scrubber>(*parts_.arena, parts_.source, events_,
+                                                 options_.on_beyond_repair);
+    parts_.scrubber->Start(options_.scrub_bytes_per_second);
+  }
   ISOTHERM_ASSIGN_OR_RETURN(
       parts_.attachments,
       AttachmentHost::Start(
@@ -105,10 +111,17 @@ CpuWorker::Description CpuWorker::Describe() const {
   description.num_layers = geometry.shape.num_layers;
   description.num_neurons = geometry.shape.num_neurons;
   description.bundle_bytes = geometry.bundle_bytes;
+  description.bundle_rows = geometry.shape.rows;
   description.threads = parts_.engine->num_threads();
   description.epochs = parts_.epochs->Committed();
   description.committed_epoch = parts_.epochs->NewestCommitted();
   return description;
+}
+
+absl::Status CpuWorker::ReadCounters(NeuronCounters* counters) {
+  ISOTHERM_ASSIGN_OR_RETURN(const Parts* loaded, parts());
+  loaded->engine->ReadCounters(counters);
+  return absl::OkStatus();
 }
 
 WorkerHello CpuWorker::Hello() const {

@@ -9,11 +9,13 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "common/telemetry/neuron_counters.h"
 #include "cpu_worker/engine/arena.h"
 #include "cpu_worker/engine/attachment_host.h"
 #include "cpu_worker/engine/bundle_source.h"
 #include "cpu_worker/engine/cold_engine.h"
 #include "cpu_worker/engine/epoch_tables.h"
+#include "cpu_worker/engine/scrubber.h"
 #include "cpu_worker/engine/step_ledger.h"
 #include "cpu_worker/engine/worker_events.h"
 
@@ -31,12 +33,16 @@ class CpuWorker {
     int32_t max_rows = 256;
     shm::WaitOptions wait;
     shm::PeerWatchOptions watch;
+    int64_t scrub_bytes_per_second = 0;  // 0: the arena is not looked through for damage
+    Scrubber::OnBeyondRepair on_beyond_repair;
   };
   // What needs the model.
   struct Parts {
+    BundleSource source;
     std::unique_ptr<Arena> arena;
     std::unique_ptr<EpochTables> epochs;
     std::unique_ptr<ColdEngine> engine;
+    std::unique_ptr<Scrubber> scrubber;
     std::unique_ptr<AttachmentHost> attachments;  // last: its thread uses the others
   };
   // For Describe.
@@ -49,6 +55,7 @@ class CpuWorker {
     int64_t arena_bytes = 0;
     int64_t huge_page_bytes = 0;  // of those, in 2 MiB pages
     int64_t num_layers = 0, num_neurons = 0, bundle_bytes = 0;
+    int32_t bundle_rows = 0;
     int32_t threads = 0;
     int32_t numa_node = 0;
     std::vector<int64_t> epochs;
@@ -67,6 +74,8 @@ class CpuWorker {
   absl::StatusOr<Parts*> parts();
 
   Description Describe() const;
+  // What was computed since the start; any thread.
+  absl::Status ReadCounters(NeuronCounters* counters);
   WorkerHello Hello() const;
   StepLedger& ledger() { return ledger_; }
   WorkerEvents& events() { return events_; }

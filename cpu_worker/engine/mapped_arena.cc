@@ -106,7 +106,8 @@ absl::StatusOr<std::unique_ptr<Arena>> Arena::MapModelFile(const BundleSource& s
     return WithExitCode(absl::DataLossError(mapping.status().message()), ExitCode::kBadData);
   }
   ISOTHERM_RETURN_IF_ERROR(mapping.status());
-  std::unique_ptr<Arena> arena(new Arena(geometry, std::move(fd), *std::move(mapping)));
+  std::unique_ptr<Arena> arena(
+      new Arena(geometry, std::move(fd), *std::move(mapping), geometry.shape.num_neurons));
   ISOTHERM_RETURN_IF_ERROR(PageToucher(arena->mapping_, options).Run());
   arena->huge_page_bytes_ = shm::HugePageBytes(arena->mapping_.data(), geometry.arena_bytes);
   arena->file_ = {.path = file.path, .identity = file.identity};

@@ -27,6 +27,7 @@ void Fill(const CpuWorker::Description& description, v1::DescribeResponse* respo
   response->set_num_layers(description.num_layers);
   response->set_num_neurons(description.num_neurons);
   response->set_bundle_bytes(description.bundle_bytes);
+  response->set_bundle_rows(description.bundle_rows);
   response->set_huge_page_bytes(description.huge_page_bytes);
 }
 

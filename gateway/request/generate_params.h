@@ -47,6 +47,7 @@ struct GenerateParams {
     std::optional<int32_t> top_logprobs;
     bool echo = false;
     bool progress = false;
+    bool layer_timings = false;
   };
   using Input = std::variant<std::monostate, std::string, ChatInput, std::vector<TokenId>>;
 

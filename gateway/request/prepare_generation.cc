@@ -54,6 +54,7 @@ absl::StatusOr<PreparedGeneration> PrepareGeneration(const GenerateParams& param
   request.num_choices = params.sampling.n.value_or(1);
   request.top_logprobs = params.output.top_logprobs.value_or(-1);
   request.exact = params.exact;
+  request.layer_timings = params.output.layer_timings;
   request.priority = params.priority;
   request.deadline = deadline;
 

@@ -16,6 +16,8 @@ class WorkerClient {
   virtual void SendStep(const StepRequest& step) = 0;
   // Ends the grant that runs and whatever is queued; steps sent later run as usual.
   virtual void Abort() = 0;
+  // gpu_worker: what KV pages are wanted; of steps sent from now on.
+  virtual void SendKvDemand(const KvDemand& demand) = 0;
 };
 
 // Inbound half. A stream begins with OnHello, which comes again whenever what it says changes, and

@@ -14,6 +14,18 @@ enum class FinishReason { kStop, kLength };
 // Whether a choice goes on after a token.
 enum class TokenVerdict { kContinue, kStopText };
 
+// Where the layers of a request's decode steps spent their time: sums in us over `layers`.
+struct LayerTimes {
+  int64_t layers = 0;
+  double attention_us = 0, predict_us = 0;
+  double hot_us = 0, cold_us = 0, streamed_us = 0;  // side by side
+  double wait_us = 0;
+  double merge_us = 0;
+  double handoff_us = 0;  // from post to cold sums, less the longer of hot and cold
+
+  void Add(const LayerTiming& timing);
+};
+
 struct GenerationStats {
   int32_t prompt_tokens = 0;
   int32_t completion_tokens = 0;  // of all choices
@@ -23,6 +35,7 @@ struct GenerationStats {
   double decode_ms = 0;
   double gpu_hit_share = 0;
   int64_t epoch = 0;  // of the last step
+  LayerTimes layers;  // when the request asked for them
 };
 
 // Where the scheduler puts one request's output. Every call comes from the scheduler's thread and

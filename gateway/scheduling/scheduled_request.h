@@ -26,6 +26,7 @@ struct GenerationRequest {
   int32_t num_choices = 1;
   int32_t top_logprobs = -1;
   bool exact = false;
+  bool layer_timings = false;
   int32_t priority = 0;  // lower runs first
   Clock::TimePoint deadline = Clock::TimePoint::max();
 };
@@ -70,6 +71,7 @@ struct ScheduledRequest {
   int64_t active_neurons = 0;
   int64_t hot_neurons = 0;
   int64_t epoch = 0;
+  LayerTimes layer_times;
 
   int32_t num_choices() const { return static_cast<int32_t>(sequences.size()); }
   bool any_token_released() const {

@@ -33,7 +33,7 @@ absl::Status Scheduler::Resolve(const GenerationRequest& request, int32_t& max_t
   const int64_t prompt = static_cast<int64_t>(request.prompt.size());
   const int64_t context = gpu_hello_->context_length;
   // Each choice needs pages of its own, all at once in the worst case.
-  const int64_t kv = int64_t{pages_.total() / request.num_choices} * gpu_hello_->page_size;
+  const int64_t kv = int64_t{pages_.most() / request.num_choices} * gpu_hello_->page_size;
   const int64_t room = std::min(context, kv) - prompt;
   const int64_t wanted = request.max_tokens.value_or(
       static_cast<int32_t>(std::clamp<int64_t>(room, 1, std::numeric_limits<int32_t>::max())));
@@ -162,6 +162,7 @@ void Scheduler::Finish(ScheduledRequest& request, const absl::Status& status) {
                                                          static_cast<double>(request.active_neurons)
                                                    : 0;
   stats.epoch = request.epoch;
+  stats.layers = request.layer_times;
   std::erase(running_, &request);
   waiting_.erase({request.params.priority, request.arrival, request.handle});
   by_id_.erase(request.params.request_id);

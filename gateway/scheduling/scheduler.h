@@ -98,7 +98,7 @@ class Scheduler : public WorkerEvents, public PlacementEvents {
   SchedulerState state() const;
 
  private:
-  enum class FaultKind { kStep, kWrongHash, kEpoch, kHashLost };
+  enum class FaultKind { kStep, kWrongHash, kEpoch, kHashLost, kDamagedWeights };
   using WaitingKey = std::tuple<int32_t, uint64_t, RequestHandle>;  // priority, arrival
   struct SequenceRef {
     ScheduledRequest* request = nullptr;
@@ -117,6 +117,8 @@ class Scheduler : public WorkerEvents, public PlacementEvents {
 
   // scheduler_steps.cc: what runs next
   void Pump();
+  // What KV pages all of this takes, to a worker that can lend some.
+  void TellKvDemand();
   bool WantsStep() const;
   bool HeldBack() const;
   bool SendStep();
@@ -134,10 +136,12 @@ class Scheduler : public WorkerEvents, public PlacementEvents {
   void AddRow(SequenceRef ref, int32_t num_tokens, StepRequest& step, SentStep& sent);
   void AddGrant(StepRequest& step, SentStep& sent);
   void AddTables(StepRequest& step, const SentStep& sent);
+  void AddLayers(StepRequest& step, const SentStep& sent) const;
 
   // scheduler_results.cc: what came back
   void OnGpuResult(StepResult result);
   void OnCpuResult(const StepResult& result);
+  void OnDamagedWeights();
   void ReleaseVerified();
   void Apply(ArrivedStep step);
   void ApplyRow(SequenceRef ref, const RowResult& row);
@@ -162,6 +166,7 @@ class Scheduler : public WorkerEvents, public PlacementEvents {
   absl::flat_hash_map<SequenceId, SequenceRef> by_wire_;
   std::vector<SequenceId> pending_releases_;
   PagePool pages_;
+  KvDemand kv_demand_;  // told last
   StepLedger ledger_;
   EpochSelector epochs_;
 

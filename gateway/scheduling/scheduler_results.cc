@@ -16,9 +16,11 @@ constexpr int32_t kMaxFreeRetries = 16;
 constexpr int32_t kMaxKvPages = 1 << 24;
 
 bool IsUsable(const WorkerHello& hello) {
-  return hello.kv_pages > 0 && hello.kv_pages <= kMaxKvPages && hello.page_size > 0 &&
-         hello.page_size <= 4096 && hello.max_rows > 0 && hello.context_length > 0 &&
-         !hello.instance_id.empty();
+  return hello.kv_pages > 0 && hello.kv_pages <= kMaxKvPages &&
+         (hello.kv_pages_most == 0 ||
+          (hello.kv_pages_most >= hello.kv_pages && hello.kv_pages_most <= kMaxKvPages)) &&
+         hello.page_size > 0 && hello.page_size <= 4096 && hello.max_rows > 0 &&
+         hello.context_length > 0 && !hello.instance_id.empty();
 }
 
 absl::Status StepFailed() {
@@ -32,6 +34,22 @@ absl::Status Internal(absl::string_view message) {
 }
 
 }  // namespace
+
+void LayerTimes::Add(const LayerTiming& timing) {
+  const auto us = [](float value) { return static_cast<double>(value); };
+  ++layers;
+  attention_us += us(timing.attention_us);
+  predict_us += us(timing.predict_us);
+  hot_us += us(timing.gpu_us);
+  cold_us += us(timing.cpu_us);
+  streamed_us += us(timing.streamed_us);
+  wait_us += us(timing.wait_us);
+  merge_us += us(timing.merge_us);
+  if (timing.wait_us <= 0) return;  // nothing was handed over
+  const double own_us = std::max(us(timing.gpu_us), us(timing.streamed_us));
+  handoff_us += std::max(
+      0.0, us(timing.post_us) + own_us + us(timing.wait_us) - std::max(own_us, us(timing.cpu_us)));
+}
 
 void Scheduler::OnHello(WorkerKind kind, WorkerHello hello) {
   if (kind == WorkerKind::kCpu) {
@@ -52,7 +70,8 @@ void Scheduler::OnHello(WorkerKind kind, WorkerHello hello) {
     if (!gpu_hello_.has_value()) {
       SPDLOG_INFO("gpu_worker attached: {} KV pages of {}, context {}, {} rows a step",
                   hello.kv_pages, hello.page_size, hello.context_length, hello.max_rows);
-      pages_ = PagePool(hello.kv_pages);
+      pages_ = PagePool(std::max(hello.kv_pages, hello.kv_pages_most), hello.kv_pages);
+      kv_demand_ = KvDemand();
       gpu_hello_ = std::move(hello);
       // What waits was sized for the worker before; a smaller one may not do.
       std::vector<std::pair<ScheduledRequest*, absl::Status>> too_long;
@@ -67,6 +86,11 @@ void Scheduler::OnHello(WorkerKind kind, WorkerHello hello) {
       }
       for (const auto& [request, status] : too_long) Finish(*request, status);
     } else {
+      if (hello.kv_pages != gpu_hello_->kv_pages) {
+        SPDLOG_INFO("the gpu_worker has {} KV pages now", hello.kv_pages);
+        gpu_hello_->kv_pages = hello.kv_pages;
+        pages_.SetLimit(hello.kv_pages);
+      }
       gpu_hello_->epochs = std::move(hello.epochs);
       gpu_hello_->peer_attached = hello.peer_attached;
     }
@@ -127,9 +151,19 @@ void Scheduler::OnCpuResult(const StepResult& result) {
   }
   // Without its hash the step is never released, so an error that is no refusal needs nothing more.
   const auto code = static_cast<absl::StatusCode>(result.error_code);
+  if (code == absl::StatusCode::kDataLoss) return OnDamagedWeights();
   if (code != absl::StatusCode::kAborted || !ledger_.IsOutstanding(result.step_id)) return;
   epochs_.OnRefused(result.epoch);
   FailStep(FaultKind::kEpoch, {}, absl::AbortedError("the cpu_worker refused a step's epoch"));
+}
+
+// Weights were damaged since nobody knows when, and are mended: what was sent may be wrong.
+void Scheduler::OnDamagedWeights() {
+  const absl::Status why = absl::DataLossError("weights of the cpu_worker were damaged");
+  FailStep(FaultKind::kDamagedWeights, {}, why);
+  const std::vector<ScheduledRequest*> running = running_;
+  for (ScheduledRequest* request : running)
+    RestartAfterFault(*request, FaultKind::kDamagedWeights, false, why);
 }
 
 void Scheduler::OnGpuResult(StepResult result) {
@@ -213,6 +247,10 @@ void Scheduler::Apply(ArrivedStep step) {
       ref->request->active_neurons += step.result.active_neurons;
       ref->request->hot_neurons += step.result.hot_neurons;
       ref->request->epoch = step.result.epoch;
+      // Of the first token on: a prompt's steps have their own proportions.
+      if (ref->request->params.layer_timings && ref->request->first_token.has_value()) {
+        for (const LayerTiming& timing : step.result.timings) ref->request->layer_times.Add(timing);
+      }
     }
     const int64_t total = ref->request->prompt_len();
     const int64_t done = std::min(total, ref->sequence().arrived_len);
@@ -325,6 +363,14 @@ void Scheduler::RestartAfterFault(ScheduledRequest& request, FaultKind kind, boo
                                                          "or doubled, twice; it was given up"),
                                      {.reason = "INTERNAL"}));
         }
+      }
+      break;
+    case FaultKind::kDamagedWeights:
+      if (request.any_token_released()) {
+        return Finish(request, WithErrorReason(absl::DataLossError(
+                                                   "memory was damaged while this was computed, "
+                                                   "and has been mended; ask again"),
+                                               {.reason = "INTERNAL"}));
       }
       break;
     case FaultKind::kEpoch:

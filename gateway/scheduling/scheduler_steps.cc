@@ -12,6 +12,8 @@ namespace isotherm {
 namespace {
 
 constexpr size_t kMaxInFlight = 2;
+// Pages that a sequence is expected to need before more could be lent: a second or two of tokens.
+constexpr int64_t kPagesAhead = 4;
 
 }  // namespace
 
@@ -45,6 +47,36 @@ void Scheduler::Pump() {
   while (ledger_.in_flight().size() < kMaxInFlight && !HeldBack() && WantsStep()) {
     if (!SendStep()) break;
   }
+  TellKvDemand();
+}
+
+void Scheduler::TellKvDemand() {
+  if (gpu_hello_->kv_pages_most == 0) return;
+  const int64_t page_size = gpu_hello_->page_size;
+  int64_t wanted = 0;
+  for (const ScheduledRequest* request : running_) {
+    const int64_t most = CeilDiv(request->prompt_len() + request->max_tokens, page_size);
+    for (const Sequence& sequence : request->sequences) {
+      if (sequence.done) continue;
+      const auto held = static_cast<int64_t>(sequence.pages.size());
+      wanted += std::max(held, std::min(most, held + kPagesAhead));
+    }
+  }
+  int32_t places = std::min(options_.max_sequences, gpu_hello_->max_rows) - num_running_sequences();
+  for (const WaitingKey& key : waiting_) {
+    const ScheduledRequest& request = *requests_.at(std::get<RequestHandle>(key));
+    if (places < request.num_choices() && wanted > 0) break;
+    places -= request.num_choices();
+    for (const Sequence& sequence : request.sequences) {
+      const auto tokens = static_cast<int64_t>(sequence.tokens.size());
+      wanted += CeilDiv<int64_t>(tokens + 1, page_size) + 1;
+    }
+  }
+  const KvDemand demand{.wanted = static_cast<int32_t>(std::min<int64_t>(wanted, pages_.most())),
+                        .top = pages_.top()};
+  if (demand == kv_demand_) return;
+  kv_demand_ = demand;
+  gpu_.SendKvDemand(demand);
 }
 
 bool Scheduler::Fits(const ScheduledRequest& request) const {
@@ -134,9 +166,7 @@ bool Scheduler::SendStep() {
   step.release_sequences = sent.releases = std::exchange(pending_releases_, {});
   if (step.rows.empty() && step.release_sequences.empty() && !batch_changed_) return false;
   batch_changed_ = false;
-  if (cpu_stream_missing_since_.has_value() && options_.num_layers > 0) {
-    step.layers = {{.first = 0, .last = options_.num_layers, .mode = LayerMode::kGpuOnly}};
-  }
+  AddLayers(step, sent);
   ledger_.Add(std::move(sent));
   if (cpu_stream_up_) {
     StepRequest half = step;
@@ -274,6 +304,19 @@ void Scheduler::AddTables(StepRequest& step, const SentStep& sent) {
     sampling.params.seed = DeriveSeed(params.sampling.seed, ref.choice);
     step.sampling.push_back(std::move(sampling));
   }
+}
+
+void Scheduler::AddLayers(StepRequest& step, const SentStep& sent) const {
+  if (options_.num_layers <= 0) return;
+  const bool gpu_only = cpu_stream_missing_since_.has_value();
+  const bool trace = std::any_of(sent.rows.begin(), sent.rows.end(), [this](const SentRow& row) {
+    return FindWire(row.wire_id)->request->params.layer_timings;
+  });
+  if (!gpu_only && !trace) return;
+  step.layers = {{.first = 0,
+                  .last = options_.num_layers,
+                  .mode = gpu_only ? LayerMode::kGpuOnly : LayerMode::kHybrid,
+                  .trace = trace}};
 }
 
 }  // namespace isotherm

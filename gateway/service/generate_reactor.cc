@@ -47,13 +47,21 @@ int64_t RandomSeed() {
 }  // namespace
 
 GenerateReactor::GenerateReactor(grpc::CallbackServerContext& context, const ModelSlot& models,
-                                 SchedulerThread& scheduler, const GenerateLimits& limits)
-    : context_(context), models_(models), scheduler_(scheduler), limits_(limits) {}
+                                 SchedulerThread& scheduler, const GenerateLimits& limits,
+                                 std::atomic<int64_t>& open_answers)
+    : context_(context),
+      models_(models),
+      scheduler_(scheduler),
+      limits_(limits),
+      open_answers_(open_answers) {
+  ++open_answers_;
+}
 
 GenerateReactor* GenerateReactor::Start(grpc::CallbackServerContext& context, GenerateParams params,
                                         const ModelSlot& models, SchedulerThread& scheduler,
-                                        const GenerateLimits& limits) {
-  auto* reactor = new GenerateReactor(context, models, scheduler, limits);
+                                        const GenerateLimits& limits,
+                                        std::atomic<int64_t>& open_answers) {
+  auto* reactor = new GenerateReactor(context, models, scheduler, limits, open_answers);
   reactor->Begin(std::move(params));
   return reactor;
 }
@@ -148,6 +156,7 @@ void GenerateReactor::OnDone() {
     absl::MutexLock lock(&mu_);
     done_ = true;
   }
+  --open_answers_;
   linger_.Cancel();
   Unref();
 }

@@ -32,7 +32,7 @@ class GenerateReactor : public grpc::ServerWriteReactor<v1::GenerateResponse> {
  public:
   static GenerateReactor* Start(grpc::CallbackServerContext& context, GenerateParams params,
                                 const ModelSlot& models, SchedulerThread& scheduler,
-                                const GenerateLimits& limits);
+                                const GenerateLimits& limits, std::atomic<int64_t>& open_answers);
 
   void OnWriteDone(bool ok) override;
   void OnCancel() override;
@@ -40,7 +40,8 @@ class GenerateReactor : public grpc::ServerWriteReactor<v1::GenerateResponse> {
 
  private:
   GenerateReactor(grpc::CallbackServerContext& context, const ModelSlot& models,
-                  SchedulerThread& scheduler, const GenerateLimits& limits);
+                  SchedulerThread& scheduler, const GenerateLimits& limits,
+                  std::atomic<int64_t>& open_answers);
   ~GenerateReactor() override = default;
   void Begin(GenerateParams params);
   // The scheduler is done with the request, the reader perhaps not.
@@ -54,6 +55,7 @@ class GenerateReactor : public grpc::ServerWriteReactor<v1::GenerateResponse> {
   const ModelSlot& models_;
   SchedulerThread& scheduler_;
   const GenerateLimits limits_;
+  std::atomic<int64_t>& open_answers_;  // outlives the server
   std::string request_id_;
   std::shared_ptr<const TextModel> model_;
   std::optional<OutputQueue> queue_;

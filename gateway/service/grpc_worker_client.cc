@@ -113,6 +113,13 @@ void GrpcWorkerClient::SendStep(const StepRequest& step) {
   current_->Send(std::move(request));
 }
 
+void GrpcWorkerClient::SendKvDemand(const KvDemand& demand) {
+  if (current_ == nullptr) return;
+  v1::ExecuteRequest request;
+  *request.mutable_kv_demand() = rpc::ToProto(demand);
+  current_->Send(std::move(request));
+}
+
 void GrpcWorkerClient::Abort() {
   if (current_ == nullptr) return;
   v1::ExecuteRequest request;

@@ -28,6 +28,7 @@ class GrpcWorkerClient : public WorkerClient {
 
   void SendStep(const StepRequest& step) override;
   void Abort() override;
+  void SendKvDemand(const KvDemand& demand) override;
 
  private:
   void Loop(SchedulerThread& scheduler);

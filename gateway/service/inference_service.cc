@@ -66,7 +66,8 @@ InferenceService::InferenceService(const GenerateLimits& limits, const ModelSlot
 
 grpc::ServerWriteReactor<v1::GenerateResponse>* InferenceService::Generate(
     grpc::CallbackServerContext* context, const v1::GenerateRequest* request) {
-  return GenerateReactor::Start(*context, FromProto(*request), models_, scheduler_, limits_);
+  return GenerateReactor::Start(*context, FromProto(*request), models_, scheduler_, limits_,
+                                open_answers_);
 }
 
 grpc::ServerUnaryReactor* InferenceService::Abort(grpc::CallbackServerContext* context,

@@ -1,5 +1,7 @@
 #pragma once
 
+#include <atomic>
+#include <cstdint>
 #include <functional>
 
 #include "gateway/scheduling/scheduler_thread.h"
@@ -31,11 +33,15 @@ class InferenceService : public v1::InferenceService::CallbackService {
                                       const v1::ModelInfoRequest* request,
                                       v1::ModelInfoResponse* response) override;
 
+  // Generate calls that gRPC is not done with: also of readers that are slow with a complete answer.
+  int64_t open_answers() const { return open_answers_.load(); }
+
  private:
   const GenerateLimits limits_;
   const ModelSlot& models_;
   SchedulerThread& scheduler_;
   const std::function<bool()> placement_connected_;
+  std::atomic<int64_t> open_answers_{0};
 };
 
 }  // namespace isotherm

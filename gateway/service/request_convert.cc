@@ -43,6 +43,22 @@ GenerateParams::Output FromProto(const v1::OutputParams& in) {
   out.top_logprobs = If(in.has_top_logprobs(), in.top_logprobs());
   out.echo = in.echo();
   out.progress = in.progress();
+  out.layer_timings = in.layer_timings();
+  return out;
+}
+
+v1::LayerTimings ToProto(const LayerTimes& times) {
+  v1::LayerTimings out;
+  const auto mean = [&times](double sum) { return sum / static_cast<double>(times.layers); };
+  out.set_layers(times.layers);
+  out.set_attention_us(mean(times.attention_us));
+  out.set_predict_us(mean(times.predict_us));
+  out.set_hot_us(mean(times.hot_us));
+  out.set_cold_us(mean(times.cold_us));
+  out.set_streamed_us(mean(times.streamed_us));
+  out.set_wait_us(mean(times.wait_us));
+  out.set_merge_us(mean(times.merge_us));
+  out.set_handoff_us(mean(times.handoff_us));
   return out;
 }
 
@@ -124,6 +140,7 @@ v1::GenerateResponse ToProto(const OutputEvent& event, const std::string& reques
     timings.set_time_to_first_token_ms(stats.time_to_first_token_ms);
     timings.set_decode_ms(stats.decode_ms);
     timings.set_gpu_hit_share(stats.gpu_hit_share);
+    if (stats.layers.layers > 0) *timings.mutable_layers() = ToProto(stats.layers);
     to.set_epoch(stats.epoch);
   }
   return out;

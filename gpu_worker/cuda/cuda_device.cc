@@ -329,6 +329,7 @@ DeviceInfo CudaDevice::Describe() const {
       .threads = 0,
       .hot_capacity_bytes = hot_pool_->capacity_bytes(),
       .hot_free_bytes = std::max<int64_t>(0, hot_pool_->capacity_bytes() - hot_pool_->used_bytes()),
+      .hot_spare_bytes = hot_pool_->spare_bytes(),
       .kv_pages = options_.kv_pages,
       .max_rows = options_.max_rows,
       .rings_by_itself = true,

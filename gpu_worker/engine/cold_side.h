@@ -36,6 +36,7 @@ struct ColdResult {
   uint64_t work_hash = 0;
   int64_t neurons = 0;
   float compute_us = 0;
+  bool was_ready = false;  // it had come before it was waited for
 };
 
 // The cpu_worker as the gpu_worker's device sees it: shared-memory slots or a gRPC stream. Used by

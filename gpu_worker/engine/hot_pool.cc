@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <bit>
+#include <functional>
+#include <numeric>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -15,12 +17,12 @@ HotPool::HotPool(const BundleLayout& layout, int64_t capacity_slots, int64_t phy
     : layout_(layout),
       capacity_slots_(
           std::clamp<int64_t>(capacity_slots, 0, layout.num_neurons * layout.num_layers)),
-      physical_slots_(std::clamp<int64_t>(physical_slots, capacity_slots_,
+      physical_slots_(std::clamp<int64_t>(physical_slots, capacity_slots_.load(),
                                           layout.num_neurons * layout.num_layers)) {
-  slots_.resize(static_cast<size_t>(layout.num_neurons * layout.num_layers));
-  free_.reserve(static_cast<size_t>(physical_slots_));
-  for (int64_t slot = physical_slots_; slot > 0; --slot)
-    free_.push_back(static_cast<int32_t>(slot - 1));
+  slot_of_.assign(static_cast<size_t>(layout.num_neurons * layout.num_layers), -1);
+  users_.assign(static_cast<size_t>(physical_slots_), 0);
+  free_.resize(static_cast<size_t>(physical_slots_));
+  std::iota(free_.begin(), free_.end(), 0);  // ascending is a heap
   epochs_[kBuiltInEpoch] = EmptyTables(layout, kBuiltInEpoch);
 }
 
@@ -49,18 +51,44 @@ int64_t HotPool::used_bytes() const {
   return (physical_slots_ - static_cast<int64_t>(free_.size())) * layout_.bundle_bytes;
 }
 
+// The lowest free slot, for the neuron; there is one.
+int32_t HotPool::Take(int64_t key) {
+  std::pop_heap(free_.begin(), free_.end(), std::greater<>());
+  const int32_t slot = free_.back();
+  free_.pop_back();
+  slot_of_[static_cast<size_t>(key)] = slot;
+  users_[static_cast<size_t>(slot)] = 1;
+  return slot;
+}
+
 void HotPool::Release(const EpochTables& tables) {
   for (size_t l = 0; l < tables.layers.size(); ++l) {
     for (size_t n = 0; n < tables.layers[l].slot_of.size(); ++n) {
-      if (tables.layers[l].slot_of[n] < 0) continue;
-      Slot& slot =
-          slots_[static_cast<size_t>(Key(static_cast<int64_t>(l), static_cast<int64_t>(n)))];
-      if (--slot.users == 0) {
-        free_.push_back(slot.slot);
-        slot.slot = -1;
-      }
+      const int32_t slot = tables.layers[l].slot_of[n];
+      if (slot < 0 || --users_[static_cast<size_t>(slot)] > 0) continue;
+      int32_t& known =
+          slot_of_[static_cast<size_t>(Key(static_cast<int64_t>(l), static_cast<int64_t>(n)))];
+      if (known == slot) known = -1;
+      if (on_freed_) on_freed_(slot);
+      free_.push_back(slot);
+      std::push_heap(free_.begin(), free_.end(), std::greater<>());
     }
   }
+}
+
+int64_t HotPool::SlotsUpToLast() const {
+  int64_t slots = physical_slots_;
+  while (slots > 0 && users_[static_cast<size_t>(slots - 1)] == 0) --slots;
+  return slots;
+}
+
+void HotPool::SetCapacity(int64_t slots) {
+  capacity_slots_.store(std::clamp<int64_t>(slots, 0, physical_slots_));
+}
+
+int64_t HotPool::extent_bytes() const {
+  std::lock_guard lock(mu_);
+  return SlotsUpToLast() * layout_.bundle_bytes;
 }
 
 void HotPool::FreeUnpinned() {
@@ -73,7 +101,7 @@ void HotPool::FreeUnpinned() {
 
 absl::Status HotPool::Prepare(const PlacementPlan& plan, const CopyBundle& copy,
                               const std::function<void(int64_t, int64_t)>& progress,
-                              const Publish& publish) {
+                              const Publish& publish, const CheckBundle& check) {
   std::lock_guard preparing(prepare_mu_);
   if (Find(plan.epoch) != nullptr) return absl::OkStatus();
   if (static_cast<int64_t>(plan.layers.size()) != layout_.num_layers) {
@@ -103,7 +131,7 @@ absl::Status HotPool::Prepare(const PlacementPlan& plan, const CopyBundle& copy,
     }
     wanted += hot;
   }
-  if (wanted > capacity_slots_) {
+  if (wanted > capacity_slots_.load()) {
     return absl::ResourceExhaustedError(
         absl::StrCat("the plan needs ", FormatBytes(wanted * layout_.bundle_bytes),
                      " of hot pool, it has ", FormatBytes(capacity_bytes()),
@@ -122,7 +150,7 @@ absl::Status HotPool::Prepare(const PlacementPlan& plan, const CopyBundle& copy,
     for (size_t l = 0; l < plan.layers.size(); ++l) {
       for (int64_t n = 0; n < layout_.num_neurons; ++n) {
         if ((plan.layers[l].hot[static_cast<size_t>(n / 64)] >> (n % 64) & 1) == 0) continue;
-        missing += slots_[static_cast<size_t>(Key(static_cast<int64_t>(l), n))].users == 0 ? 1 : 0;
+        missing += slot_of_[static_cast<size_t>(Key(static_cast<int64_t>(l), n))] < 0 ? 1 : 0;
       }
     }
     if (missing > static_cast<int64_t>(free_.size())) {
@@ -137,13 +165,15 @@ absl::Status HotPool::Prepare(const PlacementPlan& plan, const CopyBundle& copy,
       for (size_t w = 0; w < layer.hot.size(); ++w) layer.cold[w] &= ~layer.hot[w];
       for (int64_t n = 0; n < layout_.num_neurons; ++n) {
         if ((layer.hot[static_cast<size_t>(n / 64)] >> (n % 64) & 1) == 0) continue;
-        Slot& slot = slots_[static_cast<size_t>(Key(static_cast<int64_t>(l), n))];
-        if (slot.users++ == 0) {
-          slot.slot = free_.back();
-          free_.pop_back();
-          copies.push_back({static_cast<int64_t>(l), n, slot.slot});
+        const int64_t key = Key(static_cast<int64_t>(l), n);
+        int32_t slot = slot_of_[static_cast<size_t>(key)];
+        if (slot >= 0) {
+          ++users_[static_cast<size_t>(slot)];
+        } else {
+          slot = Take(key);
+          copies.push_back({static_cast<int64_t>(l), n, slot});
         }
-        layer.slot_of[static_cast<size_t>(n)] = slot.slot;
+        layer.slot_of[static_cast<size_t>(n)] = slot;
       }
     }
   }
@@ -155,8 +185,17 @@ absl::Status HotPool::Prepare(const PlacementPlan& plan, const CopyBundle& copy,
     return status;
   };
   for (const Copy& item : copies) {
-    if (absl::Status status = copy(item.layer, item.neuron, item.slot); !status.ok())
-      return undo(std::move(status));
+    bool good = false;
+    for (int attempt = 0; attempt < kCopyAttempts && !good; ++attempt) {
+      if (absl::Status status = copy(item.layer, item.neuron, item.slot); !status.ok())
+        return undo(std::move(status));
+      good = !check || check(item.layer, item.neuron, item.slot);
+    }
+    if (!good) {
+      return undo(absl::DataLossError(
+          absl::StrCat("neuron ", item.neuron, " of layer ", item.layer, " was copied ",
+                       kCopyAttempts, " times and never whole; check the machine's memory")));
+    }
     done += layout_.bundle_bytes;
     if (progress && (done % (layout_.bundle_bytes * 64) == 0 || done == total))
       progress(done, total);
@@ -180,6 +219,71 @@ absl::Status HotPool::Retire(int64_t epoch) {
   epochs_.erase(it);
   FreeUnpinned();
   return absl::OkStatus();
+}
+
+absl::Status HotPool::Compact(const MoveBundle& move, const Publish& publish) {
+  // Holes of less than an eighth fill up again by themselves, as low slots are taken first.
+  constexpr int64_t kWorthwhile = 8;
+  std::lock_guard preparing(prepare_mu_);
+  std::shared_ptr<EpochTables> tables;
+  std::vector<std::pair<int32_t, int32_t>> moves;  // from, to
+  {
+    std::lock_guard lock(mu_);
+    FreeUnpinned();
+    const int64_t end = SlotsUpToLast();
+    const int64_t used = physical_slots_ - static_cast<int64_t>(free_.size());
+    if (epochs_.size() != 2 || !retired_.empty() || (end - used) * kWorthwhile <= end)
+      return absl::OkStatus();
+    tables = std::make_shared<EpochTables>(*epochs_.rbegin()->second);
+    for (size_t l = 0; l < tables->layers.size(); ++l) {
+      std::vector<int32_t>& slots = tables->layers[l].slot_of;
+      for (size_t n = 0; n < slots.size(); ++n) {
+        if (slots[n] < 0) continue;
+        if (slots[n] < used) {
+          ++users_[static_cast<size_t>(slots[n])];
+          continue;
+        }
+        const int32_t from = slots[n];
+        slots[n] = Take(Key(static_cast<int64_t>(l), static_cast<int64_t>(n)));
+        moves.emplace_back(from, slots[n]);
+      }
+    }
+  }
+  absl::Status status;
+  for (size_t i = 0; i < moves.size() && status.ok(); ++i)
+    status = move(moves[i].first, moves[i].second);
+  if (status.ok() && publish) status = publish(tables);
+  std::lock_guard lock(mu_);
+  std::shared_ptr<const EpochTables>& current = epochs_.rbegin()->second;
+  if (!status.ok()) {
+    Release(*tables);
+    for (size_t l = 0; l < current->layers.size(); ++l) {
+      const std::vector<int32_t>& slots = current->layers[l].slot_of;
+      for (size_t n = 0; n < slots.size(); ++n) {
+        if (slots[n] < 0) continue;
+        slot_of_[static_cast<size_t>(Key(static_cast<int64_t>(l), static_cast<int64_t>(n)))] =
+            slots[n];
+      }
+    }
+    return status;
+  }
+  retired_.push_back(std::exchange(current, std::move(tables)));
+  FreeUnpinned();
+  return absl::OkStatus();
+}
+
+bool HotPool::Trim(const std::function<void(int64_t)>& trim) {
+  std::unique_lock preparing(prepare_mu_, std::try_to_lock);
+  if (!preparing.owns_lock()) return false;
+  int64_t slots = 0;
+  {
+    std::lock_guard lock(mu_);
+    FreeUnpinned();
+    slots = SlotsUpToLast();
+  }
+  trim(slots);
+  std::lock_guard lock(mu_);
+  return retired_.empty();
 }
 
 }  // namespace isotherm::gpu

@@ -9,6 +9,7 @@
 #include "common/shm/peer_watch.h"
 #include "common/shm/slot_client.h"
 #include "gpu_worker/engine/cold_attachment.h"
+#include "gpu_worker/engine/slot_cold_link.h"
 #include "models/bundle_layout.h"
 #include "models/model_file.h"
 
@@ -24,7 +25,7 @@ struct ShmHandshake {
 
 // The co-located cpu_worker: layer slots in shared memory and the mapped arena. Every size is
 // checked against our own model before anything is mapped.
-class ShmColdAttachment final : public ColdAttachment, private ColdLink, private NeuronStore {
+class ShmColdAttachment final : public ColdAttachment, private NeuronStore {
  public:
   // FailedPrecondition when seals, sizes or headers are not as expected, or the arena is a model
   // file and not the very file that `model` was opened from, unchanged.
@@ -33,7 +34,7 @@ class ShmColdAttachment final : public ColdAttachment, private ColdLink, private
                                                                    const ModelFile& model);
   ~ShmColdAttachment() override;
 
-  ColdLink& link() override { return *this; }
+  ColdLink& link() override { return link_; }
   const NeuronStore* arena() const override { return this; }
 
  private:
@@ -41,24 +42,17 @@ class ShmColdAttachment final : public ColdAttachment, private ColdLink, private
                     shm::Mapping arena, std::unique_ptr<shm::ControlRegion> region,
                     std::unique_ptr<shm::SlotClient> client, UniqueFd connection);
 
-  bool alive() const override { return !client_->aborted(); }
-  uint64_t hash_nonce() const override { return client_->hash_nonce(); }
-  absl::Status Post(const ColdLayer& layer) override;
-  absl::StatusOr<ColdResult> Wait(TimePoint deadline) override;
-  absl::Status EndOfStep(int64_t step_id, int64_t epoch, int32_t attempt,
-                         TimePoint deadline) override;
-  shm::SlotClient* slots() override { return client_.get(); }
   BundleView Layer(int64_t layer) const override;
   std::span<const std::byte> mapping() const override {
     return {arena_.data(), static_cast<size_t>(geometry_.arena_bytes)};
   }
-  absl::Status Checked(absl::Status status);
 
   const BundleLayout layout_;
   const shm::ArenaGeometry geometry_;
   const shm::Mapping arena_;
   const std::unique_ptr<shm::ControlRegion> region_;
   const std::unique_ptr<shm::SlotClient> client_;
+  SlotColdLink link_;
   std::unique_ptr<shm::PeerWatch> watch_;  // last: joined before the client goes
 };
 

@@ -8,11 +8,16 @@
 #include "absl/container/flat_hash_map.h"
 #include "absl/strings/str_cat.h"
 #include "common/base/status_macros.h"
+#include "gpu_worker/engine/move_pacer.h"
 
 namespace isotherm::gpu {
 
 StepEngine::StepEngine(Device& device, const StepEngineOptions& options)
     : device_(device), options_(options), sequences_(device.Describe().kv_pages) {
+  if (options_.kv_lease.has_value()) {
+    lease_.emplace(*options_.kv_lease);
+    device_.SetShares(lease_->hot_capacity_bytes(), lease_->pages_taken());
+  }
   thread_ = std::thread([this] {
     ::pthread_setname_np(::pthread_self(), "step-engine");
     Loop();
@@ -33,12 +38,13 @@ WorkerHello StepEngine::HelloLocked() const {
   const DeviceInfo info = device_.Describe();
   return {.instance_id = options_.instance_id,
           .epochs = {committed_.begin(), committed_.end()},
-          .kv_pages = info.kv_pages,
+          .kv_pages = lease_.has_value() ? lease_->pages() : info.kv_pages,
           .page_size = kPageSize,
           .max_rows = info.max_rows,
           .context_length = options_.context_length,
           .peer_attached = PeerAliveLocked(),
-          .model_digest = options_.model_digest};
+          .model_digest = options_.model_digest,
+          .kv_pages_most = lease_.has_value() ? lease_->most_pages() : 0};
 }
 
 WorkerHello StepEngine::Hello() const {
@@ -79,6 +85,7 @@ int64_t StepEngine::Connect(std::shared_ptr<StepSink> sink) {
   std::lock_guard lock(mu_);
   ++connection_;
   queue_.clear();
+  DropDemandLocked();
   abort_ = running_;
   sink_ = std::move(sink);
   greeted_ = false;
@@ -92,6 +99,7 @@ void StepEngine::Disconnect(int64_t connection) {
   ++connection_;
   sink_ = nullptr;
   queue_.clear();
+  DropDemandLocked();
   abort_ = running_;
   changed_.notify_all();
 }
@@ -112,16 +120,46 @@ void StepEngine::Abort(int64_t connection) {
   std::lock_guard lock(mu_);
   if (connection != connection_) return;
   queue_.clear();
+  demand_after_ = std::min<size_t>(demand_after_, running_ ? 1 : 0);
   abort_ = running_;
   changed_.notify_all();
+}
+
+void StepEngine::SetKvDemand(int64_t connection, const KvDemand& demand) {
+  std::lock_guard lock(mu_);
+  if (connection != connection_ || !lease_.has_value()) return;
+  demand_ = demand;
+  demand_after_ = queue_.size() + (running_ ? 1 : 0);
+  changed_.notify_all();
+}
+
+// The gateway is another one, or none: it names no page yet.
+void StepEngine::DropDemandLocked() {
+  demand_ = KvDemand();
+  demand_after_ = running_ ? 1 : 0;
+}
+
+void StepEngine::UpdateLeaseLocked() {
+  if (!lease_.has_value()) return;
+  const auto shares = [this] {
+    return std::pair(lease_->hot_capacity_bytes(), lease_->pages_taken());
+  };
+  const std::pair<int64_t, int32_t> before = shares();
+  const int32_t pages = lease_->pages();
+  if (demand_.has_value() && demand_after_ == 0) {
+    lease_->OnDemand(demand_->wanted, demand_->top);
+    demand_.reset();
+  }
+  lease_->Update(device_.Describe().hot_used_bytes, std::chrono::steady_clock::now());
+  if (shares() != before) device_.SetShares(lease_->hot_capacity_bytes(), lease_->pages_taken());
+  if (lease_->pages() != pages) AnnounceLocked();
 }
 
 absl::Status StepEngine::SetCold(std::shared_ptr<ColdAttachment> cold) {
   Cold fresh{.attachment = std::move(cold)};
   if (fresh.attachment != nullptr) {
-    ISOTHERM_ASSIGN_OR_RETURN(fresh.mapping,
-                              device_.Map({.link = &fresh.attachment->link(),
-                                           .arena = fresh.attachment->arena()}));
+    ISOTHERM_ASSIGN_OR_RETURN(fresh.mapping, device_.Map({.link = &fresh.attachment->link(),
+                                                          .arena = fresh.attachment->arena()}));
   }
   std::unique_lock lock(mu_);
   std::swap(cold_, fresh);
@@ -137,8 +175,15 @@ absl::Status StepEngine::Prepare(const PlacementPlan& plan,
     std::lock_guard lock(mu_);
     return cold_;
   }();
+  MovePacer pacer(options_.move_bytes_per_second, Clock::Real());
+  const auto paced = [&](int64_t done, int64_t total) {
+    if (progress) progress(done, total);
+    std::unique_lock lock(mu_);
+    const std::chrono::nanoseconds delay = pacer.Delay(done, running_ || !queue_.empty());
+    if (delay.count() > 0) changed_.wait_for(lock, delay, [this] { return stop_; });
+  };
   return device_.Prepare(plan, cold.attachment != nullptr ? cold.attachment->arena() : nullptr,
-                         progress);
+                         paced);
 }
 
 absl::Status StepEngine::Commit(int64_t epoch) {
@@ -185,6 +230,7 @@ void StepEngine::Loop() {
                       [this] { return stop_ || !queue_.empty(); });
     if (stop_) return;
     if (sink_ != nullptr && peer_announced_ != PeerAliveLocked()) AnnounceLocked();
+    UpdateLeaseLocked();
     if (queue_.empty()) continue;
     Pending pending = std::move(queue_.front());
     queue_.pop_front();
@@ -193,6 +239,7 @@ void StepEngine::Loop() {
     abort_ = false;
     Run(std::move(pending), lock);
     running_ = false;
+    if (demand_after_ > 0) --demand_after_;
     changed_.notify_all();
   }
 }
@@ -264,8 +311,8 @@ absl::StatusOr<Sequence*> StepEngine::CheckRow(const StepRow& row, StepRowOrder*
 }
 
 StepResult StepEngine::RunOne(const StepRequest& request, int64_t step_id,
-                              const std::vector<StepRow>& rows,
-                              const Cold& cold, std::vector<StepRow>* next) {
+                              const std::vector<StepRow>& rows, const Cold& cold,
+                              std::vector<StepRow>* next) {
   const TimePoint start = std::chrono::steady_clock::now();
   StepResult result{.step_id = step_id, .epoch = request.epoch};
   const auto fail = [&](const absl::Status& status) {
@@ -306,9 +353,8 @@ StepResult StepEngine::RunOne(const StepRequest& request, int64_t step_id,
                                                    : options_.default_deadline),
       .layers = request.layers,
       .rows = device_rows};
-  const ColdSide side{
-      .link = cold.attachment != nullptr ? &cold.attachment->link() : nullptr,
-      .arena = cold.attachment != nullptr ? cold.attachment->arena() : nullptr};
+  const ColdSide side{.link = cold.attachment != nullptr ? &cold.attachment->link() : nullptr,
+                      .arena = cold.attachment != nullptr ? cold.attachment->arena() : nullptr};
   DeviceOutput output;
   if (const absl::Status status = device_.RunStep(batch, side, &output); !status.ok())
     return fail(status);

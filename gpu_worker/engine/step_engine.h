@@ -7,6 +7,7 @@
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <set>
 #include <string>
 #include <thread>
@@ -17,6 +18,7 @@
 #include "common/step/step.h"
 #include "gpu_worker/device.h"
 #include "gpu_worker/engine/cold_attachment.h"
+#include "gpu_worker/engine/kv_lease.h"
 #include "gpu_worker/engine/sequence_table.h"
 
 namespace isotherm::gpu {
@@ -36,6 +38,9 @@ struct StepEngineOptions {
   std::string model_digest;
   int64_t context_length = 0;
   std::chrono::microseconds default_deadline{30'000'000};
+  // Absent: KV pages and hot neurons keep what they have.
+  std::optional<KvLeaseOptions> kv_lease;
+  int64_t move_bytes_per_second = 0;  // of a migration while steps run; 0: as fast as it goes
   // The device reported an error that it does not recover from; called on the engine thread, after
   // the step's failure was reported.
   std::function<void()> on_device_lost;
@@ -60,6 +65,8 @@ class StepEngine {
   // ResourceExhausted when two requests wait already.
   absl::Status Submit(int64_t connection, StepRequest request);
   void Abort(int64_t connection);
+  // Counts once the steps submitted before have ended.
+  void SetKvDemand(int64_t connection, const KvDemand& demand);
 
   // Takes effect at the next step boundary. Null: no cpu_worker; a dead attachment may stay for its
   // arena. Fails, and the old one stays, when the device cannot reach the attachment's memory.
@@ -102,6 +109,9 @@ class StepEngine {
   // Some way to compute cold neurons is there.
   bool UsableLocked() const;
   void AnnounceLocked();
+  // Between steps: pages and capacity follow the demand and what is hot.
+  void UpdateLeaseLocked();
+  void DropDemandLocked();
 
   Device& device_;
   const StepEngineOptions options_;
@@ -117,6 +127,9 @@ class StepEngine {
   int64_t cleared_connection_ = 0;  // whose sequences the table holds
   std::shared_ptr<StepSink> sink_;
   Cold cold_;
+  std::optional<KvLease> lease_;
+  std::optional<KvDemand> demand_;  // not counted yet
+  size_t demand_after_ = 0;         // so many queued or running requests
   std::set<int64_t> committed_ = {kBuiltInEpoch};
   bool greeted_ = false;         // the sink had a hello
   bool peer_announced_ = false;  // what it said of the cpu_worker

@@ -7,6 +7,7 @@
 #include "common/kernels/convert.h"
 #include "common/kernels/matmul.h"
 #include "common/kernels/predictor.h"
+#include "common/telemetry/counter_table.h"
 #include "gpu_worker/host/ops/attention.h"
 #include "gpu_worker/host/ops/rope.h"
 
@@ -174,6 +175,22 @@ void DenseSection::Predict(const Input& input, int t) {
   }
 }
 
+// Adds the predictor's firings of every row. A word of bitmaps is one thread's, and so are its
+// neurons' counts.
+void DenseSection::CountPredicted(const Input& input, Slice words) const {
+  for (size_t r = 0; r < input.rows.size(); ++r) {
+    if (config_.sparse && (input.exact || input.rows[r].exact)) continue;
+    const uint64_t* const active =
+        buffers_.active.data() + static_cast<int64_t>(r) * buffers_.words;
+    for (int64_t w = words.first; w < words.last; ++w) {
+      uint32_t* const counts = input.predicted + w * 64;
+      for (uint64_t bits = active[w]; bits != 0; bits &= bits - 1) {
+        AddRelaxed(counts[std::countr_zero(bits)], 1);
+      }
+    }
+  }
+}
+
 // Words `words` of every row's bitmap, their share of the owed hash and of the counts.
 DenseSection::Output DenseSection::ActivateWords(const Input& input, Slice words) {
   const auto rows = static_cast<int64_t>(input.rows.size());
@@ -201,6 +218,7 @@ DenseSection::Output DenseSection::ActivateWords(const Input& input, Slice words
           left >= 64 ? ~uint64_t{0} : (uint64_t{1} << left) - 1;
     }
   }
+  if (input.predicted != nullptr) CountPredicted(input, words);
   for (int64_t w = words.first; w < words.last; ++w) {
     uint64_t together = 0;
     for (int64_t r = 0; r < rows; ++r) {
@@ -212,6 +230,7 @@ DenseSection::Output DenseSection::ActivateWords(const Input& input, Slice words
     out.active_together += std::popcount(together);
     out.hot_together += std::popcount(together & input.hot[w]);
   }
+  if (input.hash.row_keys == nullptr) return out;
   out.owed_hash =
       OwedHash(input.hash, buffers_.active.data(), rows, config_.ffn_dim, nullptr, first, last);
   return out;

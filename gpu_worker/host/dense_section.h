@@ -34,8 +34,9 @@ class DenseSection {
     KvLayerView kv;
     std::span<const DeviceRow> rows;
     bool exact = false;             // every neuron of every row is active
-    NeuronHash hash;                // of the layer
+    NeuronHash hash;                // of the layer; without row keys nothing is hashed
     const uint64_t* hot = nullptr;  // [words]
+    uint32_t* predicted = nullptr;  // [ffn_dim]: firings of rows that are not exact are added
   };
   struct Output {
     uint64_t owed_hash = 0;       // of the whole active set
@@ -56,6 +57,7 @@ class DenseSection {
   void StoreKv(const Input& input, const float* rows, uint16_t* pages, Slice slice) const;
   void AttendRows(const Input& input, int t);
   void Predict(const Input& input, int t);
+  void CountPredicted(const Input& input, Slice words) const;
   Output ActivateWords(const Input& input, Slice words);
 
   const ModelConfig config_;

@@ -1,5 +1,8 @@
 #include "gpu_worker/host/host_device.h"
 
+#include <sys/mman.h>
+#include <unistd.h>
+
 #include <algorithm>
 #include <cstring>
 #include <utility>
@@ -34,6 +37,14 @@ StepShape ShapeOf(const ModelConfig& config, const HostWeights& weights, int32_t
           .rope_half = config.rope_dims / 2};
 }
 
+// Whole pages within are the system's again until they are written to.
+void GiveBack(std::span<std::byte> bytes) {
+  const auto page = static_cast<uintptr_t>(::sysconf(_SC_PAGESIZE));
+  const auto start = reinterpret_cast<uintptr_t>(bytes.data());
+  const uintptr_t first = RoundUp(start, page), last = (start + bytes.size()) / page * page;
+  if (first < last) ::madvise(reinterpret_cast<void*>(first), last - first, MADV_DONTNEED);
+}
+
 void AddTo(float* sums, const float* more, int64_t count) {
   for (int64_t i = 0; i < count; ++i) sums[i] += more[i];
 }
@@ -45,6 +56,8 @@ struct HostDevice::StepState {
   DeviceOutput& output;
   std::shared_ptr<const EpochTables> tables;  // pins the epoch
   int64_t num_rows = 0;
+  int64_t exact_rows = 0;
+  bool decode = false;       // every row samples
   uint64_t cold_hash = 0;    // of the cpu_worker's accepted results
   ColdLink* link = nullptr;  // null from the moment it was lost
   NeuronHash hash;           // of the running layer
@@ -108,14 +121,22 @@ HostDevice::HostDevice(const ModelFile& model, HostWeights weights,
                 2 * (options.hot_capacity_bytes / layout_.bundle_bytes)),
       hot_storage_(static_cast<size_t>(hot_pool_.physical_slots() * layout_.bundle_bytes)),
       kv_(std::move(kv)),
+      kv_pages_named_(options.kv_pages),
       pool_({.num_threads = workspace->limits().num_threads, .name = "gpu-host"}),
       workspace_(std::move(workspace)),
       rope_(config_.rope_dims, config_.rope_freq_base, config_.rope_scale, weights_.rope_freqs),
       buffers_(ShapeOf(config_, weights_, options.max_rows)),
       dense_(config_, bf16_, config_.context_length, buffers_, pool_),
       logits_(config_, bf16_, weights_, pool_),
-      policies_(static_cast<size_t>(config_.num_layers)) {
+      policies_(static_cast<size_t>(config_.num_layers)),
+      counters_(config_.num_layers, config_.ffn_dim, /*predicted=*/true),
+      balance_(config_.num_layers, config_.ffn_dim) {
   for (int32_t r = 0; r < options_.max_rows; ++r) row_keys_.push_back(r);
+  if (options_.poison_freed) {
+    hot_pool_.SetOnFreed([this](int32_t slot) {
+      std::memset(HotSlot(slot), 0xff, static_cast<size_t>(layout_.bundle_bytes));
+    });
+  }
   if (config_.learned_positions) position_row_.resize(static_cast<size_t>(config_.model_dim));
 }
 
@@ -126,48 +147,81 @@ DeviceInfo HostDevice::Describe() const {
       .threads = pool_.num_threads(),
       .hot_capacity_bytes = hot_pool_.capacity_bytes(),
       .hot_free_bytes = std::max<int64_t>(0, hot_pool_.capacity_bytes() - hot_pool_.used_bytes()),
+      .hot_used_bytes = hot_pool_.used_bytes(),
+      .hot_spare_bytes = hot_pool_.spare_bytes(),
       .kv_pages = options_.kv_pages,
-      .max_rows = options_.max_rows};
+      .max_rows = options_.max_rows,
+      .shares_memory = true,
+      .memory = {.kv = static_cast<int64_t>(kv_.size()), .hot_pool = hot_pool_.extent_bytes()}};
 }
 
 absl::Status HostDevice::Prepare(const PlacementPlan& plan, const NeuronStore* source,
                                  const std::function<void(int64_t, int64_t)>& progress) {
   const auto bytes = static_cast<size_t>(layout_.bundle_bytes);
-  const auto storage = [this](int32_t slot) {
-    return hot_storage_.data() + slot * layout_.bundle_bytes;
-  };
-  if (source != nullptr) {
-    return hot_pool_.Prepare(
-        plan,
-        [&](int64_t layer, int64_t neuron, int32_t slot) {
-          const BundleView bundles = source->Layer(layer);
-          std::memcpy(storage(slot), bundles.data + neuron * bundles.bundle_bytes, bytes);
-          return absl::OkStatus();
-        },
-        progress);
-  }
   // A file may have to be transposed to reach one neuron, so whole layers are packed.
   AlignedBytes packed;
   int64_t packed_layer = -1;
+  const auto pack = [&](int64_t layer) -> absl::Status {
+    if (packed_layer == layer) return absl::OkStatus();
+    packed_layer = -1;
+    if (packed.data() == nullptr) packed = AlignedBytes(static_cast<size_t>(layout_.layer_bytes()));
+    if (packed.data() == nullptr) {
+      return absl::ResourceExhaustedError(
+          absl::StrCat("moving neurons needs ", FormatBytes(layout_.layer_bytes()), " of memory"));
+    }
+    ISOTHERM_RETURN_IF_ERROR(model_.PackBundles(layer, 0, layout_.num_neurons, packed.span()));
+    packed_layer = layer;
+    return absl::OkStatus();
+  };
+  const auto bundle = [&](int64_t layer, int64_t neuron) {
+    return source != nullptr ? source->Layer(layer).data + neuron * layout_.bundle_bytes
+                             : packed.data() + neuron * layout_.bundle_bytes;
+  };
   return hot_pool_.Prepare(
       plan,
       [&](int64_t layer, int64_t neuron, int32_t slot) -> absl::Status {
-        if (packed_layer != layer) {
-          packed_layer = -1;
-          if (packed.data() == nullptr)
-            packed = AlignedBytes(static_cast<size_t>(layout_.layer_bytes()));
-          if (packed.data() == nullptr) {
-            return absl::ResourceExhaustedError(absl::StrCat(
-                "moving neurons needs ", FormatBytes(layout_.layer_bytes()), " of memory"));
-          }
-          ISOTHERM_RETURN_IF_ERROR(
-              model_.PackBundles(layer, 0, layout_.num_neurons, packed.span()));
-          packed_layer = layer;
-        }
-        std::memcpy(storage(slot), packed.data() + neuron * layout_.bundle_bytes, bytes);
+        if (source == nullptr) ISOTHERM_RETURN_IF_ERROR(pack(layer));
+        std::memcpy(HotSlot(slot), bundle(layer, neuron), bytes);
         return absl::OkStatus();
       },
-      progress);
+      progress, {},
+      [&](int64_t layer, int64_t neuron, int32_t slot) {
+        return std::memcmp(HotSlot(slot), bundle(layer, neuron), bytes) == 0;
+      });
+}
+
+absl::Status HostDevice::Retire(int64_t epoch) {
+  ISOTHERM_RETURN_IF_ERROR(hot_pool_.Retire(epoch));
+  const absl::Status compacted = hot_pool_.Compact([this](int32_t from, int32_t to) {
+    std::memcpy(HotSlot(to), HotSlot(from), static_cast<size_t>(layout_.bundle_bytes));
+    return absl::OkStatus();
+  });
+  trim_due_.store(true);
+  TrimHotMemory();
+  return compacted;
+}
+
+// What is behind the last slot in use is given back.
+void HostDevice::TrimHotMemory() {
+  if (!trim_due_.load()) return;
+  const bool all = hot_pool_.Trim([&](int64_t slots) {
+    GiveBack(hot_storage_.span().subspan(static_cast<size_t>(slots * layout_.bundle_bytes)));
+  });
+  if (all) trim_due_.store(false);
+}
+
+void HostDevice::SetShares(int64_t hot_capacity_bytes, int32_t kv_pages) {
+  hot_pool_.SetCapacity(hot_capacity_bytes / layout_.bundle_bytes);
+  const int32_t named = std::clamp(kv_pages, 0, options_.kv_pages);
+  if (const int32_t before = std::exchange(kv_pages_named_, named); named < before) {
+    const int64_t page_bytes =
+        int64_t{sizeof(uint16_t)} * kPageSize * config_.num_kv_heads * config_.head_dim;
+    for (int64_t half = 0; half < 2 * config_.num_layers; ++half) {  // keys, values
+      GiveBack(
+          kv_.span().subspan(static_cast<size_t>((half * options_.kv_pages + named) * page_bytes),
+                             static_cast<size_t>((before - named) * page_bytes)));
+    }
+  }
 }
 
 KvLayerView HostDevice::KvLayer(int64_t layer) {
@@ -198,9 +252,9 @@ absl::Status HostDevice::Check(const DeviceBatch& batch) {
     }
     for (int32_t p = 0; p <= row.position / kPageSize; ++p) {
       const int32_t page = row.pages[static_cast<size_t>(p)];
-      if (page < 0 || page >= options_.kv_pages) {
+      if (page < 0 || page >= kv_pages_named_) {
         return absl::InvalidArgumentError(
-            absl::StrCat("row with page ", page, "; the pool has ", options_.kv_pages));
+            absl::StrCat("row with page ", page, "; the pool has ", kv_pages_named_));
       }
     }
   }
@@ -243,26 +297,32 @@ void HostDevice::AddPosition(int32_t position, float* x) {
   AddTo(x, values.data(), config_.model_dim);
 }
 
-absl::Status HostDevice::ComputeOwned(int64_t layer, const BundleView& bundles,
-                                      const uint64_t* owned, float* partial, StepState& step) {
-  const std::vector<float>& up_bias = weights_.layers[static_cast<size_t>(layer)].up_bias;
+absl::Status HostDevice::ComputeOwned(const OwnWork& work, StepState& step) {
+  const std::vector<float>& up_bias = weights_.layers[static_cast<size_t>(work.layer)].up_bias;
   uint64_t hash = 0;
-  ISOTHERM_RETURN_IF_ERROR(SparseFfn({.bundles = bundles,
-                                      .z = buffers_.z.data(),
-                                      .num_rows = step.num_rows,
-                                      .active = buffers_.active.data(),
-                                      .owned = owned,
-                                      .first_neuron = 0,
-                                      .last_neuron = config_.ffn_dim,
-                                      .activation = config_.activation,
-                                      .activate_up = config_.activate_up,
-                                      .up_bias = up_bias.empty() ? nullptr : up_bias.data(),
-                                      .partial = partial,
-                                      .hash = &step.hash,
-                                      .work_hash = &hash,
-                                      .workspace = workspace_.get()},
-                                     pool_));
+  ISOTHERM_RETURN_IF_ERROR(
+      SparseFfn({.bundles = work.bundles,
+                 .z = buffers_.z.data(),
+                 .num_rows = step.num_rows,
+                 .active = buffers_.active.data(),
+                 .owned = work.owned,
+                 .first_neuron = work.first,
+                 .last_neuron = work.last,
+                 .activation = config_.activation,
+                 .activate_up = config_.activate_up,
+                 .up_bias = up_bias.empty() ? nullptr : up_bias.data(),
+                 .partial = work.partial,
+                 .hash = options_.hash_work ? &step.hash : nullptr,
+                 .work_hash = options_.hash_work ? &hash : nullptr,
+                 .fired = options_.count_neurons ? counters_.fired(work.layer) : nullptr,
+                 .workspace = workspace_.get(),
+                 // Threads of both workers on one core would only take turns.
+                 .max_threads = work.shared ? std::max(1, pool_.num_threads() / 2) : 0},
+                pool_));
   step.output.work_hash += hash;
+  const SparseFfnCounts counts = CountsOf(*workspace_);
+  step.output.open_neurons += counts.open_pairs;
+  *work.bytes_read += static_cast<uint64_t>(counts.BytesRead(work.bundles));
   return absl::OkStatus();
 }
 
@@ -272,23 +332,32 @@ absl::Status HostDevice::RunNeurons(int64_t layer, const DenseSection::Output& a
   const bool gpu_only = policies_[static_cast<size_t>(layer)].mode == LayerMode::kGpuOnly;
   const bool any_hot = active.hot_together > 0;
   const bool any_cold = active.active_together > active.hot_together;
+  const bool share = any_cold && step.link != nullptr && !gpu_only;
+  // Cold ids from the cut on are computed here, as long as they can be read here; 0: all of them.
+  const int64_t cut =
+      share && cold.arena != nullptr
+          ? balance_.Cut(layer, buffers_.active.data(), step.num_rows, table.cold.data())
+          : config_.ffn_dim;
 
+  OwnCosts own;
   bool posted = false;
-  if (any_cold && step.link != nullptr && !gpu_only) {
+  TimePoint start = std::chrono::steady_clock::now();
+  if (share && cut > 0) {
     const absl::Status status = step.link->Post({.step_id = step.batch.step_id,
                                                  .epoch = step.batch.epoch,
                                                  .layer = static_cast<int32_t>(layer),
                                                  .attempt = step.batch.attempt,
                                                  .num_rows = static_cast<int32_t>(step.num_rows),
-                                                 .cut = static_cast<int32_t>(config_.ffn_dim),
+                                                 .cut = static_cast<int32_t>(cut),
                                                  .z = buffers_.z16.data(),
                                                  .active = buffers_.active.data(),
                                                  .row_keys = row_keys_.data(),
                                                  .deadline = step.batch.deadline});
     posted = status.ok();
     if (!posted && step.link->alive()) return status;
+    timing.post_us = MicrosSince(start);
   }
-  TimePoint start = std::chrono::steady_clock::now();
+  start = std::chrono::steady_clock::now();
   if (any_hot) {
     const BundleView bundles{.dtype = layout_.dtype,
                              .rows = layout_.rows,
@@ -298,8 +367,26 @@ absl::Status HostDevice::RunNeurons(int64_t layer, const DenseSection::Output& a
                              .data = hot_storage_.data(),
                              .slot_of = table.slot_of.data(),
                              .num_neurons = layout_.num_neurons};
-    ISOTHERM_RETURN_IF_ERROR(
-        ComputeOwned(layer, bundles, table.hot.data(), buffers_.hot_partial.data(), step));
+    ISOTHERM_RETURN_IF_ERROR(ComputeOwned({.layer = layer,
+                                           .bundles = bundles,
+                                           .owned = table.hot.data(),
+                                           .last = config_.ffn_dim,
+                                           .shared = posted,
+                                           .partial = buffers_.hot_partial.data(),
+                                           .bytes_read = &own.hot_bytes},
+                                          step));
+  }
+  own.hot_us = MicrosSince(start);
+  if (cut < config_.ffn_dim) {
+    ISOTHERM_RETURN_IF_ERROR(ComputeOwned({.layer = layer,
+                                           .bundles = cold.arena->Layer(layer),
+                                           .owned = table.cold.data(),
+                                           .first = cut,
+                                           .last = config_.ffn_dim,
+                                           .shared = posted,
+                                           .partial = buffers_.cut_partial.data(),
+                                           .bytes_read = &own.cold_bytes},
+                                          step));
   }
   timing.gpu_us = MicrosSince(start);
 
@@ -312,19 +399,29 @@ absl::Status HostDevice::RunNeurons(int64_t layer, const DenseSection::Output& a
       cold_sums = result->partial;
       step.cold_hash += result->work_hash;
       timing.cpu_us = result->compute_us;
+      balance_.Learn(layer, step.num_rows,
+                     {.own_us = timing.gpu_us,
+                      .wait_us = result->was_ready ? 0 : timing.wait_us,
+                      .cold_us = timing.cpu_us});
     } else if (step.link->alive()) {
       return result.status();
     }
   }
-  if (any_cold && cold_sums == nullptr) {
+  if (any_cold && cut > 0 && cold_sums == nullptr) {
     // The cpu_worker is not there, is not wanted, or was lost in this very layer.
     if (cold.arena == nullptr) {
       return absl::UnavailableError(
           "cold neurons are active and the cpu_worker is not attached; try again soon");
     }
     start = std::chrono::steady_clock::now();
-    ISOTHERM_RETURN_IF_ERROR(ComputeOwned(layer, cold.arena->Layer(layer), table.cold.data(),
-                                          buffers_.cold_partial.data(), step));
+    ISOTHERM_RETURN_IF_ERROR(ComputeOwned({.layer = layer,
+                                           .bundles = cold.arena->Layer(layer),
+                                           .owned = table.cold.data(),
+                                           .last = cut,
+                                           .partial = buffers_.cold_partial.data(),
+                                           .bytes_read = &own.cold_bytes},
+                                          step));
+    timing.gpu_us += MicrosSince(start);
     if (step.link != nullptr && !step.link->alive()) {
       step.link = nullptr;
       step.output.cpu_recomputed = true;
@@ -335,6 +432,7 @@ absl::Status HostDevice::RunNeurons(int64_t layer, const DenseSection::Output& a
   start = std::chrono::steady_clock::now();
   const int64_t count = step.num_rows * config_.model_dim;
   if (any_hot) AddTo(buffers_.x.data(), buffers_.hot_partial.data(), count);
+  if (cut < config_.ffn_dim) AddTo(buffers_.x.data(), buffers_.cut_partial.data(), count);
   if (cold_sums != nullptr) AddTo(buffers_.x.data(), cold_sums, count);
   // Here alone, once, whoever computed the neurons and even if none was active.
   const std::vector<float>& down_bias = weights_.layers[static_cast<size_t>(layer)].down_bias;
@@ -343,7 +441,30 @@ absl::Status HostDevice::RunNeurons(int64_t layer, const DenseSection::Output& a
       AddTo(buffers_.x.data() + r * config_.model_dim, down_bias.data(), config_.model_dim);
   }
   timing.merge_us = MicrosSince(start);
+  CountLayer(layer, timing, own, step);
   return absl::OkStatus();
+}
+
+void HostDevice::CountLayer(int64_t layer, const LayerTiming& timing, const OwnCosts& own,
+                            const StepState& step) {
+  if (!options_.count_neurons) return;
+  const auto nanos = [](float micros) { return static_cast<uint64_t>(micros * 1000.0f); };
+  const bool exact = policies_[static_cast<size_t>(layer)].mode == LayerMode::kExact;
+  LayerCounters counts{.cold_bytes = own.cold_bytes};
+  const auto rows = static_cast<uint64_t>(step.num_rows);
+  counts.exact_tokens = !config_.sparse ? 0 : exact ? rows : static_cast<uint64_t>(step.exact_rows);
+  counts.tokens = rows - counts.exact_tokens;
+  // Exact rows would pass for expensive ones.
+  if (step.decode && counts.exact_tokens == 0) {
+    counts.timed_steps = 1;
+    counts.gpu_ns = nanos(own.hot_us);
+    counts.cpu_ns = nanos(timing.cpu_us);
+    counts.wait_ns = nanos(timing.gpu_us - own.hot_us + timing.wait_us);
+    counts.merge_ns = nanos(timing.merge_us);
+    counts.hot_bytes = own.hot_bytes;
+    counts.timed_cold_bytes = own.cold_bytes;
+  }
+  counters_.AddLayer(layer, counts);
 }
 
 absl::Status HostDevice::RunLayer(int64_t layer, const ColdSide& cold, StepState& step) {
@@ -359,7 +480,8 @@ absl::Status HostDevice::RunLayer(int64_t layer, const ColdSide& cold, StepState
                   .rows = step.batch.rows,
                   .exact = policy.mode == LayerMode::kExact,
                   .hash = step.hash,
-                  .hot = table.hot.data()});
+                  .hot = table.hot.data(),
+                  .predicted = options_.count_neurons ? counters_.predicted(layer) : nullptr});
   step.output.owed_hash += active.owed_hash;
   step.output.active_neurons += active.active_neurons;
   step.output.hot_neurons += active.hot_neurons;
@@ -375,6 +497,7 @@ absl::Status HostDevice::RunLayer(int64_t layer, const ColdSide& cold, StepState
 absl::Status HostDevice::RunStep(const DeviceBatch& batch, const ColdSide& cold,
                                  DeviceOutput* output) {
   *output = DeviceOutput();
+  TrimHotMemory();  // what the step before held may be free now
   StepState step{.batch = batch,
                  .output = *output,
                  .tables = hot_pool_.Find(batch.epoch),
@@ -389,6 +512,12 @@ absl::Status HostDevice::RunStep(const DeviceBatch& batch, const ColdSide& cold,
         StepKey(nonce, static_cast<uint64_t>(batch.step_id), static_cast<uint64_t>(batch.attempt),
                 static_cast<uint64_t>(r));
   }
+  step.decode = step.num_rows > 0;
+  for (const DeviceRow& row : batch.rows) {
+    step.exact_rows += row.exact ? 1 : 0;
+    step.decode &= row.sampling != nullptr;
+  }
+  counters_.AddStep(batch.epoch, step.decode ? step.num_rows : 0);
   if (step.num_rows > 0) {
     Embed(batch);
     for (int64_t layer = 0; layer < config_.num_layers; ++layer)

@@ -1,5 +1,7 @@
 #pragma once
 
+#include <atomic>
+#include <cstddef>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -9,9 +11,11 @@
 
 #include "absl/status/statusor.h"
 #include "common/kernels/sparse_ffn.h"
+#include "common/telemetry/counter_table.h"
 #include "common/threading/thread_pool.h"
 #include "gpu_worker/device.h"
 #include "gpu_worker/engine/hot_pool.h"
+#include "gpu_worker/host/cold_balance.h"
 #include "gpu_worker/host/dense_section.h"
 #include "gpu_worker/host/host_weights.h"
 #include "gpu_worker/host/logits_section.h"
@@ -27,6 +31,10 @@ struct HostDeviceOptions {
   int32_t kv_pages = 0;
   int32_t max_rows = 256;
   int64_t hot_capacity_bytes = 0;  // of one epoch's hot neurons
+  // Off only to measure what they cost: counts for the placement_service, the completeness hash.
+  bool count_neurons = true, hash_work = true;
+  // For tests: the bytes of freed slots are overwritten, so that whoever still reads them shows.
+  bool poison_freed = false;
 };
 
 // The backend for machines without a GPU: the same step on CPU threads. See Device for the
@@ -42,10 +50,17 @@ class HostDevice final : public Device {
   DeviceInfo Describe() const override;
   absl::Status Prepare(const PlacementPlan& plan, const NeuronStore* source,
                        const std::function<void(int64_t, int64_t)>& progress) override;
-  absl::Status Retire(int64_t epoch) override { return hot_pool_.Retire(epoch); }
+  // Gives memory back, too, when the hot set has become smaller.
+  absl::Status Retire(int64_t epoch) override;
+  void SetShares(int64_t hot_capacity_bytes, int32_t kv_pages) override;
   bool Has(int64_t epoch) const override { return hot_pool_.Find(epoch) != nullptr; }
   absl::Status RunStep(const DeviceBatch& batch, const ColdSide& cold,
                        DeviceOutput* output) override;
+  absl::Status ReadCounters(NeuronCounters* counters) override {
+    if (!options_.count_neurons) return Device::ReadCounters(counters);
+    counters_.Read(counters);
+    return absl::OkStatus();
+  }
 
   // Weight bytes that a decoded token needs beside its neurons.
   int64_t dense_bytes() const {
@@ -58,6 +73,10 @@ class HostDevice final : public Device {
     return {buffers_.x.data(), static_cast<size_t>(options_.max_rows * config_.model_dim)};
   }
   const std::vector<float>& logits() const { return logits_.logits(); }
+  // Where hot neurons' copies lie, for tests that look which pages are there.
+  std::span<const std::byte> hot_memory() const {
+    return {hot_storage_.data(), hot_storage_.size()};
+  }
 
  private:
   HostDevice(const ModelFile& model, HostWeights weights, const HostDeviceOptions& options,
@@ -68,14 +87,34 @@ class HostDevice final : public Device {
     bool trace = false;
   };
   struct StepState;
+  // Of a layer, on this side.
+  struct OwnCosts {
+    uint64_t hot_bytes = 0, cold_bytes = 0;  // read
+    float hot_us = 0;                        // hot neurons alone
+  };
+  std::byte* HotSlot(int32_t slot) {
+    return hot_storage_.data() + int64_t{slot} * layout_.bundle_bytes;
+  }
+  void TrimHotMemory();
   absl::Status Check(const DeviceBatch& batch);
   void Embed(const DeviceBatch& batch);
   void AddPosition(int32_t position, float* x);
   absl::Status RunLayer(int64_t layer, const ColdSide& cold, StepState& step);
   absl::Status RunNeurons(int64_t layer, const DenseSection::Output& active, const ColdSide& cold,
                           StepState& step, LayerTiming& timing);
-  absl::Status ComputeOwned(int64_t layer, const BundleView& bundles, const uint64_t* owned,
-                            float* partial, StepState& step);
+  // What of the active neurons to compute here, and where to.
+  struct OwnWork {
+    int64_t layer = 0;
+    BundleView bundles;
+    const uint64_t* owned = nullptr;
+    int64_t first = 0, last = 0;  // ids
+    bool shared = false;          // the cpu_worker computes on the same cores meanwhile
+    float* partial = nullptr;
+    uint64_t* bytes_read = nullptr;  // added to
+  };
+  absl::Status ComputeOwned(const OwnWork& work, StepState& step);
+  void CountLayer(int64_t layer, const LayerTiming& timing, const OwnCosts& own,
+                  const StepState& step);
   KvLayerView KvLayer(int64_t layer);
 
   const ModelFile& model_;
@@ -86,7 +125,9 @@ class HostDevice final : public Device {
   const HostWeights weights_;
   HotPool hot_pool_;
   AlignedBytes hot_storage_;
+  std::atomic<bool> trim_due_ = false;
   AlignedBytes kv_;
+  int32_t kv_pages_named_;  // steps name those below
   ThreadPool pool_;
   const std::unique_ptr<SparseFfnWorkspace> workspace_;
   const RopeTable rope_;
@@ -95,7 +136,9 @@ class HostDevice final : public Device {
   LogitsSection logits_;
   std::vector<int32_t> row_keys_;  // 0, 1, ..: a row's number in its step
   std::vector<LayerPolicy> policies_;
+  CounterTable counters_;
   std::vector<float> position_row_;  // scratch
+  ColdBalance balance_;
 };
 
 }  // namespace isotherm::gpu

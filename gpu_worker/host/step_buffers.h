@@ -40,6 +40,7 @@ struct StepBuffers {
         z(s.max_rows * s.model_dim),
         hot_partial(s.max_rows * s.model_dim),
         cold_partial(s.max_rows * s.model_dim),
+        cut_partial(s.max_rows * s.model_dim),
         q(s.max_rows * s.q_dim),
         attention(s.max_rows * s.q_dim),
         k(s.max_rows * s.kv_dim),
@@ -56,6 +57,7 @@ struct StepBuffers {
   AlignedArray<float> x, h, z;             // [rows, model_dim]: residual, normed inputs
   AlignedArray<float> hot_partial;         // [rows, model_dim]
   AlignedArray<float> cold_partial;        // [rows, model_dim]
+  AlignedArray<float> cut_partial;         // [rows, model_dim]: cold neurons from the cut on
   AlignedArray<float> q, attention;        // [rows, q_dim]
   AlignedArray<float> k, v;                // [rows, kv_dim]
   AlignedArray<float> hidden;              // [rows, rank of the layer]

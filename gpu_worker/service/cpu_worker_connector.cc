@@ -12,6 +12,7 @@
 #include "common/rpc/status.h"
 #include "common/shm/arena_layout.h"
 #include "common/shm/handoff.h"
+#include "gpu_worker/engine/relayed_cold_attachment.h"
 #include "gpu_worker/engine/shm_cold_attachment.h"
 #include "gpu_worker/service/grpc_cold_attachment.h"
 #include "isotherm/v1/cpu_worker.grpc.pb.h"
@@ -63,7 +64,9 @@ absl::StatusOr<std::shared_ptr<ColdAttachment>> CpuWorkerConnector::TryAttach() 
     return rpc::FromGrpcStatus(status);
   }
   if (options_.transport == ColdTransport::kGrpc) {
-    return std::make_shared<GrpcColdAttachment>(channel, layout, response.nonce_low());
+    auto stream = std::make_shared<GrpcColdAttachment>(channel, layout, response.nonce_low());
+    if (!options_.device_rings) return stream;
+    return RelayedColdAttachment::Make(std::move(stream), layout, request.max_rows());
   }
   ISOTHERM_ASSIGN_OR_RETURN(
       shm::Handoff handoff,

@@ -41,6 +41,12 @@ void ExecuteReactor::OnMessage(const v1::ExecuteRequest& request) {
     engine_.Abort(connection_);
     return;
   }
+  if (request.has_kv_demand()) {
+    const absl::StatusOr<KvDemand> demand = rpc::FromProto(request.kv_demand());
+    if (!demand.ok()) return outlet()->Close(rpc::ToGrpcStatus(demand.status()));
+    engine_.SetKvDemand(connection_, *demand);
+    return;
+  }
   absl::StatusOr<StepRequest> step = rpc::FromProto(request.step());
   const absl::Status status =
       step.ok() ? engine_.Submit(connection_, *std::move(step)) : step.status();

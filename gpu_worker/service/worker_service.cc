@@ -57,6 +57,8 @@ grpc::ServerUnaryReactor* WorkerService::Describe(grpc::CallbackServerContext* c
     response->set_num_layers(layout.num_layers);
     response->set_num_neurons(layout.num_neurons);
     response->set_bundle_bytes(layout.bundle_bytes);
+    response->set_bundle_rows(layout.rows);
+    response->set_spare_bytes(info.hot_spare_bytes);
     const WorkerHello hello = backend_.engine->Hello();
     for (const int64_t epoch : hello.epochs) response->add_epochs(epoch);
     response->set_committed_epoch(hello.epochs.empty() ? 0 : hello.epochs.back());

@@ -128,9 +128,28 @@ absl::Status GgufWriter::DeclareTensor(absl::string_view name, DType dtype,
 void GgufWriter::DeclareEncoded(absl::string_view name, uint32_t ggml_type,
                                 std::span<const int64_t> shape, int64_t bytes) {
   ISOTHERM_CHECK(!header_written_ && !shape.empty() && shape.size() <= 4);
-  const int64_t offset = RoundUp<int64_t>(declared_bytes_, alignment_);
-  tensors_.push_back({std::string(name), {shape.begin(), shape.end()}, ggml_type, offset, bytes});
-  declared_bytes_ = offset + bytes;
+  Declare({.name = std::string(name),
+           .shape = {shape.begin(), shape.end()},
+           .ggml_type = ggml_type,
+           .bytes = bytes});
+}
+
+void GgufWriter::DeclareInts(absl::string_view name, int64_t count) {
+  ISOTHERM_CHECK(!header_written_ && count >= 0);
+  Declare({.name = std::string(name),
+           .shape = {count},
+           .ggml_type = powerinfer_ ? 18u : 26u,
+           .bytes = count * static_cast<int64_t>(sizeof(int32_t))});
+}
+
+void GgufWriter::Declare(Tensor tensor) {
+  tensor.offset = RoundUp<int64_t>(declared_bytes_, alignment_);
+  declared_bytes_ = tensor.offset + tensor.bytes;
+  tensors_.push_back(std::move(tensor));
+}
+
+void GgufWriter::SkipEmptyTensors() {
+  while (current_ < tensors_.size() && tensors_[current_].bytes == 0) ++current_;
 }
 
 absl::Status GgufWriter::WriteRaw(const void* data, size_t bytes) {
@@ -208,6 +227,7 @@ absl::Status GgufWriter::Write(std::span<const std::byte> bytes) {
   ISOTHERM_CHECK(!reserved_);
   if (!header_written_) ISOTHERM_RETURN_IF_ERROR(WriteHeader());
   while (!bytes.empty()) {
+    SkipEmptyTensors();
     ISOTHERM_CHECK(current_ < tensors_.size());
     const Tensor& tensor = tensors_[current_];
     const size_t piece = std::min(bytes.size(), static_cast<size_t>(tensor.bytes - current_bytes_));
@@ -229,6 +249,7 @@ absl::Status GgufWriter::Write(std::span<const std::byte> bytes) {
 
 absl::Status GgufWriter::Finish(const std::function<absl::Status(const std::string& path)>& check) {
   if (!header_written_) ISOTHERM_RETURN_IF_ERROR(WriteHeader());
+  SkipEmptyTensors();
   ISOTHERM_CHECK(reserved_ || current_ == tensors_.size());
   if (::fsync(fd_.get()) != 0) return Errno("sync", temporary_);
   if (check) ISOTHERM_RETURN_IF_ERROR(check(temporary_));

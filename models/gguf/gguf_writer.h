@@ -44,6 +44,9 @@ class GgufWriter {
   // A tensor of any ggml type, `bytes` long.
   void DeclareEncoded(absl::string_view name, uint32_t ggml_type, std::span<const int64_t> shape,
                       int64_t bytes);
+  // [count] of i32: type 18 in a PowerInfer file, whose numbering is of 2023, else 26. A count of 0
+  // takes no bytes.
+  void DeclareInts(absl::string_view name, int64_t count);
   // Bytes of the tensors, in the order declared and in pieces of any size.
   absl::Status Write(std::span<const std::byte> bytes);
 
@@ -77,6 +80,8 @@ class GgufWriter {
   void Key(absl::string_view key, uint32_t type);
   void Raw(const void* data, size_t bytes) { keys_.append(static_cast<const char*>(data), bytes); }
   void Text(std::string* out, absl::string_view text);
+  void Declare(Tensor tensor);
+  void SkipEmptyTensors();
   absl::Status WriteHeader();
   absl::Status SyncFolder() const;
   absl::Status WriteRaw(const void* data, size_t bytes);

@@ -31,17 +31,37 @@ bool PlanFeed::Subscription::overflowed() const {
 }
 
 PlanFeed::PlanFeed(int64_t first_sequence, PlacementPlan live) : sequence_(first_sequence) {
-  snapshot_ = {sequence_, WithoutBitmaps(live), PlanState::kLive, ""};
+  snapshot_.sequence = sequence_;
+  snapshot_.plan = WithoutBitmaps(live);
 }
 
 void PlanFeed::Publish(const PlacementPlan& plan, PlanState state, std::string message) {
+  PlanEvent event{.plan = WithoutBitmaps(plan), .state = state, .message = std::move(message)};
   absl::MutexLock lock(&mu_);
-  const PlanEvent event{++sequence_, WithoutBitmaps(plan), state, std::move(message)};
-  if (state == PlanState::kLive) {
-    snapshot_ = event;
-  } else {
-    snapshot_.sequence = sequence_;
-  }
+  if (state == PlanState::kLive) snapshot_ = event;
+  Send(std::move(event));
+}
+
+void PlanFeed::PublishAlarm(std::string message) {
+  absl::MutexLock lock(&mu_);
+  Send({.kind = PlanEvent::Kind::kAlarm, .message = std::move(message)});
+}
+
+void PlanFeed::PublishRecomputation(RecomputationRecord recomputation) {
+  for (LayerPlacement& layer : recomputation.proposal.layers) layer.hot.clear();
+  absl::MutexLock lock(&mu_);
+  Send({.kind = PlanEvent::Kind::kRecomputation, .recomputation = std::move(recomputation)});
+}
+
+void PlanFeed::PublishBudget(PlanRecord plan) {
+  for (LayerPlacement& layer : plan.plan.layers) layer.hot.clear();
+  absl::MutexLock lock(&mu_);
+  Send({.kind = PlanEvent::Kind::kBudget, .budget = std::move(plan)});
+}
+
+void PlanFeed::Send(PlanEvent event) {
+  event.sequence = ++sequence_;
+  snapshot_.sequence = sequence_;
   for (const std::shared_ptr<Subscription>& subscription : subscriptions_) {
     {
       absl::MutexLock subscription_lock(&subscription->mu_);

@@ -12,15 +12,21 @@
 #include "absl/base/thread_annotations.h"
 #include "absl/synchronization/mutex.h"
 #include "placement_service/plan/plan_record.h"
+#include "placement_service/plan/recomputation.h"
 
 namespace isotherm {
 
-// Something that happened to a plan, or a notice about the live one.
+// Something that happened: to a plan (with a notice about the live one, perhaps), to a
+// recomputation, to the budget, or what operators should know at once.
 struct PlanEvent {
+  enum class Kind { kPlan, kRecomputation, kBudget, kAlarm };
   int64_t sequence = 0;  // grows, over restarts too
-  PlacementPlan plan;    // without bitmaps
+  Kind kind = Kind::kPlan;
+  PlacementPlan plan;  // kPlan: without bitmaps
   PlanState state = PlanState::kLive;
-  std::string message;
+  std::string message;  // of kPlan and kAlarm
+  std::optional<RecomputationRecord> recomputation;
+  std::optional<PlanRecord> budget;  // the plan made under it
 };
 
 // Events for watchers: a snapshot of the live plan first, then each event in order. A watcher that
@@ -51,6 +57,9 @@ class PlanFeed {
 
   void Publish(const PlacementPlan& plan, PlanState state, std::string message)
       ABSL_LOCKS_EXCLUDED(mu_);
+  void PublishAlarm(std::string message) ABSL_LOCKS_EXCLUDED(mu_);
+  void PublishRecomputation(RecomputationRecord recomputation) ABSL_LOCKS_EXCLUDED(mu_);
+  void PublishBudget(PlanRecord plan) ABSL_LOCKS_EXCLUDED(mu_);
 
   // `deliver` is called only after Take() had nothing, once, then again only after the next such
   // Take(). It must not block or call the feed.
@@ -60,6 +69,8 @@ class PlanFeed {
   void Unsubscribe(const std::shared_ptr<Subscription>& subscription) ABSL_LOCKS_EXCLUDED(mu_);
 
  private:
+  void Send(PlanEvent event) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+
   absl::Mutex mu_;
   int64_t sequence_ ABSL_GUARDED_BY(mu_);
   PlanEvent snapshot_ ABSL_GUARDED_BY(mu_);

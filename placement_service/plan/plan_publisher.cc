@@ -3,6 +3,7 @@
 #include <spdlog/spdlog.h>
 
 #include <algorithm>
+#include <bit>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -11,7 +12,6 @@
 #include "common/base/status_macros.h"
 #include "common/base/units.h"
 #include "placement_service/plan/plan_codec.h"
-#include "placement_service/solver/solve_placement.h"
 
 namespace isotherm {
 namespace {
@@ -19,6 +19,17 @@ namespace {
 // Attempts at a plan nobody asked for, before a worker restarts or an operator changes something.
 constexpr int kMaxFailures = 5;
 constexpr std::chrono::seconds kMaxBackOff{60};
+
+// Of what is hot in `to` and not in `from`.
+int64_t BytesIn(const PlanRecord& from, const PlanRecord& to, const ModelShape& shape) {
+  int64_t count = 0;
+  for (size_t l = 0; l < to.plan.layers.size(); ++l) {
+    for (size_t w = 0; w < to.plan.layers[l].hot.size(); ++w) {
+      count += std::popcount(to.plan.layers[l].hot[w] & ~from.plan.layers[l].hot[w]);
+    }
+  }
+  return count * shape.bundle_bytes;
+}
 
 // Sequences grow over restarts because terms do.
 int64_t FirstSequence(int64_t term) {
@@ -28,14 +39,20 @@ int64_t FirstSequence(int64_t term) {
 }  // namespace
 
 PlanPublisher::PlanPublisher(const PublisherOptions& options, PlanStore& store, WorkerPort& gpu,
-                             WorkerPort* cpu, PlacementProfile profile, const Clock& clock)
+                             WorkerPort* cpu, PlacementProfile profile, TrafficModel& traffic,
+                             const Clock& clock)
     : options_(options),
       store_(store),
       profile_(std::move(profile)),
+      traffic_(traffic),
       clock_(clock),
       gpu_(gpu),
       workers_{&gpu_},
-      ports_{&gpu} {
+      ports_{&gpu},
+      mover_(options.mover, traffic, clock),
+      gains_(traffic),
+      keeper_(store, traffic, clock) {
+  traffic_.SetPrior(profile_.name, profile_.frequency, {}, 0);
   if (cpu != nullptr) {
     cpu_ = std::make_unique<WorkerView>(*cpu);
     workers_.push_back(cpu_.get());
@@ -45,9 +62,9 @@ PlanPublisher::PlanPublisher(const PublisherOptions& options, PlanStore& store, 
 
 absl::StatusOr<std::unique_ptr<PlanPublisher>> PlanPublisher::Create(
     const PublisherOptions& options, PlanStore& store, WorkerPort& gpu, WorkerPort* cpu,
-    PlacementProfile profile, const Clock& clock) {
+    PlacementProfile profile, TrafficModel& traffic, const Clock& clock) {
   std::unique_ptr<PlanPublisher> self(
-      new PlanPublisher(options, store, gpu, cpu, std::move(profile), clock));
+      new PlanPublisher(options, store, gpu, cpu, std::move(profile), traffic, clock));
   // The wall clock as the least term: a service that lost its store, or has another, still comes
   // after those started before. Microseconds, as two with one term would undo each other's plans
   // for ever. The store keeps terms growing when the clock goes back.
@@ -67,11 +84,15 @@ absl::StatusOr<std::unique_ptr<PlanPublisher>> PlanPublisher::Create(
     self->options_changed_ = live->start_options != options.start_options;
     self->live_ = std::make_shared<const PlanRecord>(*std::move(live));
   }
+  ISOTHERM_ASSIGN_OR_RETURN(const std::optional<std::string> pinned,
+                            store.GetSetting(kPinnedSetting));
   const PlanRecord shown = self->live_ != nullptr ? *self->live_ : self->BuiltIn();
   self->feed_ = std::make_unique<PlanFeed>(FirstSequence(self->term_), shown.plan);
+  self->recomputations_ = std::make_unique<Recomputations>(store, *self->feed_);
   {
     absl::MutexLock lock(&self->mu_);
     self->shown_ = std::make_shared<const PlanRecord>(shown);
+    self->pinned_ = pinned == "1";
   }
   if (!notice.empty()) self->Notify(shown.plan, PlanState::kLive, notice);
   return self;
@@ -80,19 +101,26 @@ absl::StatusOr<std::unique_ptr<PlanPublisher>> PlanPublisher::Create(
 absl::Status PlanPublisher::RunOnce() {
   for (WorkerView* worker : workers_) worker->Refresh();
   round_blocked_ = fenced_ ? last_notice_ : "";
+  bool agree = false;
   if (!fenced_) {
     ISOTHERM_RETURN_IF_ERROR(LearnFacts());
-    const bool agree = WorkersAgree();
+    agree = WorkersAgree();
     if (doomed_.has_value()) FailPending(*doomed_);
     if (agree && !fenced_) RestoreLive();
     if (agree && !fenced_ && !pending_.has_value()) PlanIfNeeded();
   }
   RunControls();
+  if (agree && !fenced_ && !pending_.has_value() && !goal_.has_value()) FollowTraffic();
   if (!fenced_ && pending_.has_value() && !doomed_.has_value() && WorkersAgree()) AdvancePending();
   if (!fenced_) RetireExtras();
+  RecordGain();
+  keeper_.SaveIfDue();
   if (round_blocked_.empty()) last_notice_.clear();
   absl::MutexLock lock(&mu_);
   blocked_by_ = round_blocked_;
+  move_status_ = pinned_           ? "pinned: the live plan stays as it is"
+                 : options_.follow ? mover_.status()
+                                   : "neurons do not follow the traffic (--follow off)";
   return absl::OkStatus();
 }
 
@@ -112,18 +140,34 @@ absl::Status PlanPublisher::Run(std::chrono::milliseconds poll_interval) {
   }
   Stop();
   FinishWaiters(StoppingStatus());
+  keeper_.Save();
   return status;
 }
 
 absl::Status PlanPublisher::LearnFacts() {
+  // A worker that is away for a moment is still the one that counted what it reports.
+  if (gpu_.present() && (cpu_ == nullptr || cpu_->present())) {
+    traffic_.SetWorkers(gpu_.description().instance_id,
+                        cpu_ == nullptr ? "" : cpu_->description().instance_id);
+  }
   if (!gpu_.present()) return absl::OkStatus();
   const WorkerDescription& gpu = gpu_.description();
   ISOTHERM_RETURN_IF_ERROR(CheckProfileShape(profile_, gpu.num_layers, gpu.num_neurons));
-  const Facts facts{gpu.model_digest, gpu.instance_id,  gpu.num_layers,
-                    gpu.num_neurons,  gpu.bundle_bytes, gpu.capacity_bytes};
+  const Facts facts{.shape = {.digest = gpu.model_digest,
+                              .num_layers = gpu.num_layers,
+                              .num_neurons = gpu.num_neurons,
+                              .bundle_bytes = gpu.bundle_bytes,
+                              .bundle_rows = gpu.bundle_rows},
+                    .gpu_instance_id = gpu.instance_id,
+                    .capacity_bytes = gpu.capacity_bytes,
+                    .device = gpu.device};
   const bool news = !facts_.has_value() || facts_->gpu_instance_id != facts.gpu_instance_id;
   facts_ = facts;
-  if (news && UsableLive() == nullptr) {
+  if (!news) return absl::OkStatus();
+  traffic_.SetModel(facts.shape, keeper_.Load());
+  if (UsableLive() != nullptr) {
+    traffic_.SetLive(live_->plan);
+  } else {
     absl::MutexLock lock(&mu_);
     shown_ = std::make_shared<const PlanRecord>(BuiltIn());
   }
@@ -148,10 +192,10 @@ const PlanRecord* PlanPublisher::UsableLive() const {
   if (live_ == nullptr || !facts_.has_value()) return nullptr;
   const PlacementPlan& plan = live_->plan;
   const bool fits =
-      plan.model_digest == facts_->model_digest &&
-      static_cast<int64_t>(plan.layers.size()) == facts_->num_layers &&
+      plan.model_digest == facts_->shape.digest &&
+      static_cast<int64_t>(plan.layers.size()) == facts_->shape.num_layers &&
       std::all_of(plan.layers.begin(), plan.layers.end(), [&](const LayerPlacement& layer) {
-        return layer.num_neurons == facts_->num_neurons;
+        return layer.num_neurons == facts_->shape.num_neurons;
       });
   return fits ? live_.get() : nullptr;
 }
@@ -162,11 +206,12 @@ PlanRecord PlanPublisher::BuiltIn() const {
   record.plan.profile = "none";
   record.plan.solver = "built-in";
   if (facts_.has_value()) {
-    record.plan.model_digest = facts_->model_digest;
+    const ModelShape& shape = facts_->shape;
+    record.plan.model_digest = shape.digest;
     const LayerPlacement layer{
-        .hot = std::vector<uint64_t>(static_cast<size_t>(CeilDiv(facts_->num_neurons, 64)), 0),
-        .num_neurons = facts_->num_neurons};
-    record.plan.layers.assign(static_cast<size_t>(facts_->num_layers), layer);
+        .hot = std::vector<uint64_t>(static_cast<size_t>(CeilDiv(shape.num_neurons, 64)), 0),
+        .num_neurons = shape.num_neurons};
+    record.plan.layers.assign(static_cast<size_t>(shape.num_layers), layer);
   }
   record.plan.etag = PlanEtag(record.plan);
   return record;
@@ -181,37 +226,35 @@ int64_t PlanPublisher::NextEpoch() {
   return newest + 1;
 }
 
-absl::StatusOr<PlanRecord> PlanPublisher::Solve(int64_t requested_bytes, PlacementCause cause) {
-  const int64_t budget = requested_bytes == kAutoBudget
-                             ? facts_->capacity_bytes
-                             : std::min(requested_bytes, facts_->capacity_bytes);
-  PlanRecord record;
-  ISOTHERM_ASSIGN_OR_RETURN(record.plan,
-                            SolvePlacement({.layers = std::vector<LayerGeometry>(
-                                                static_cast<size_t>(facts_->num_layers),
-                                                {facts_->num_neurons, facts_->bundle_bytes}),
-                                            .frequency = profile_.frequency,
-                                            .bins = {{.budget_bytes = budget}}}));
-  record.plan.profile = profile_.name;
-  record.plan.cause = cause;
-  record.requested_bytes = requested_bytes;
-  return record;
+// The intent of `record`, or of a first step towards it when the gpu_worker has no room for all
+// that comes.
+absl::Status PlanPublisher::Begin(PlanRecord record, std::optional<ControlRequest> request) {
+  const PlanRecord* live = UsableLive();
+  record.plan.model_digest = facts_->shape.digest;
+  record.start_options = options_.start_options;
+  record.message.clear();
+  const int64_t spare = SpareBytes();
+  if (live != nullptr && spare >= 0 && BytesIn(*live, record, facts_->shape) > spare) {
+    goal_ = Goal{.record = std::move(record), .request = std::move(request)};
+    return ContinueGoal();
+  }
+  return BeginStep(std::move(record), request);
 }
 
-absl::Status PlanPublisher::Begin(PlanRecord record, const std::optional<ControlRequest>& request) {
+absl::Status PlanPublisher::BeginStep(PlanRecord record,
+                                      const std::optional<ControlRequest>& request) {
   const PlanRecord* live = UsableLive();
   record.state = PlanState::kPreparing;
   record.plan.epoch = NextEpoch();
-  record.plan.model_digest = facts_->model_digest;
   record.plan.created_unix_ms = clock_.WallUs() / 1000;
   record.plan.etag = PlanEtag(record.plan);
   record.moved_neurons = MovedNeurons(live != nullptr ? live->plan : PlacementPlan(), record.plan);
-  record.start_options = options_.start_options;
-  record.message.clear();
+  record.measured_hit_share.reset();
+  record.measured_gain.reset();
   ISOTHERM_RETURN_IF_ERROR(store_.InsertPreparing(record, request));
-  SPDLOG_INFO("epoch {}: {} of {}, objective {:.4f}, {} neurons move", record.plan.epoch,
+  SPDLOG_INFO("epoch {}: {} of {}, objective {:.4f}, {} neurons move: {}", record.plan.epoch,
               FormatBytes(record.plan.used_bytes), FormatBytes(record.plan.budget_bytes),
-              record.plan.objective, record.moved_neurons);
+              record.plan.objective, record.moved_neurons, record.reason);
   feed_->Publish(record.plan, PlanState::kPreparing, "");
   pending_ = std::move(record);
   pending_since_ = clock_.Now();
@@ -220,6 +263,11 @@ absl::Status PlanPublisher::Begin(PlanRecord record, const std::optional<Control
 
 void PlanPublisher::PlanIfNeeded() {
   if (!gpu_.present()) return;
+  if (goal_.has_value()) {
+    const absl::Status status = ContinueGoal();
+    if (!status.ok()) FinishWaiters(status);
+    return;
+  }
   if (planned_for_instance_ != facts_->gpu_instance_id) {
     planned_for_instance_ = facts_->gpu_instance_id;
     failures_ = 0;
@@ -228,12 +276,9 @@ void PlanPublisher::PlanIfNeeded() {
   const PlanRecord* live = UsableLive();
   absl::StatusOr<PlanRecord> record = absl::InternalError("");
   if (live == nullptr || options_changed_) {
-    record = Solve(options_.requested_bytes, PlacementCause::kInitial);
-  } else if (live->plan.used_bytes > facts_->capacity_bytes ||
-             (live->requested_bytes == kAutoBudget &&
-              live->plan.cause != PlacementCause::kRollback &&
-              live->plan.budget_bytes < facts_->capacity_bytes)) {
-    record = Solve(live->requested_bytes, PlacementCause::kBudget);
+    record = Solve(options_.requested_bytes, PlacementCause::kInitial, nullptr);
+  } else if (live->plan.used_bytes > facts_->capacity_bytes || MayGrow(*live)) {
+    record = Solve(live->requested_bytes, PlacementCause::kBudget, live);
   } else if (std::any_of(workers_.begin(), workers_.end(), [&](const WorkerView* worker) {
                return worker->present() && !worker->Holds(live->plan.epoch) &&
                       worker->description().committed_epoch > live->plan.epoch;
@@ -242,6 +287,7 @@ void PlanPublisher::PlanIfNeeded() {
     // must not go back, so the contents come again under a newer one.
     record = *live;
     record->plan.from_epoch = live->plan.epoch;
+    record->reason = "workers went on without this service";
   } else {
     return;
   }
@@ -252,6 +298,16 @@ void PlanPublisher::PlanIfNeeded() {
   absl::Status status = record.status();
   if (status.ok()) status = Begin(*std::move(record), std::nullopt);
   if (!status.ok()) Refused(status);
+}
+
+// The gpu_worker has more room than the plan was made for, and more was asked for. An old plan's
+// budget and a pinned plan stay as they are.
+bool PlanPublisher::MayGrow(const PlanRecord& live) const {
+  if (pinned() || live.plan.cause == PlacementCause::kRollback) return false;
+  const int64_t wanted = live.requested_bytes == kAutoBudget
+                             ? facts_->capacity_bytes
+                             : std::min(live.requested_bytes, facts_->capacity_bytes);
+  return wanted > live.plan.budget_bytes;
 }
 
 void PlanPublisher::Refused(const absl::Status& status) {
@@ -289,8 +345,11 @@ void PlanPublisher::RestoreLive() {
 
 void PlanPublisher::AdvancePending() {
   const int64_t epoch = pending_->plan.epoch;
-  if (pending_->plan.model_digest != facts_->model_digest) {
+  if (pending_->plan.model_digest != facts_->shape.digest) {
     return FailPending(absl::FailedPreconditionError("the workers serve another model now"));
+  }
+  if (pending_deadline_.has_value() && clock_.Now() >= *pending_deadline_) {
+    return FailPending(absl::DeadlineExceededError("the time limit passed before it was live"));
   }
   absl::Status status;
   for (WorkerView* worker : workers_) {
@@ -314,7 +373,12 @@ void PlanPublisher::AdvancePending() {
   }
   for (WorkerView* worker : workers_) {
     if (!status.ok() || worker->Committed(epoch)) continue;
-    status = worker->Plan(pending_->plan, term_, options_.stall_timeout);
+    status = worker->Plan(
+        pending_->plan, term_, options_.stall_timeout, [&](int64_t done, int64_t total) {
+          const double share =
+              total > 0 ? static_cast<double>(done) / static_cast<double>(total) : 1;
+          recomputations_->Progress(copying_id_, share);
+        });
   }
   for (WorkerView* worker : workers_) {
     if (!status.ok() || worker->Committed(epoch)) continue;
@@ -329,32 +393,43 @@ void PlanPublisher::AdvancePending() {
   }
   if (const absl::Status stored = store_.MarkLive(epoch); !stored.ok()) {
     // Committed but not announced: nobody names it. It goes live when the store can say so.
+    goal_.reset();
     FinishWaiters(stored);
     const std::string notice =
         absl::StrCat("epoch ", epoch, " is ready but cannot be recorded: ", stored.message());
     Notify(pending_->plan, PlanState::kPreparing, notice);
     return Block(notice);
   }
+  GoLive();
+}
+
+// The pending plan is on every worker and in the store.
+void PlanPublisher::GoLive() {
   const std::shared_ptr<const PlanRecord> old = live_;
+  gains_.BeforeFlip();
   pending_->state = PlanState::kLive;
   live_ = std::make_shared<const PlanRecord>(*std::move(pending_));
   pending_.reset();
   options_changed_ = live_->start_options != options_.start_options;
   failures_ = 0;
-  {
-    absl::MutexLock lock(&mu_);
-    shown_ = live_;
-  }
-  SPDLOG_INFO("epoch {} is live", epoch);
+  traffic_.SetLive(live_->plan);
+  ShowLive();
+  SPDLOG_INFO("epoch {} is live", live_->plan.epoch);
   feed_->Publish(live_->plan, PlanState::kLive, "");
   if (old != nullptr) feed_->Publish(old->plan, PlanState::kRetired, "");
-  FinishWaiters(*live_);
+  if (!goal_.has_value()) FinishWaiters(*live_);
+}
+
+void PlanPublisher::ShowLive() {
+  absl::MutexLock lock(&mu_);
+  shown_ = live_;
 }
 
 void PlanPublisher::FailPending(const absl::Status& status) {
   const PlanRecord failed = *pending_;
   const std::string message =
       absl::StrCat(absl::StatusCodeToString(status.code()), ": ", status.message());
+  goal_.reset();
   FinishWaiters(status);
   if (const absl::Status stored = store_.MarkFailed(failed.plan.epoch, message); !stored.ok()) {
     doomed_ = status;
@@ -400,6 +475,8 @@ bool PlanPublisher::RetireOn(WorkerView& worker) {
 }
 
 void PlanPublisher::FinishWaiters(const absl::StatusOr<PlanRecord>& result) {
+  pending_deadline_.reset();
+  copying_id_.clear();
   for (const ControlDone& done : std::exchange(waiters_, {})) done(result);
 }
 
@@ -410,6 +487,7 @@ void PlanPublisher::Fence(const absl::Status& status) {
                    status.message(), ")");
   round_blocked_ = notice;
   Notify(live_ != nullptr ? live_->plan : BuiltIn().plan, PlanState::kLive, notice);
+  goal_.reset();
   FinishWaiters(absl::FailedPreconditionError(notice));
   pending_.reset();
 }
@@ -429,6 +507,16 @@ void PlanPublisher::Notify(const PlacementPlan& plan, PlanState state, const std
 std::string PlanPublisher::blocked_by() const {
   absl::MutexLock lock(&mu_);
   return blocked_by_;
+}
+
+std::string PlanPublisher::status() const {
+  absl::MutexLock lock(&mu_);
+  return blocked_by_.empty() ? move_status_ : blocked_by_;
+}
+
+bool PlanPublisher::pinned() const {
+  absl::MutexLock lock(&mu_);
+  return pinned_;
 }
 
 absl::StatusOr<PlanRecord> PlanPublisher::Get(int64_t epoch, bool bitmaps) {

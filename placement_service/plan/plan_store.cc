@@ -8,48 +8,20 @@
 #include "common/base/exit_code.h"
 #include "common/base/status_macros.h"
 #include "placement_service/plan/plan_codec.h"
+#include "placement_service/plan/plan_schema.h"
 
 namespace isotherm {
 namespace {
 
-constexpr int64_t kSchemaVersion = 1;
-constexpr int64_t kApplicationId = 0x49534f54;  // "ISOT"
-
-constexpr char kSchema[] = R"sql(
-CREATE TABLE term (only_row INTEGER PRIMARY KEY CHECK (only_row = 1), term INTEGER NOT NULL) STRICT;
-INSERT INTO term VALUES (1, 0);
-CREATE TABLE plan (
-  epoch INTEGER PRIMARY KEY CHECK (epoch > 0),
-  state INTEGER NOT NULL CHECK (state BETWEEN 0 AND 3),
-  model_digest TEXT NOT NULL,
-  etag TEXT NOT NULL,
-  budget_bytes INTEGER NOT NULL,
-  used_bytes INTEGER NOT NULL,
-  requested_bytes INTEGER NOT NULL,
-  cause INTEGER NOT NULL CHECK (cause BETWEEN 0 AND 2),
-  created_unix_ms INTEGER NOT NULL,
-  profile TEXT NOT NULL,
-  solver TEXT NOT NULL,
-  objective REAL NOT NULL,
-  from_epoch INTEGER NOT NULL,
-  moved_neurons INTEGER NOT NULL,
-  message TEXT NOT NULL,
-  start_options TEXT NOT NULL,
-  layers BLOB NOT NULL) STRICT;
-CREATE UNIQUE INDEX one_preparing ON plan (state) WHERE state = 0;
-CREATE UNIQUE INDEX one_live ON plan (state) WHERE state = 1;
-CREATE TABLE request (
-  request_id TEXT PRIMARY KEY,
-  fingerprint TEXT NOT NULL,
-  epoch INTEGER NOT NULL) STRICT;
-PRAGMA application_id = 0x49534f54;
-PRAGMA user_version = 1;
-)sql";
-
 constexpr char kPlanColumns[] =
     "SELECT epoch, state, model_digest, etag, budget_bytes, used_bytes, requested_bytes, cause, "
     "created_unix_ms, profile, solver, objective, from_epoch, moved_neurons, message, "
-    "start_options, layers FROM plan ";
+    "start_options, layers, reason, predicted_gain, predicted_ns, bound_ns, measured_hit_share, "
+    "measured_gain FROM plan ";
+constexpr int64_t kLastCause = static_cast<int64_t>(PlacementCause::kImport);
+// Automatic plans whose contents are kept; older ones keep their line in the history only, as a
+// service that follows its traffic makes hundreds a day.
+constexpr int64_t kKeptContents = 512;
 
 absl::Status BadStore(absl::string_view what) {
   return WithExitCode(absl::DataLossError(std::string(what)), ExitCode::kBadData);
@@ -75,43 +47,27 @@ absl::StatusOr<PlanRecord> ReadPlan(const SqliteStatement& row, bool bitmaps) {
   record.message = row.Bytes(14);
   record.start_options = row.Bytes(15);
   // The file may have been written by hands other than ours, whatever the schema checks.
-  if (plan.epoch < 1 || row.Int(1) < 0 || row.Int(1) > 3 || row.Int(7) < 0 || row.Int(7) > 2 ||
-      plan.budget_bytes < 0 || plan.used_bytes < 0 || record.requested_bytes < kAutoBudget) {
+  if (plan.epoch < 1 || row.Int(1) < 0 || row.Int(1) > 3 || row.Int(7) < 0 ||
+      row.Int(7) > kLastCause || plan.budget_bytes < 0 || plan.used_bytes < 0 ||
+      record.requested_bytes < kAutoBudget) {
     return BadStore(absl::StrCat("the stored plan of epoch ", plan.epoch, " is out of bounds"));
   }
-  ISOTHERM_ASSIGN_OR_RETURN(plan.layers, DecodeLayers(row.Bytes(16), bitmaps));
+  record.reason = row.Bytes(17);
+  record.predicted_gain = row.Double(18);
+  plan.predicted_ns = row.Double(19);
+  plan.bound_ns = row.Double(20);
+  record.measured_hit_share = row.OptionalDouble(21);
+  record.measured_gain = row.OptionalDouble(22);
+  const std::string layers = row.Bytes(16);
+  record.contents_kept = !layers.empty();
+  if (!record.contents_kept &&
+      (record.state == PlanState::kLive || record.state == PlanState::kPreparing)) {
+    return BadStore(absl::StrCat("the stored plan of epoch ", plan.epoch, " has no contents"));
+  }
+  if (record.contents_kept) {
+    ISOTHERM_ASSIGN_OR_RETURN(plan.layers, DecodeLayers(layers, bitmaps));
+  }
   return record;
-}
-
-absl::Status PrepareSchema(Sqlite& db, const std::string& path) {
-  // Looked at before anything is changed: the file may be someone else's.
-  ISOTHERM_ASSIGN_OR_RETURN(const int64_t version, db.QueryInt("PRAGMA user_version"));
-  ISOTHERM_ASSIGN_OR_RETURN(const int64_t application, db.QueryInt("PRAGMA application_id"));
-  ISOTHERM_ASSIGN_OR_RETURN(const int64_t tables,
-                            db.QueryInt("SELECT count(*) FROM sqlite_schema"));
-  const bool empty = version == 0 && application == 0 && tables == 0;
-  if (!empty && application != kApplicationId) {
-    return BadStore(absl::StrCat(path,
-                                 ": is a database of another program; nothing was changed: "
-                                 "choose another --state-dir"));
-  }
-  if (!empty && version != kSchemaVersion) {
-    return BadStore(absl::StrCat(path, ": has schema version ", version, ", this release reads ",
-                                 kSchemaVersion,
-                                 "; nothing was changed: run the release that wrote it"));
-  }
-  // Exclusive before the first WAL access: the index lives in our memory and no second process can
-  // open the file.
-  ISOTHERM_RETURN_IF_ERROR(db.Execute("PRAGMA journal_mode = WAL"));
-  ISOTHERM_RETURN_IF_ERROR(db.Execute("PRAGMA synchronous = FULL"));
-  if (empty) return db.Transaction([&] { return db.Execute(kSchema); });
-  ISOTHERM_ASSIGN_OR_RETURN(SqliteStatement check, db.Prepare("PRAGMA quick_check(1)"));
-  ISOTHERM_ASSIGN_OR_RETURN(const bool row, check.Step());
-  if (!row || check.Bytes(0) != "ok") {
-    return BadStore(absl::StrCat(path, ": is damaged (", row ? check.Bytes(0) : "",
-                                 "); nothing was changed: restore it from a backup"));
-  }
-  return absl::OkStatus();
 }
 
 }  // namespace
@@ -119,7 +75,7 @@ absl::Status PrepareSchema(Sqlite& db, const std::string& path) {
 absl::StatusOr<std::unique_ptr<PlanStore>> PlanStore::Open(const PlanStoreOptions& options) {
   ISOTHERM_ASSIGN_OR_RETURN(Sqlite db, Sqlite::Open(options.path, options.vfs));
   ISOTHERM_RETURN_IF_ERROR(db.Execute("PRAGMA locking_mode = EXCLUSIVE"));
-  ISOTHERM_RETURN_IF_ERROR(PrepareSchema(db, options.path));
+  ISOTHERM_RETURN_IF_ERROR(PreparePlanSchema(db, options.path));
   std::unique_ptr<PlanStore> store(new PlanStore(std::move(db)));
   // Reads both now, so that a damaged plan is an error of the start.
   ISOTHERM_RETURN_IF_ERROR(store->Live().status());
@@ -127,8 +83,7 @@ absl::StatusOr<std::unique_ptr<PlanStore>> PlanStore::Open(const PlanStoreOption
   return store;
 }
 
-template <typename Body>
-absl::Status PlanStore::Write(const Body& body) {
+absl::Status PlanStore::Write(absl::FunctionRef<absl::Status(Sqlite&)> body) {
   absl::MutexLock lock(&mu_);
   if (disk_failed_) {
     return absl::UnavailableError(absl::StrCat("the plan store is read-only: ", read_only_reason_));
@@ -182,8 +137,8 @@ absl::Status PlanStore::InsertPreparing(const PlanRecord& record,
         db.Prepare(
             "INSERT INTO plan (epoch, state, model_digest, etag, budget_bytes, used_bytes, "
             "requested_bytes, cause, created_unix_ms, profile, solver, objective, from_epoch, "
-            "moved_neurons, message, start_options, layers) "
-            "VALUES (?, 0, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, '', ?, ?)"));
+            "moved_neurons, message, start_options, layers, reason, predicted_gain, predicted_ns, "
+            "bound_ns) VALUES (?, 0, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, '', ?, ?, ?, ?, ?, ?)"));
     ISOTHERM_RETURN_IF_ERROR(insert.Bind(plan.epoch)
                                  .Bind(plan.model_digest)
                                  .Bind(plan.etag)
@@ -199,6 +154,10 @@ absl::Status PlanStore::InsertPreparing(const PlanRecord& record,
                                  .Bind(record.moved_neurons)
                                  .Bind(record.start_options)
                                  .BindBlob(EncodeLayers(plan))
+                                 .Bind(record.reason)
+                                 .Bind(record.predicted_gain)
+                                 .Bind(plan.predicted_ns)
+                                 .Bind(plan.bound_ns)
                                  .Run());
     if (!request.has_value()) return absl::OkStatus();
     ISOTHERM_ASSIGN_OR_RETURN(SqliteStatement remember,
@@ -219,7 +178,14 @@ absl::Status PlanStore::MarkLive(int64_t epoch) {
     if (!found) {
       return absl::FailedPreconditionError(absl::StrCat("epoch ", epoch, " is not being prepared"));
     }
-    return live.Run();
+    ISOTHERM_RETURN_IF_ERROR(live.Run());
+    ISOTHERM_ASSIGN_OR_RETURN(
+        SqliteStatement prune,
+        db.Prepare("UPDATE plan SET layers = x'' WHERE state = 2 AND cause = ? AND layers != x'' "
+                   "AND epoch <= (SELECT epoch FROM plan WHERE state = 2 AND cause = ? AND "
+                   "layers != x'' ORDER BY epoch DESC LIMIT 1 OFFSET ?)"));
+    const auto traffic = static_cast<int64_t>(PlacementCause::kTraffic);
+    return prune.Bind(traffic).Bind(traffic).Bind(kKeptContents).Run();
   });
 }
 

@@ -7,14 +7,20 @@
 #include <vector>
 
 #include "absl/base/thread_annotations.h"
+#include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 #include "absl/synchronization/mutex.h"
 #include "placement_service/plan/plan_record.h"
+#include "placement_service/plan/recomputation.h"
 #include "placement_service/plan/sqlite.h"
+#include "placement_service/telemetry/traffic_model.h"
 
 namespace isotherm {
+
+// Key of PutSetting: "1" while the live plan is pinned.
+inline constexpr char kPinnedSetting[] = "pinned";
 
 struct PlanStoreOptions {
   std::string path;  // the directory exists
@@ -23,7 +29,8 @@ struct PlanStoreOptions {
 
 // Every plan ever published and what request ids stand for, on SQLite (WAL, full synchronous): what
 // a call that returned OK wrote survives a crash, and a call that failed wrote nothing. The file is
-// held exclusively while the store is open. Nothing is ever deleted.
+// held exclusively while the store is open. No plan's line is ever deleted; the hot sets of old
+// automatic plans are.
 //
 // A write that fails for lack of space or a failing disk puts the store in read-only mode: reads go
 // on, read_only_reason() says why. No space ends when a write succeeds again; after an I/O error
@@ -60,12 +67,28 @@ class PlanStore {
   absl::StatusOr<int64_t> NewestEpoch();
   absl::StatusOr<std::optional<ControlRequest>> FindRequest(absl::string_view request_id);
 
+  // What a plan was seen to do once it was live.
+  absl::Status RecordMeasured(int64_t epoch, double hit_share, std::optional<double> gain);
+
+  // Small facts that outlive a restart, such as whether the live plan is pinned.
+  absl::Status PutSetting(absl::string_view key, absl::string_view value);
+  absl::StatusOr<std::optional<std::string>> GetSetting(absl::string_view key);
+
+  // Recomputations that ended, by request id, the newest kMaxRecomputations of them.
+  static constexpr int64_t kMaxRecomputations = 1'000;
+  absl::Status PutRecomputation(const RecomputationRecord& record);
+  absl::StatusOr<std::optional<RecomputationRecord>> GetRecomputation(absl::string_view id);
+
+  // What was learnt of the traffic; replaces what was there. DataLoss (65) for one that was
+  // damaged.
+  absl::Status PutProfile(const StoredProfile& profile);
+  absl::StatusOr<std::optional<StoredProfile>> GetProfile();
+
   std::string read_only_reason() const;
 
  private:
   explicit PlanStore(Sqlite db) : db_(std::move(db)) {}
-  template <typename Body>
-  absl::Status Write(const Body& body) ABSL_LOCKS_EXCLUDED(mu_);
+  absl::Status Write(absl::FunctionRef<absl::Status(Sqlite&)> body) ABSL_LOCKS_EXCLUDED(mu_);
   absl::StatusOr<std::optional<PlanRecord>> InStateLocked(PlanState state)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
 

@@ -60,6 +60,12 @@ SqliteStatement& SqliteStatement::Bind(double value) {
   return *this;
 }
 
+SqliteStatement& SqliteStatement::Bind(std::optional<double> value) {
+  if (value.has_value()) return Bind(*value);
+  bind_error_ |= sqlite3_bind_null(statement_.get(), next_++);
+  return *this;
+}
+
 SqliteStatement& SqliteStatement::Bind(absl::string_view text) {
   bind_error_ |= sqlite3_bind_text64(statement_.get(), next_++, text.data(), text.size(),
                                      SQLITE_TRANSIENT, SQLITE_UTF8);

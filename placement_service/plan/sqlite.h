@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 
 #include "absl/status/status.h"
@@ -20,6 +21,7 @@ class SqliteStatement {
 
   SqliteStatement& Bind(int64_t value);
   SqliteStatement& Bind(double value);
+  SqliteStatement& Bind(std::optional<double> value);  // nullopt: NULL
   SqliteStatement& Bind(absl::string_view text);
   SqliteStatement& BindBlob(absl::string_view bytes);
 
@@ -30,6 +32,10 @@ class SqliteStatement {
 
   int64_t Int(int column) const { return sqlite3_column_int64(statement_.get(), column); }
   double Double(int column) const { return sqlite3_column_double(statement_.get(), column); }
+  std::optional<double> OptionalDouble(int column) const {  // nullopt: NULL
+    if (sqlite3_column_type(statement_.get(), column) == SQLITE_NULL) return std::nullopt;
+    return Double(column);
+  }
   std::string Bytes(int column) const;
 
  private:

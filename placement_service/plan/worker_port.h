@@ -2,6 +2,7 @@
 
 #include <chrono>
 #include <cstdint>
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -24,6 +25,9 @@ struct WorkerDescription {
   int64_t num_layers = 0;
   int64_t num_neurons = 0;   // of a layer
   int64_t bundle_bytes = 0;  // of a neuron
+  int32_t bundle_rows = 3;
+  int64_t spare_bytes = -1;  // gpu_worker: room beside what is hot in any epoch; -1: not said
+  std::string device;        // gpu_worker: "cpu" is the host backend
 };
 
 // kPlan copies, kCommit lets steps name the epoch, kAbort forgets an epoch that was not committed,
@@ -34,8 +38,9 @@ struct PhaseRequest {
   PreparePhase phase = PreparePhase::kPlan;
   int64_t term = 0;
   int64_t epoch = 0;
-  const PlacementPlan* plan = nullptr;        // of kPlan, with bitmaps
-  std::chrono::milliseconds stall_timeout{};  // without progress
+  const PlacementPlan* plan = nullptr;                        // of kPlan, with bitmaps
+  std::chrono::milliseconds stall_timeout{};                  // without progress
+  std::function<void(int64_t done, int64_t total)> progress;  // of kPlan, bytes; may be empty
 };
 
 // One worker as the publisher sees it. Describe and Run are called by one thread and block.

@@ -65,11 +65,13 @@ bool WorkerView::Committed(int64_t epoch) const {
 }
 
 absl::Status WorkerView::Plan(const PlacementPlan& plan, int64_t term,
-                              std::chrono::milliseconds timeout) {
+                              std::chrono::milliseconds timeout,
+                              const std::function<void(int64_t, int64_t)>& progress) {
   const uint64_t wanted = PlanChecksum(plan);
   uint64_t got = 0;
   for (int attempt = 0; attempt < kPlanAttempts; ++attempt) {
-    const auto checksum = port_.Run({PreparePhase::kPlan, term, plan.epoch, &plan, timeout});
+    const auto checksum =
+        port_.Run({PreparePhase::kPlan, term, plan.epoch, &plan, timeout, progress});
     if (!checksum.ok()) {
       return IsTransient(checksum.status()) ? NoteAbsence(checksum.status()) : checksum.status();
     }
@@ -88,7 +90,7 @@ absl::Status WorkerView::Plan(const PlacementPlan& plan, int64_t term,
 
 absl::Status WorkerView::Run(PreparePhase phase, int64_t epoch, int64_t term,
                              std::chrono::milliseconds timeout) {
-  const auto result = port_.Run({phase, term, epoch, nullptr, timeout});
+  const auto result = port_.Run({phase, term, epoch, nullptr, timeout, {}});
   // Slow to retire is not away: steps may still name the epoch.
   const bool slow = phase == PreparePhase::kRetire && absl::IsDeadlineExceeded(result.status());
   if (!result.ok()) {

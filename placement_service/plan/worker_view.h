@@ -1,5 +1,6 @@
 #pragma once
 
+#include <functional>
 #include <optional>
 #include <string>
 
@@ -28,7 +29,8 @@ class WorkerView {
   // Runs one phase and notes its effect in description(). DataLoss when the checksum of a plan is
   // wrong twice after it was aborted and sent again. A worker that stopped answering is absent
   // until the next Refresh().
-  absl::Status Plan(const PlacementPlan& plan, int64_t term, std::chrono::milliseconds timeout);
+  absl::Status Plan(const PlacementPlan& plan, int64_t term, std::chrono::milliseconds timeout,
+                    const std::function<void(int64_t, int64_t)>& progress = {});
   absl::Status Run(PreparePhase phase, int64_t epoch, int64_t term,
                    std::chrono::milliseconds timeout);
 

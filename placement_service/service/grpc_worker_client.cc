@@ -41,7 +41,11 @@ WorkerDescription FromProto(const v1::DescribeResponse& response) {
           .load_progress = response.load_progress(),
           .num_layers = response.num_layers(),
           .num_neurons = response.num_neurons(),
-          .bundle_bytes = response.bundle_bytes()};
+          .bundle_bytes = response.bundle_bytes(),
+          // A worker of an older release tells neither.
+          .bundle_rows = response.bundle_rows() > 0 ? response.bundle_rows() : 3,
+          .spare_bytes = response.bundle_rows() > 0 ? response.spare_bytes() : -1,
+          .device = response.device()};
 }
 
 }  // namespace
@@ -183,6 +187,7 @@ absl::StatusOr<uint64_t> GrpcWorkerClient::Run(const PhaseRequest& request) {
     if (outcome == Stream::Outcome::kTimeout) return Close(slow);
     if (outcome == Stream::Outcome::kFailed) break;
     if (response.op_id() != message.op_id()) continue;
+    if (request.progress) request.progress(response.bytes_done(), response.bytes_total());
     if (response.ready()) return response.checksum();
     if (response.bytes_done() > best) {
       best = response.bytes_done();

@@ -1,6 +1,8 @@
 #include "placement_service/service/placement_service.h"
 
+#include <chrono>
 #include <limits>
+#include <utility>
 
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
@@ -8,6 +10,7 @@
 #include "common/rpc/status.h"
 #include "common/rpc/step_convert.h"
 #include "placement_service/service/plan_convert.h"
+#include "placement_service/service/telemetry_reactor.h"
 #include "placement_service/service/watch_reactor.h"
 
 namespace isotherm {
@@ -29,6 +32,11 @@ absl::Status Invalid(absl::string_view field, absl::string_view what) {
 
 }  // namespace
 
+grpc::ServerReadReactor<v1::ReportTelemetryRequest>* PlacementService::ReportTelemetry(
+    grpc::CallbackServerContext*, v1::ReportTelemetryResponse* response) {
+  return new TelemetryReactor(publisher_.traffic(), response);
+}
+
 grpc::ServerUnaryReactor* PlacementService::GetPlacement(grpc::CallbackServerContext* context,
                                                          const v1::GetPlacementRequest* request,
                                                          v1::GetPlacementResponse* response) {
@@ -39,8 +47,84 @@ grpc::ServerUnaryReactor* PlacementService::GetPlacement(grpc::CallbackServerCon
       publisher_.Get(request->epoch(), request->include_bitmaps());
   if (record.ok()) {
     *response->mutable_plan() = rpc::ToProto(record->plan, request->include_bitmaps());
+    response->set_pinned(publisher_.pinned());
+    response->set_status(publisher_.status());
+    const Measurement measured = publisher_.traffic().Measured();
+    if (measured.tokens > 0 && measured.epoch == record->plan.epoch) {
+      for (const Measurement::Layer& layer : measured.layers) {
+        *response->add_measured() = ToProto(layer);
+      }
+      response->set_measured_hit_share(measured.hit_share);
+      response->set_measured_tokens(static_cast<int64_t>(measured.tokens));
+    }
   }
   return Finish(context, record.status());
+}
+
+grpc::ServerUnaryReactor* PlacementService::Recompute(grpc::CallbackServerContext* context,
+                                                      const v1::RecomputeRequest* request,
+                                                      v1::RecomputeResponse* response) {
+  RecomputeParams params{.request_id = request->request_id(),
+                         .dry_run = request->dry_run(),
+                         .time_limit = std::chrono::microseconds(request->time_limit_us()),
+                         .if_etag = request->if_etag()};
+  if (request->has_budget_bytes()) params.budget_bytes = request->budget_bytes();
+  const absl::StatusOr<RecomputationRecord> record = publisher_.Recompute(std::move(params));
+  if (record.ok()) *response->mutable_recomputation() = ToProto(*record);
+  return Finish(context, record.status());
+}
+
+grpc::ServerUnaryReactor* PlacementService::ImportPlan(grpc::CallbackServerContext* context,
+                                                       const v1::ImportPlanRequest* request,
+                                                       v1::ImportPlanResponse* response) {
+  absl::StatusOr<ImportPlanParams> params = FromProto(*request);
+  if (!params.ok()) return Finish(context, params.status());
+  const absl::StatusOr<RecomputationRecord> record = publisher_.ImportPlan(*std::move(params));
+  if (record.ok()) *response->mutable_recomputation() = ToProto(*record);
+  return Finish(context, record.status());
+}
+
+grpc::ServerUnaryReactor* PlacementService::GetProfile(grpc::CallbackServerContext* context,
+                                                       const v1::GetProfileRequest*,
+                                                       v1::GetProfileResponse* response) {
+  const StoredProfile profile = publisher_.traffic().Snapshot();
+  if (profile.layers.empty()) {
+    return Finish(
+        context,
+        WithErrorReason(absl::UnavailableError("no worker has told its model yet; ask again"),
+                        {.reason = "NO_WORKER", .retry_after = std::chrono::milliseconds(1'000)}));
+  }
+  *response = ToProto(profile);
+  return Finish(context, absl::OkStatus());
+}
+
+grpc::ServerUnaryReactor* PlacementService::ImportProfile(grpc::CallbackServerContext* context,
+                                                          const v1::ImportProfileRequest* request,
+                                                          v1::ImportProfileResponse*) {
+  grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
+  publisher_.ImportProfile(FromProto(*request),
+                           [reactor](const absl::StatusOr<PlanRecord>& record) {
+                             reactor->Finish(rpc::ToGrpcStatus(record.status()));
+                           });
+  return reactor;
+}
+
+grpc::ServerUnaryReactor* PlacementService::SetPin(grpc::CallbackServerContext* context,
+                                                   const v1::SetPinRequest* request,
+                                                   v1::SetPinResponse* response) {
+  grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
+  publisher_.SetPin({.request_id = request->request_id(),
+                     .pinned = request->pinned(),
+                     .if_etag = request->if_etag()},
+                    [this, reactor, response](const absl::StatusOr<PlanRecord>& record) {
+                      if (record.ok()) {
+                        response->set_pinned(publisher_.pinned());
+                        *response->mutable_plan() =
+                            rpc::ToProto(record->plan, /*include_bitmaps=*/false);
+                      }
+                      reactor->Finish(rpc::ToGrpcStatus(record.status()));
+                    });
+  return reactor;
 }
 
 grpc::ServerWriteReactor<v1::WatchResponse>* PlacementService::Watch(grpc::CallbackServerContext*,
@@ -98,7 +182,8 @@ grpc::ServerUnaryReactor* PlacementService::SetBudget(grpc::CallbackServerContex
   grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
   publisher_.SetBudget({.request_id = request->request_id(),
                         .bytes = request->bytes(),
-                        .if_etag = request->if_etag()},
+                        .if_etag = request->if_etag(),
+                        .instance_id = request->instance_id()},
                        [reactor, response](const absl::StatusOr<PlanRecord>& record) {
                          if (record.ok()) {
                            *response->mutable_budget() = BudgetOf(*record);

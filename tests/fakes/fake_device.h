@@ -4,6 +4,7 @@
 #include <functional>
 #include <mutex>
 #include <set>
+#include <utility>
 #include <vector>
 
 #include "gpu_worker/device.h"
@@ -38,7 +39,12 @@ class FakeDevice final : public Device {
   explicit FakeDevice(int32_t kv_pages = 64) : kv_pages_(kv_pages) {}
 
   DeviceInfo Describe() const override {
-    return {.name = "fake", .kv_pages = kv_pages_, .max_rows = 8};
+    std::lock_guard lock(mu_);
+    return {.name = "fake",
+            .hot_used_bytes = hot_used_bytes_,
+            .kv_pages = kv_pages_,
+            .max_rows = 8,
+            .shares_memory = true};
   }
   absl::Status Prepare(const PlacementPlan& plan, const NeuronStore* source,
                        const std::function<void(int64_t, int64_t)>&) override {
@@ -54,6 +60,11 @@ class FakeDevice final : public Device {
   bool Has(int64_t epoch) const override {
     std::lock_guard lock(mu_);
     return epoch == kBuiltInEpoch || prepared_.contains(epoch);
+  }
+  void SetShares(int64_t hot_capacity_bytes, int32_t kv_pages) override {
+    std::lock_guard lock(mu_);
+    shares_.emplace_back(hot_capacity_bytes, kv_pages);
+    changed_.notify_all();
   }
   absl::Status RunStep(const DeviceBatch& batch, const ColdSide&, DeviceOutput* output) override {
     std::unique_lock lock(mu_);
@@ -104,6 +115,20 @@ class FakeDevice final : public Device {
     std::lock_guard lock(mu_);
     return steps_;
   }
+  void SetHotUsed(int64_t bytes) {
+    std::lock_guard lock(mu_);
+    hot_used_bytes_ = bytes;
+  }
+  // (hot capacity, KV pages), the `count`-th that SetShares() was told.
+  std::pair<int64_t, int32_t> AwaitShares(size_t count) {
+    std::unique_lock lock(mu_);
+    changed_.wait(lock, [&] { return shares_.size() >= count; });
+    return shares_[count - 1];
+  }
+  size_t num_shares() const {
+    std::lock_guard lock(mu_);
+    return shares_.size();
+  }
   const NeuronStore* source() const {
     std::lock_guard lock(mu_);
     return source_;
@@ -116,6 +141,8 @@ class FakeDevice final : public Device {
   std::set<int64_t> prepared_;
   std::vector<Step> steps_;
   const NeuronStore* source_ = nullptr;
+  int64_t hot_used_bytes_ = 0;
+  std::vector<std::pair<int64_t, int32_t>> shares_;
   bool held_ = false;
   absl::Status next_status_;
 };

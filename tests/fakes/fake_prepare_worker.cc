@@ -1,5 +1,6 @@
 #include "tests/fakes/fake_prepare_worker.h"
 
+#include <bit>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -25,7 +26,27 @@ absl::StatusOr<WorkerDescription> FakePrepareWorker::Describe() {
     out.epochs.push_back(epoch);
     if (entry.committed) out.committed_epoch = epoch;
   }
+  if (options_.spare_bytes >= 0) {
+    out.spare_bytes = options_.capacity_bytes + options_.spare_bytes - ResidentBytes(nullptr);
+  }
   return out;
+}
+
+// Bundles that are hot in any epoch, each once.
+int64_t FakePrepareWorker::ResidentBytes(const PlacementPlan* with) const {
+  int64_t count = 0;
+  for (int64_t l = 0; l < options_.num_layers; ++l) {
+    std::vector<uint64_t> any(static_cast<size_t>((options_.num_neurons + 63) / 64), 0);
+    const auto add = [&](const PlacementPlan& plan) {
+      if (plan.layers.empty()) return;
+      const std::vector<uint64_t>& hot = plan.layers[static_cast<size_t>(l)].hot;
+      for (size_t w = 0; w < any.size(); ++w) any[w] |= hot[w];
+    };
+    for (const auto& [epoch, entry] : epochs_) add(entry.plan);
+    if (with != nullptr) add(*with);
+    for (const uint64_t word : any) count += std::popcount(word);
+  }
+  return count * options_.bundle_bytes;
 }
 
 absl::StatusOr<uint64_t> FakePrepareWorker::Run(const PhaseRequest& request) {
@@ -75,6 +96,10 @@ absl::StatusOr<uint64_t> FakePrepareWorker::Apply(const PhaseRequest& request) {
       if (options_.name == "gpu_worker" && hot * options_.bundle_bytes > options_.capacity_bytes) {
         return absl::ResourceExhaustedError("the hot pool is too small");
       }
+      if (options_.spare_bytes >= 0 &&
+          ResidentBytes(&plan) > options_.capacity_bytes + options_.spare_bytes) {
+        return absl::ResourceExhaustedError("no slots are free until older epochs are retired");
+      }
       if (entry == epochs_.end()) epochs_[request.epoch] = {plan, false};
       const bool corrupt = corrupt_ > 0;
       if (corrupt) --corrupt_;
@@ -110,6 +135,10 @@ void FakePrepareWorker::Restart(FakePrepareOptions options) {
   away_ = false;
 }
 
+void FakePrepareWorker::SetCapacity(int64_t bytes) {
+  absl::MutexLock lock(&mu_);
+  options_.capacity_bytes = bytes;
+}
 void FakePrepareWorker::SetAway(bool away) {
   absl::MutexLock lock(&mu_);
   away_ = away;

@@ -16,7 +16,8 @@ struct FakePrepareOptions {
   std::string model_digest = "digest";
   int64_t num_layers = 2, num_neurons = 70, bundle_bytes = 10;
   int64_t capacity_bytes = 400;
-  int64_t max_epochs = 3;  // the built-in one, the live one and one being prepared
+  int64_t max_epochs = 3;    // the built-in one, the live one and one being prepared
+  int64_t spare_bytes = -1;  // gpu_worker: of a pool so much larger than the capacity; -1: not told
 };
 
 // A worker's side of Describe and Prepare, in memory: epochs, terms, capacity. Thread-safe. It is a
@@ -37,6 +38,7 @@ class FakePrepareWorker : public WorkerPort {
   // Forgets all but the built-in epoch and takes a new instance id; terms, too.
   void Restart();
   void Restart(FakePrepareOptions options);
+  void SetCapacity(int64_t bytes);
   void SetAway(bool away);
   void SetLoadProgress(double progress);
   void SetHook(Hook hook);
@@ -55,6 +57,7 @@ class FakePrepareWorker : public WorkerPort {
     PlacementPlan plan;
     bool committed = false;
   };
+  int64_t ResidentBytes(const PlacementPlan* with) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   absl::StatusOr<uint64_t> Apply(const PhaseRequest& request) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
 
   FakePrepareOptions options_;

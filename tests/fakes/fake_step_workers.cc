@@ -34,12 +34,13 @@ std::vector<TokenId> FakeModel::Golden(std::vector<TokenId> tokens, int64_t seed
 }
 
 FakeStepWorkers::FakeStepWorkers(const Options& options)
-    : options_(options), random_(options.seed) {}
+    : options_(options), kv_pages_(options.kv_pages), random_(options.seed) {}
 
 WorkerHello FakeStepWorkers::Hello(bool gpu) const {
   WorkerHello hello{.instance_id = absl::StrCat(gpu ? "gpu-" : "cpu-", starts_), .epochs = epochs_};
   if (gpu) {
-    hello.kv_pages = options_.kv_pages;
+    hello.kv_pages = kv_pages_;
+    hello.kv_pages_most = options_.kv_pages_most;
     hello.page_size = options_.page_size;
     hello.max_rows = options_.max_rows;
     hello.context_length = options_.context_length;
@@ -51,7 +52,9 @@ WorkerHello FakeStepWorkers::Hello(bool gpu) const {
 void FakeStepWorkers::StartGpu() {
   ++starts_;
   gpu_up_ = true;
-  kv_.assign(static_cast<size_t>(options_.kv_pages) * static_cast<size_t>(options_.page_size), -1);
+  kv_demand_ = KvDemand();
+  const int32_t pages = std::max(options_.kv_pages, options_.kv_pages_most);
+  kv_.assign(static_cast<size_t>(pages) * static_cast<size_t>(options_.page_size), -1);
   events_->OnHello(WorkerKind::kGpu, Hello(true));
 }
 
@@ -78,10 +81,25 @@ void FakeStepWorkers::KillCpu() {
   if (gpu_up_) events_->OnHello(WorkerKind::kGpu, Hello(true));
 }
 
+void FakeStepWorkers::ReportDamage() {
+  cpu_results_.push_back({.error_code = static_cast<int32_t>(absl::StatusCode::kDataLoss)});
+}
+
 void FakeStepWorkers::RefuseLastCpuStep() {
   cpu_results_.push_back({.step_id = last_cpu_step_.step_id,
                           .epoch = last_cpu_step_.epoch,
                           .error_code = static_cast<int32_t>(absl::StatusCode::kAborted)});
+}
+
+void FakeStepWorkers::SetKvPages(int32_t pages) {
+  kv_pages_ = pages;
+  if (gpu_up_) events_->OnHello(WorkerKind::kGpu, Hello(true));
+}
+
+void FakeStepWorkers::OnKvDemand(const KvDemand& demand) {
+  if (options_.kv_pages_most == 0) Complain("asked a worker whose pages are fixed for some");
+  if (demand.top < kv_pages_ || demand.wanted < 0) Complain("demand out of range");
+  kv_demand_ = demand;
 }
 
 void FakeStepWorkers::SetEpochs(std::vector<int64_t> epochs) {
@@ -105,6 +123,11 @@ void FakeStepWorkers::OnSend(WorkerKind kind, const StepRequest& step) {
   }
   if (!gpu_up_) return Complain("step sent to a gpu_worker that is away");
   if (static_cast<int32_t>(step.rows.size()) > options_.max_rows) Complain("too many rows");
+  for (const PageTableChange& change : step.page_table) {
+    for (const int32_t page : change.append_pages) {
+      if (page >= kv_pages_) Complain("took a page that is not lent");
+    }
+  }
   if (keep_sent_) sent_.push_back(step);
   queue_.push_back(step);
   if (queue_.size() > 2) Complain("more than two steps queued");
@@ -135,7 +158,9 @@ void FakeStepWorkers::Begin(const StepRequest& request) {
   }
   for (const auto& [id, sequence] : sequences_) {
     for (const int32_t page : sequence.pages) {
-      if (page < 0 || page >= options_.kv_pages) Complain("page out of range");
+      if (page < 0 || page >= std::max(options_.kv_pages, options_.kv_pages_most)) {
+        Complain("page out of range");
+      }
       // A sequence that has stopped may lose its pages before it is released.
       if (!held.insert(page).second) Complain("page held by two sequences");
     }
@@ -217,6 +242,17 @@ bool FakeStepWorkers::RunStep() {
     return false;
   }
   ++steps_run_;
+  for (const LayerRange& range : running_->layers) {
+    for (int32_t layer = range.first; range.trace && layer < range.last; ++layer) {
+      result.timings.push_back({.layer = layer,
+                                .attention_us = 10,
+                                .gpu_us = 4,
+                                .cpu_us = 6,
+                                .wait_us = 5,
+                                .merge_us = 1,
+                                .post_us = 2});
+    }
+  }
   bool stopped = false;
   for (const RowResult& row : result.rows) stopped |= row.status == RowStatus::kStopped;
   if (stopped || running_done_ == running_->grant || (!queue_.empty() && random_() % 2 == 0)) {

@@ -31,6 +31,7 @@ class FakeStepWorkers {
  public:
   struct Options {
     int32_t kv_pages = 64;
+    int32_t kv_pages_most = 0;  // 0: kv_pages never changes
     int32_t page_size = 16;
     int32_t max_rows = 32;
     int64_t context_length = 512;
@@ -50,6 +51,9 @@ class FakeStepWorkers {
   void KillCpu();
   bool gpu_up() const { return gpu_up_; }
   bool cpu_up() const { return cpu_up_; }
+  // The gateway may name pages below `pages` from now on; a new hello says so.
+  void SetKvPages(int32_t pages);
+  const KvDemand& kv_demand() const { return kv_demand_; }
   void SetEpochs(std::vector<int64_t> epochs);  // on both, with new hellos
 
   bool RunStep();     // false: nothing to do
@@ -63,6 +67,8 @@ class FakeStepWorkers {
   void LoseNextCpuResult() { lose_cpu_next_ = true; }
   // The cpu_worker does not know the epoch of the step it was told of last.
   void RefuseLastCpuStep();
+  // The cpu_worker found damage in its weights.
+  void ReportDamage();
   void RepeatNextResult() { repeat_next_ = true; }
 
   const FakeModel& model() const { return model_; }
@@ -79,6 +85,7 @@ class FakeStepWorkers {
     Client(FakeStepWorkers* o, WorkerKind k) : owner(o), kind(k) {}
     void SendStep(const StepRequest& step) override { owner->OnSend(kind, step); }
     void Abort() override { owner->OnAbort(kind); }
+    void SendKvDemand(const KvDemand& demand) override { owner->OnKvDemand(demand); }
     FakeStepWorkers* owner;
     WorkerKind kind;
   };
@@ -93,6 +100,7 @@ class FakeStepWorkers {
 
   void OnSend(WorkerKind kind, const StepRequest& step);
   void OnAbort(WorkerKind kind);
+  void OnKvDemand(const KvDemand& demand);
   void Begin(const StepRequest& request);
   RowResult RunRow(Sequence& sequence, SequenceId id, const StepRow& row);
   void Finish(StepResult result, bool has_rows);
@@ -100,6 +108,8 @@ class FakeStepWorkers {
   WorkerHello Hello(bool gpu) const;
 
   const Options options_;
+  int32_t kv_pages_;
+  KvDemand kv_demand_;
   FakeModel model_;
   std::mt19937_64 random_;
   WorkerEvents* events_ = nullptr;

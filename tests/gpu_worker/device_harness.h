@@ -30,9 +30,11 @@ struct TestedDevice {
 #ifdef ISOTHERM_TEST_CUDA
   using Type = CudaDevice;
   static constexpr bool kCuda = true;
+  static inline double streamed_share = -1;  // of the devices that are made next
   static absl::StatusOr<std::unique_ptr<Type>> Make(const ModelFile& model, int num_threads) {
     return CudaDevice::Create(
-        model, {.kv_pages = 256, .max_rows = 64, .stored_predictor = true});
+        model, {.kv_pages = 256, .max_rows = 64, .stored_predictor = true,
+                .streamed_share = streamed_share});
   }
   static std::vector<float> Residual(const Type& device, int64_t rows) {
     return device.Residual(rows);
@@ -41,6 +43,7 @@ struct TestedDevice {
 #else
   using Type = HostDevice;
   static constexpr bool kCuda = false;
+  static inline double streamed_share = -1;  // the host backend has no such choice
   static absl::StatusOr<std::unique_ptr<Type>> Make(const ModelFile& model, int num_threads) {
     const BundleLayout& layout = model.bundle_layout();
     return HostDevice::Create(model,
@@ -91,10 +94,23 @@ class DeviceHarness {
       }
       plan.layers.push_back(std::move(layer));
     }
+    UsePlan(plan, seed % 2 != 0);
+  }
+  // Neurons come from the model file, or from the mapped neurons.
+  void UsePlan(const PlacementPlan& plan, bool from_neurons = false) {
     const absl::Status status =
-        device_->Prepare(plan, seed % 2 == 0 ? nullptr : neurons_.get(), {});
+        device_->Prepare(plan, from_neurons ? neurons_.get() : nullptr, {});
     EXPECT_TRUE(status.ok()) << status;
-    epoch_ = epoch;
+    epoch_ = plan.epoch;
+  }
+
+  // From now on cold neurons go to `link`, as far as it lives; null: all are computed here.
+  void SetLink(ColdLink* link) {
+    link_ = link;
+    mapping_.reset();  // memory is pinned once at a time
+    auto mapping = device_->Map({.link = link, .arena = neurons_.get()});
+    EXPECT_TRUE(mapping.ok()) << mapping.status();
+    mapping_ = *std::move(mapping);
   }
 
   // Runs `ids` at positions first.. of one sequence; returns the token sampled after the last.
@@ -116,9 +132,12 @@ class DeviceHarness {
                           .epoch = epoch_,
                           .deadline = std::chrono::steady_clock::now() + std::chrono::minutes(1),
                           .rows = rows},
-                         {.arena = neurons_.get()}, &output_);
+                         {.link = link_, .arena = neurons_.get()}, &output_);
     EXPECT_TRUE(status.ok()) << status;
-    EXPECT_EQ(output_.owed_hash, output_.work_hash);
+    // With a link that lives the cpu_worker reports its part to the gateway itself.
+    if (link_ == nullptr || output_.cpu_recomputed) {
+      EXPECT_EQ(output_.owed_hash, output_.work_hash);
+    }
     return output_.samples.empty() ? -1 : output_.samples.back().token;
   }
 
@@ -161,6 +180,7 @@ class DeviceHarness {
   std::unique_ptr<TestedDevice::Type> device_;
   std::shared_ptr<void> mapping_;
   DeviceOutput output_;
+  ColdLink* link_ = nullptr;
   int64_t epoch_ = kBuiltInEpoch;
   int64_t step_id_ = 1;
 };

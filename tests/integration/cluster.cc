@@ -9,6 +9,7 @@
 #include <iostream>
 #include <utility>
 
+#include "absl/strings/str_split.h"
 #include "common/base/check.h"
 #include "common/rpc/channel.h"
 #include "tests/integration/process_state.h"
@@ -18,7 +19,20 @@ namespace {
 
 const char* const kNames[] = {"cpu-worker", "gpu-worker", "placement", "gateway"};
 
+std::string FromEnvironment(const char* name, const char* otherwise) {
+  const char* const value = std::getenv(name);
+  return value != nullptr ? value : otherwise;
+}
+
+std::string TestedDevice() { return FromEnvironment("ISOTHERM_TEST_DEVICE", "cpu"); }
+
+std::vector<std::string> FlagsOfTheRun() {
+  return absl::StrSplit(FromEnvironment("ISOTHERM_TEST_GPU_FLAGS", ""), ' ', absl::SkipEmpty());
+}
+
 }  // namespace
+
+bool Cluster::OnGpu() { return TestedDevice() == "cuda"; }
 
 Cluster::Cluster(ClusterOptions options) : options_(std::move(options)) {
   std::string pattern = (std::filesystem::temp_directory_path() / "isotherm-XXXXXX").string();
@@ -52,16 +66,24 @@ void Cluster::Start(const std::string& name) {
   };
   const std::vector<std::string>* extra = nullptr;
   if (name == "cpu-worker") {
-    add({"--socket-dir", directory_, "--threads", std::to_string(options_.cpu_threads)});
+    add({"--socket-dir", directory_, "--threads", std::to_string(options_.cpu_threads),
+         "--placement", options_.with_placement ? address("placement") : ""});
     extra = &options_.cpu_flags;
   } else if (name == "gpu-worker") {
-    add({"--cpu-worker", address("cpu-worker"), "--device", "cpu", "--transport",
+    add({"--cpu-worker", address("cpu-worker"), "--device", TestedDevice(), "--transport",
          options_.transport, "--threads", std::to_string(options_.gpu_threads), "--vram-budget",
-         options_.budget});
+         OnGpu() ? "auto" : options_.budget, "--placement",
+         options_.with_placement ? address("placement") : ""});
+    for (const std::string& flag : FlagsOfTheRun()) command.push_back(flag);
     extra = &options_.gpu_flags;
   } else if (name == "placement") {
-    add({"--gpu-worker", address("gpu-worker"), "--cpu-worker", address("cpu-worker"),
-         "--state-dir", directory_ + "/state"});
+    const auto own = [&](const std::string& other, const char* worker) {
+      return other.empty() ? address(worker) : other;
+    };
+    add({"--gpu-worker", own(options_.gpu_for_placement, "gpu-worker"), "--cpu-worker",
+         own(options_.cpu_for_placement, "cpu-worker"), "--state-dir", directory_ + "/state",
+         "--follow", options_.follow ? "on" : "off"});
+    if (OnGpu()) add({"--budget", options_.budget});
     if (!options_.profile_file.empty()) add({"--profile-file", options_.profile_file});
     extra = &options_.placement_flags;
   } else {

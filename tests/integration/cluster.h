@@ -23,6 +23,9 @@ struct ClusterOptions {
   std::string profile_file;  // empty: what lies beside the model
   std::vector<std::string> gpu_flags, cpu_flags, gateway_flags, placement_flags;
   bool with_placement = true;
+  bool follow = false;  // neurons follow the traffic by themselves
+  // Addresses under which the placement_service finds the workers; empty: their own.
+  std::string gpu_for_placement, cpu_for_placement;
   // Each is started once the one before listens; empty: all at once.
   std::vector<std::string> start_order;
 };
@@ -31,6 +34,10 @@ struct ClusterOptions {
 // WaitReady() waits.
 class Cluster {
  public:
+  // Whether the tests were told to take a GPU, by ISOTHERM_TEST_DEVICE. There the hot neurons'
+  // budget is the placement's to set: --vram-budget counts everything.
+  static bool OnGpu();
+
   explicit Cluster(ClusterOptions options);
   ~Cluster();
 

@@ -108,6 +108,17 @@ TEST_P(IntegerModelClusterTest, SplitsWorkBetweenTheWorkers) {
   const double half = hit_share_with(IntegerModelFile::kAllNeuronBytes / 2);
   EXPECT_GT(half, 0.1);
   EXPECT_LT(half, 0.95);
+  v1::GenerateRequest timed = Cluster::Greedy(request.prompt, 100);
+  timed.mutable_output()->set_layer_timings(true);
+  const v1::LayerTimings layers = cluster.Generate(timed).summary.timings().layers();
+  EXPECT_EQ(layers.layers(), 4 * 99);  // the first token came with the prompt
+  EXPECT_GT(layers.attention_us(), 0);
+  EXPECT_GT(layers.hot_us(), 0);
+  EXPECT_GT(layers.cold_us(), 0);
+  if (!Cluster::OnGpu()) {  // which computes so small a share of its own that it is always last
+    EXPECT_GT(layers.wait_us(), 0);
+    EXPECT_GT(layers.handoff_us(), 0);
+  }
   EXPECT_EQ(hit_share_with(IntegerModelFile::kAllNeuronBytes), 1);
   EXPECT_TRUE(cluster.Stop());
 }

@@ -31,6 +31,7 @@ bool OpenStream::ReadEvent() {
       if (event.chunk().index() != 0) break;
       answer_.text += event.chunk().text();
       for (const int32_t id : event.chunk().token_ids()) answer_.token_ids.push_back(id);
+      for (const auto& logprobs : event.chunk().logprobs()) answer_.logprobs.push_back(logprobs);
       break;
     case v1::GenerateResponse::kChoiceEnd:
       if (event.choice_end().index() == 0)

@@ -16,7 +16,8 @@ namespace isotherm::integration {
 struct Answer {
   grpc::Status status;
   bool accepted = false, complete = false;
-  std::vector<int32_t> token_ids;  // of choice 0
+  std::vector<int32_t> token_ids;                     // of choice 0
+  std::vector<isotherm::v1::TokenLogprobs> logprobs;  // likewise, if asked for
   std::string text;
   isotherm::v1::FinishReason finish_reason = isotherm::v1::FINISH_REASON_UNSPECIFIED;
   isotherm::v1::Complete summary;

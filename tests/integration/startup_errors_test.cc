@@ -179,6 +179,34 @@ TEST_F(StartupErrorsTest, ArenaLargerThanTheLimitSaysNeededAndFree) {
       log_, AllOf(HasSubstr("the arena needs"), HasSubstr("leaves 65536"), HasSubstr("ulimit -f")));
 }
 
+// Memory that runs out anywhere in a start: the process ends, and never says that it is ready.
+TEST_P(FlagErrorsTest, AddressSpaceThatRunsOutIsAnEndAndNoService) {
+  bool ended = false, served = false;
+  for (int mib = 16; mib <= 1024 && !served; mib *= 2) {
+    std::vector<std::string> command = {
+        "/bin/sh", "-c",
+        "ulimit -c 0; ulimit -v " + std::to_string(mib * 1024) + "; exec \"$0\" \"$@\""};
+    for (const std::string& argument : Command(GetParam(), model_.path()))
+      command.push_back(argument);
+    ChildProcess child("service", command, InDirectory("log" + std::to_string(mib)));
+    // Peers are away, so that only the cpu_worker and the placement_service may become ready;
+    // listening is what all of them reach.
+    if (child.WaitForLine("listening ", seconds(20)).has_value()) {
+      child.Signal(SIGTERM);
+      const std::optional<int> status = child.WaitForExit(seconds(20));
+      ASSERT_TRUE(status.has_value()) << mib << " MiB\n" << child.Log();
+      served = status == 0;
+      ended = ended || !served;
+      continue;
+    }
+    const std::optional<int> status = child.WaitForExit(seconds(20));
+    ASSERT_TRUE(status.has_value()) << mib << " MiB\n" << child.Log();
+    EXPECT_NE(status, 0) << mib << " MiB\n" << child.Log();
+    ended = true;
+  }
+  EXPECT_TRUE(ended);
+}
+
 TEST_F(StartupErrorsTest, KvCacheThatCannotFitIsFinal) {
   std::vector<std::string> command = Command("gpu-worker", model_.path());
   command.insert(command.end(), {"--context", "512", "--kv-bytes", "4096"});

@@ -26,7 +26,7 @@ void Measure(const char* memory, void* host, void* device, int64_t piece_bytes) 
   run(cudaMemcpyHostToDevice);
   const double to = moved / run(cudaMemcpyHostToDevice);
   // What came back must be what went: the host's copy is destroyed in between.
-  std::memset(host, 0, kBytes);
+  std::memset(host, 0, static_cast<size_t>(kBytes / piece_bytes * piece_bytes));
   const double from = moved / run(cudaMemcpyDeviceToHost);
   const auto* const words = static_cast<const uint64_t*>(host);
   bool right = true;

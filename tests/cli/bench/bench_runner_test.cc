@@ -40,15 +40,19 @@ TEST(BenchRunnerTest, InterleavesSourcesAndLeavesOutTheFirstRun) {
   ASSERT_EQ(rows->size(), 2u);
   EXPECT_EQ((*rows)[0].tokens_per_second.median, 3);  // of 2, 3, 4
   EXPECT_EQ((*rows)[0].repeats, 3);
+  EXPECT_EQ(LayerTable(*rows), "") << "a table of what was not measured";
 }
 
 TEST(BenchRunnerTest, MeasuresAServerThroughItsClient) {
   FakeInferenceClient client;
+  // Each of the two runs is followed by a short one that is traced.
   for (int i = 0; i < 2; ++i) {
     client.answers.push_back({.stats = {.completion_tokens = 11,
                                         .time_to_first_token_ms = 5,
                                         .decode_ms = 100,
                                         .gpu_hit_share = 0.5}});
+    client.answers.push_back(
+        {.stats = {.completion_tokens = 32, .layers = LayerTimes{.wait_us = 7, .handoff_us = 4}}});
   }
   std::vector<std::unique_ptr<BenchSource>> sources;
   sources.push_back(MakeServerSource(client, "exact", /*exact=*/true));
@@ -63,8 +67,14 @@ TEST(BenchRunnerTest, MeasuresAServerThroughItsClient) {
   EXPECT_TRUE(client.asked[0].exact);
   EXPECT_TRUE(client.asked[0].ignore_eos);
   EXPECT_EQ(client.asked[0].max_tokens, 128);
+  EXPECT_FALSE(client.asked[2].layer_timings);
+  EXPECT_TRUE(client.asked[3].layer_timings);
+  EXPECT_EQ(client.asked[3].max_tokens, 32);
+  EXPECT_THAT(LayerTable(*rows), ::testing::HasSubstr("hand-off"));
+  EXPECT_THAT(LayerTable(*rows), ::testing::HasSubstr("4.0"));
   const auto json = nlohmann::json::parse(BenchJson(*rows, 500, 128, {}));
   EXPECT_EQ(json["rows"][0]["gpu_hit_share"]["median"], 0.5);
+  EXPECT_EQ(json["rows"][0]["layer"]["handoff_us"], 4);
 }
 
 TEST(BenchRunnerTest, PassesOnAFailure) {

@@ -101,7 +101,8 @@ TEST_F(LayeredOptionsTest, RefusesEachBadValue) {
       {"transport", "tcp"},    {"arena", "file"},         {"vram-budget", "-3"},
       {"vram-budget", "nan"},  {"drain-timeout", "soon"}, {"log-level", "loud"},
       {"grpc-listen", "8001"}, {"grpc-listen", "a:b"},    {"grpc-listen", "0.0.0.0:8001"},
-      {"activation", "tanh"},  {"sparse-threshold", "?"}};
+      {"activation", "tanh"},  {"sparse-threshold", "?"}, {"follow", "maybe"},
+      {"kv-floor", "some"}};
   for (const auto& [key, value] : bad) {
     EXPECT_EQ(ExitCodeOf(Parse({{key, value}}).status()), ExitCode::kUsage) << key << " " << value;
   }

@@ -142,6 +142,48 @@ INSTANTIATE_TEST_SUITE_P(TargetsAndTypes, SparseFfnTest,
                                           testing::ValuesIn(KernelTypes())),
                          TargetTypeName);
 
+// What is counted in one call of many rows is what calls of one row and neuron find.
+TEST_P(SparseFfnTest, CountsOpenGatesAndBytesReadByNeuron) {
+  for (const int64_t num_rows : {1, 2, 7}) {
+    Case c(dtype(), {.model_dim = Dim(64), .num_rows = num_rows, .slots = true, .owned = true});
+    const int64_t neurons = c.params.bundles.num_neurons, words = (neurons + 63) / 64;
+    std::vector<uint32_t> fired(static_cast<size_t>(neurons), 10);  // counts are added to
+    c.params.fired = fired.data();
+    ASSERT_TRUE(SparseFfn(c.params, pool_).ok());
+    const int64_t bytes = CountsOf(*c.workspace).BytesRead(c.params.bundles);
+    const int64_t pairs = CountsOf(*c.workspace).open_pairs;
+
+    std::vector<uint32_t> want(static_cast<size_t>(neurons), 10);
+    int64_t want_bytes = 0, want_pairs = 0;
+    std::vector<uint64_t> one(static_cast<size_t>(words));
+    SparseFfnParams single = c.params;
+    single.fired = nullptr;
+    single.num_rows = 1;
+    single.active = one.data();
+    for (int64_t n = 0; n < neurons; ++n) {
+      const auto word = static_cast<size_t>(n / 64);
+      one.assign(one.size(), 0);
+      one[word] = uint64_t{1} << (n % 64);
+      bool computed = false, open = false;
+      for (int64_t row = 0; row < num_rows; ++row) {
+        if ((c.active[static_cast<size_t>(row * words) + word] & one[word]) == 0) continue;
+        single.z_f16 = c.z.data() + row * c.params.bundles.model_dim;
+        ASSERT_TRUE(SparseFfn(single, pool_).ok());
+        computed |= CountsOf(*c.workspace).BytesRead(c.params.bundles) > 0;
+        if (CountsOf(*c.workspace).open_pairs == 0) continue;
+        open = true;
+        ++want[static_cast<size_t>(n)];
+        ++want_pairs;
+      }
+      want_bytes += c.params.bundles.row_bytes * (computed ? (open ? 3 : 1) : 0);
+    }
+    EXPECT_EQ(fired, want) << num_rows;
+    EXPECT_EQ(pairs, want_pairs) << num_rows;
+    EXPECT_EQ(bytes, want_bytes) << num_rows;
+    EXPECT_GT(want_pairs, 0);
+  }
+}
+
 TEST_P(SparseFfnTest, AgreesWithTheFormulaOverShapesAndRemainders) {
   for (const int64_t dim : {1, 17, 63, 96}) {
     for (const int64_t neurons : {1, 63, 130}) {

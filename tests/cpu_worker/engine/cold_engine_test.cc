@@ -157,6 +157,37 @@ TEST_P(ColdEngineTest, WorkPastItsDeadlineIsNotDone) {
   EXPECT_EQ(results_.steps[0].work_hash, 0u);
 }
 
+TEST_P(ColdEngineTest, CountsWhatItComputed) {
+  NeuronCounters before, counters;
+  engine_->ReadCounters(&before);
+  const ToyPost post(3, 9);
+  const shm::ColdLayerHeader header = Header(1, 1, 3);
+  ASSERT_EQ(Compute(header, post).status, shm::ColdLayerStatus::kDone);
+  ASSERT_EQ(Compute(Header(9, 1, 3), post).status, shm::ColdLayerStatus::kStaleEpoch);
+  engine_->EndStep(Header(1, shm::kEndOfStep, 0));
+  engine_->ReadCounters(&counters);
+  EXPECT_EQ(counters.epoch, 1);
+  EXPECT_EQ(counters.steps, before.steps + 1);
+  EXPECT_TRUE(counters.predicted.empty());
+  EXPECT_EQ(counters.layers[0].tokens, 0u);
+  EXPECT_EQ(counters.layers[1].tokens, 3u);
+  EXPECT_EQ(counters.layers[1].timed_steps, 1u);
+  EXPECT_GT(counters.layers[1].cpu_ns, 0u);
+  EXPECT_GT(counters.layers[1].cold_bytes, 0u);
+  EXPECT_EQ(counters.layers[1].timed_cold_bytes, counters.layers[1].cold_bytes);
+  const auto table = epochs_.Find(1);
+  uint32_t fired = 0;
+  for (size_t n = 0; n < 300; ++n) {
+    const uint32_t count = counters.fired[n];
+    fired += count;
+    EXPECT_LE(count, 3u);
+    const bool cold =
+        n >= 100 && n < 200 && (table->cold[1][(n - 100) / 64] >> ((n - 100) % 64) & 1);
+    EXPECT_TRUE(cold || count == 0) << n;
+  }
+  EXPECT_GT(fired, 0u);
+}
+
 TEST_P(ColdEngineTest, ComputesNeuronsByTheModelsRule) {
   BundleSource twice = ToySource(), biased = ToySource(/*rows=*/2);
   twice.rule.activate_up = true;

@@ -60,7 +60,9 @@ void ExpectToyLayers(const Arena& arena) {
   for (int64_t layer = 0; layer < geometry.shape.num_layers; ++layer) {
     ASSERT_TRUE(source.pack(layer, 0, geometry.shape.num_neurons, want.data()).ok());
     EXPECT_EQ(std::memcmp(want.data(), arena.layer(layer), want.size()), 0);
-    EXPECT_TRUE(arena.CheckLayer(layer).ok());
+  }
+  for (int64_t group = 0; group < arena.num_groups(); ++group) {
+    EXPECT_TRUE(arena.CheckGroup(group).ok());
   }
 }
 
@@ -133,7 +135,7 @@ TEST(MappedArenaTest, AChangedFileIsFound) {
   ASSERT_TRUE(arena.ok()) << arena.status();
   const int64_t bytes = file.source().file->identity.bytes;
   ASSERT_EQ(::ftruncate(file.fd(), bytes + 1), 0);
-  EXPECT_TRUE(absl::IsDataLoss((*arena)->CheckLayer(1)));
+  EXPECT_TRUE(absl::IsDataLoss((*arena)->CheckGroup(1)));
   // Nobody may attach to it, and it is not loaded again.
   EXPECT_TRUE(absl::IsFailedPrecondition((*arena)->DuplicateFd().status()));
   const auto again = Arena::Load(file.source(), {.kind = ArenaKind::kMap});

@@ -27,7 +27,7 @@ TEST(ModelSourceTest, TheArenasLayoutIsTheModelFilesInEveryWeightType) {
     EXPECT_EQ((*arena)->geometry().bundle_bytes, layout.bundle_bytes);
     EXPECT_EQ((*arena)->geometry().row_bytes, layout.row_bytes);
     EXPECT_EQ(shm::LayoutHash(source.shape), layout.Hash());
-    EXPECT_TRUE((*arena)->CheckLayer(0).ok());
+    EXPECT_TRUE((*arena)->CheckGroup(0).ok());
   }
 }
 

@@ -37,7 +37,10 @@ class Schedule {
   Schedule(uint64_t seed, bool faults)
       : random_(seed),
         faults_(faults),
-        workers_({.kv_pages = Pick(8, 24),
+        floor_pages_(Pick(8, 24)),
+        most_pages_(Pick(0, 2) == 0 ? floor_pages_ + Pick(1, 16) : 0),
+        workers_({.kv_pages = floor_pages_,
+                  .kv_pages_most = most_pages_,
                   .page_size = Pick(0, 1) == 0 ? 16 : 4,
                   .max_rows = Pick(2, 24),
                   .context_length = 96,
@@ -57,6 +60,7 @@ class Schedule {
     const int num_requests = Pick(1, 8);
     for (int i = 0; i < 400; ++i) Act(num_requests);
     if (!workers_.gpu_up()) workers_.StartGpu();
+    if (most_pages_ > 0) workers_.SetKvPages(most_pages_);
     for (int i = 0; i < 40 && !AllFinished(); ++i) {
       clock_.Advance(std::chrono::milliseconds(2100));
       scheduler_.Tick();
@@ -126,8 +130,11 @@ class Schedule {
       case 56 ... 75:
         workers_.DeliverCpu();
         break;
-      case 76 ... 77:
+      case 76:
         scheduler_.Tick();
+        break;
+      case 77:
+        if (most_pages_ > 0) workers_.SetKvPages(Pick(floor_pages_, most_pages_));
         break;
       case 78:
         scheduler_.OnLive(Pick(0, 4));
@@ -188,6 +195,9 @@ class Schedule {
     EXPECT_EQ(state.pages_free, state.pages_total);
     EXPECT_EQ(state.num_running + state.num_waiting, 0);
     EXPECT_EQ(workers_.known_sequences(), 0u);
+    if (most_pages_ > 0) {
+      EXPECT_EQ(workers_.kv_demand().wanted, 0);
+    }
     for (const auto& s : submitted_) {
       EXPECT_TRUE(s->sink->in_order);
       const bool too_long = s->sink->status.code() == absl::StatusCode::kInvalidArgument;
@@ -221,6 +231,7 @@ class Schedule {
 
   std::mt19937_64 random_;
   const bool faults_;
+  const int32_t floor_pages_, most_pages_;  // of KV; 0: they are fixed
   FakeClock clock_;
   FakeStepWorkers workers_;
   Scheduler scheduler_;

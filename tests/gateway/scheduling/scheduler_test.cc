@@ -62,6 +62,45 @@ TEST_F(SchedulerTest, OneRequestRunsUnderGrantsToItsGoldenEnd) {
   EXPECT_DOUBLE_EQ(sink.stats.gpu_hit_share, 0.4);
 }
 
+TEST_F(SchedulerTest, LayerTimingsAreThoseOfTheRequestsOwnDecodeSteps) {
+  Make({.max_grant = 4, .num_layers = 3});
+  RecordingSink traced, plain;
+  GenerationRequest request = Request(40, 21);
+  request.layer_timings = true;
+  scheduler_->Submit(request, &traced);
+  scheduler_->Submit(Request(4, 30), &plain);
+  workers_->RunUntilIdle();
+  EXPECT_EQ(traced.stats.layers.layers, 3 * 20);
+  EXPECT_DOUBLE_EQ(traced.stats.layers.attention_us, 10 * 60);
+  // Posting, hot neurons and waiting took 11 us, the cold neurons 6 of them.
+  EXPECT_DOUBLE_EQ(traced.stats.layers.handoff_us, 5 * 60);
+  EXPECT_EQ(plain.stats.layers.layers, 0);
+  for (const StepRequest& step : workers_->sent()) {
+    EXPECT_EQ(step.layers.empty(), step.rows.empty() || step.rows.size() == 1) << step.step_id;
+  }
+}
+
+TEST_F(SchedulerTest, DamagedWeightsEndWhatHasSpokenAndRunTheRestAgain) {
+  Make({.max_grant = 4});
+  RecordingSink begun, silent;
+  scheduler_->Submit(Request(4, 100), &begun);
+  workers_->RunStep();
+  workers_->DeliverCpu();
+  workers_->DeliverGpu();
+  ASSERT_FALSE(begun.tokens[0].empty());
+  const GenerationRequest request = Request(100, 10);
+  scheduler_->Submit(request, &silent);
+  workers_->RunStep();
+  workers_->ReportDamage();
+  workers_->RunUntilIdle();
+  EXPECT_EQ(begun.status.code(), absl::StatusCode::kDataLoss);
+  EXPECT_EQ(Reason(begun), "INTERNAL");
+  EXPECT_EQ(silent.status, absl::OkStatus());
+  EXPECT_EQ(silent.tokens[0], Golden(request));
+  EXPECT_EQ(workers_->known_sequences(), 0u);
+  EXPECT_EQ(scheduler_->state().pages_held, 0);
+}
+
 TEST_F(SchedulerTest, NextRequestGoesOutBeforeTheGrantRunsOut) {
   Make({.max_grant = 8, .grant_lead = 2});
   RecordingSink sink;
@@ -153,6 +192,47 @@ TEST_F(SchedulerTest, AbsentMaxTokensTakesWhatIsLeft) {
   scheduler_->Submit(request, &sink);
   workers_->RunUntilIdle();
   EXPECT_EQ(sink.tokens[0].size(), 40u);
+}
+
+TEST_F(SchedulerTest, AsksForPagesAndUsesThoseThatAreLent) {
+  Make({.max_sequences = 4}, {.kv_pages = 8, .kv_pages_most = 24});
+  RecordingSink sinks[3];
+  std::vector<GenerationRequest> requests;
+  for (RecordingSink& sink : sinks) {
+    requests.push_back(Request(60, 40));  // seven pages each
+    scheduler_->Submit(requests.back(), &sink);
+  }
+  // One runs, the others wait for pages; all are asked for.
+  EXPECT_EQ(scheduler_->state().num_running, 1);
+  EXPECT_GE(workers_->kv_demand().wanted, 3 * 5);
+  EXPECT_EQ(workers_->kv_demand().top, 8);
+  workers_->SetKvPages(24);
+  for (int i = 0; i < 10 && scheduler_->state().num_running < 3; ++i) {
+    workers_->RunStep();
+    workers_->DeliverGpu();
+    workers_->DeliverCpu();
+  }
+  EXPECT_EQ(scheduler_->state().num_running, 3);
+  // Some are asked back while they are held: nothing is dropped, and they are not taken again.
+  workers_->SetKvPages(12);
+  EXPECT_GT(workers_->kv_demand().top, 12);
+  workers_->RunUntilIdle();
+  for (size_t i = 0; i < 3; ++i) {
+    EXPECT_EQ(sinks[i].status, absl::OkStatus());
+    EXPECT_EQ(sinks[i].tokens[0], Golden(requests[i]));
+  }
+  EXPECT_EQ(workers_->kv_demand().wanted, 0);
+  EXPECT_EQ(workers_->kv_demand().top, 12);
+  EXPECT_EQ(scheduler_->state().pages_total, 12);
+  EXPECT_THAT(workers_->complaints(), testing::IsEmpty());
+  // A new worker is told anew.
+  workers_->KillGpu();
+  workers_->StartGpu();
+  RecordingSink again;
+  scheduler_->Submit(Request(60, 4), &again);
+  EXPECT_GT(workers_->kv_demand().wanted, 0);
+  workers_->RunUntilIdle();
+  EXPECT_EQ(again.status, absl::OkStatus());
 }
 
 TEST_F(SchedulerTest, NewestIsPreemptedAndResumesGolden) {

@@ -166,6 +166,53 @@ TEST_F(StepEngineTest, LosingThePeerIsAnnouncedAndWithoutAnArenaEndsTheStream) {
   EXPECT_EQ(sink_->AwaitUnavailable().code(), absl::StatusCode::kUnavailable);
 }
 
+TEST_F(StepEngineTest, LendsPagesOnceHotNeuronsHaveLeft) {
+  FakeDevice device(64);
+  device.SetHotUsed(160);
+  StepEngine engine(device, {.context_length = 64,
+                             .kv_lease = KvLeaseOptions{.budget_bytes = 320,
+                                                        .page_bytes = 10,
+                                                        .floor_pages = 16,
+                                                        .most_pages = 64,
+                                                        .hot_floor_bytes = 80,
+                                                        .chunk_pages = 8,
+                                                        .hold = std::chrono::milliseconds(0)}});
+  using Shares = std::pair<int64_t, int32_t>;
+  EXPECT_EQ(device.AwaitShares(1), Shares(160, 16));
+  ASSERT_TRUE(engine.SetCold(cold_).ok());
+  const auto sink = std::make_shared<RecordingSink>();
+  const int64_t connection = engine.Connect(sink);
+  EXPECT_EQ(sink->AwaitHellos(1)[0].kv_pages, 16);
+  EXPECT_EQ(sink->AwaitHellos(1)[0].kv_pages_most, 24);
+  engine.SetKvDemand(connection + 1, {.wanted = 24, .top = 16});  // another gateway's
+  engine.SetKvDemand(connection, {.wanted = 24, .top = 16});
+  EXPECT_EQ(device.AwaitShares(2), Shares(80, 16));
+  EXPECT_EQ(sink->num_hellos(), 1u);
+  device.SetHotUsed(80);
+  EXPECT_EQ(device.AwaitShares(3), Shares(80, 24));
+  EXPECT_EQ(sink->AwaitHellos(2)[1].kv_pages, 24);
+  // Given back: the pages go at once, what is behind them only when no step can name it.
+  device.Hold();
+  ASSERT_TRUE(engine.Submit(connection, Prefill(1, 1, {5})).ok());
+  device.AwaitSteps(1);
+  engine.SetKvDemand(connection, {.wanted = 0, .top = 24});
+  EXPECT_EQ(sink->num_hellos(), 2u);  // the step before it runs still
+  device.Release();
+  EXPECT_EQ(sink->AwaitHellos(3)[2].kv_pages, 16);
+  EXPECT_EQ(device.num_shares(), 3u);
+  engine.SetKvDemand(connection, {.wanted = 0, .top = 16});
+  EXPECT_EQ(device.AwaitShares(4), Shares(160, 16));
+  // What a gateway that left had asked for is void.
+  engine.SetKvDemand(connection, {.wanted = 24, .top = 16});
+  EXPECT_EQ(device.AwaitShares(5), Shares(80, 24));
+  const auto other = std::make_shared<RecordingSink>();
+  const int64_t second = engine.Connect(other);
+  EXPECT_EQ(other->AwaitHellos(2)[1].kv_pages, 16);
+  EXPECT_EQ(device.num_shares(), 5u);  // it was told of 24 first
+  engine.SetKvDemand(second, {.wanted = 0, .top = 16});
+  EXPECT_EQ(device.AwaitShares(6), Shares(160, 16));
+}
+
 TEST_F(StepEngineTest, GrantFeedsSampledTokensBackAndReportsEachStep) {
   Submit(Prefill(10, 7, {5, 6, 7}, 2, 4));
   const std::vector<StepResult> results = sink_->Await(5);

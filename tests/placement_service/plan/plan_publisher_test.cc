@@ -1,94 +1,16 @@
-#include "placement_service/plan/plan_publisher.h"
-
-#include <gmock/gmock.h>
-#include <gtest/gtest.h>
 #include <sqlite3.h>
-#include <stdlib.h>
 
 #include <filesystem>
 
-#include "common/base/error_reason.h"
 #include "common/base/exit_code.h"
-#include "tests/fakes/fake_prepare_worker.h"
 #include "tests/fakes/faulty_vfs.h"
+#include "tests/placement_service/plan/publisher_fixture.h"
 
 namespace isotherm {
 namespace {
 
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
-
-class ManualClock : public Clock {
- public:
-  TimePoint Now() const override { return now_; }
-  int64_t WallUs() const override { return wall_us_; }
-  void Advance(std::chrono::milliseconds time) { now_ += time; }
-  void SetWall(int64_t wall_us) { wall_us_ = wall_us; }
-
- private:
-  TimePoint now_{std::chrono::hours(1)};
-  int64_t wall_us_ = 1'000'000;
-};
-
-PlacementProfile Profile() {
-  PlacementProfile profile{"chat", std::vector<std::vector<float>>(2, std::vector<float>(70))};
-  for (size_t l = 0; l < 2; ++l) {
-    for (size_t n = 0; n < 70; ++n) {
-      profile.frequency[l][n] = static_cast<float>((n * 37 + l * 11) % 70) / 70;
-    }
-  }
-  return profile;
-}
-
-class PlanPublisherTest : public ::testing::Test {
- protected:
-  PlanPublisherTest() : gpu_({.name = "gpu_worker"}), cpu_({.name = "cpu_worker"}) {
-    std::string pattern = ::testing::TempDir() + "/plan_publisher_XXXXXX";
-    directory_ = ::mkdtemp(pattern.data());
-  }
-  ~PlanPublisherTest() override {
-    publisher_.reset();
-    store_.reset();
-    std::filesystem::remove_all(directory_);
-  }
-
-  // A new process: the store is opened again.
-  void Start(const std::string& vfs = "") {
-    publisher_.reset();
-    store_.reset();
-    auto store = PlanStore::Open({directory_ + "/plans.sqlite", vfs});
-    ASSERT_TRUE(store.ok()) << store.status();
-    store_ = *std::move(store);
-    auto publisher = PlanPublisher::Create(options_, *store_, gpu_, &cpu_, profile_, clock_);
-    ASSERT_TRUE(publisher.ok()) << publisher.status();
-    publisher_ = *std::move(publisher);
-  }
-  void Round() { ASSERT_TRUE(publisher_->RunOnce().ok()); }
-  absl::StatusOr<PlanRecord> Rollback(RollbackParams params) {
-    absl::StatusOr<PlanRecord> out = absl::UnknownError("not answered");
-    publisher_->Rollback(std::move(params), [&](const auto& result) { out = result; });
-    Round();
-    return out;
-  }
-  absl::StatusOr<PlanRecord> SetBudget(BudgetParams params) {
-    absl::StatusOr<PlanRecord> out = absl::UnknownError("not answered");
-    publisher_->SetBudget(std::move(params), [&](const auto& result) { out = result; });
-    Round();
-    return out;
-  }
-  PlacementPlan Live() { return publisher_->Get(0, true)->plan; }
-  std::string Reason(const absl::Status& status) {
-    return ErrorReasonOf(status).value_or(ErrorReason{}).reason;
-  }
-
-  std::string directory_;
-  ManualClock clock_;
-  FakePrepareWorker gpu_, cpu_;
-  PublisherOptions options_{.start_options = "auto"};
-  PlacementProfile profile_ = Profile();
-  std::unique_ptr<PlanStore> store_;
-  std::unique_ptr<PlanPublisher> publisher_;
-};
 
 TEST_F(PlanPublisherTest, FirstPlanFillsTheHotPoolByFrequencyOnBothWorkers) {
   Start();
@@ -295,7 +217,9 @@ TEST_F(PlanPublisherTest, TheOneWithTheLowerTermStopsWhenASecondTakesOver) {
   clock_.SetWall(2'000'000);  // started later, with a store of its own
   auto other_store = PlanStore::Open({directory_ + "/other.sqlite", ""});
   ASSERT_TRUE(other_store.ok());
-  auto other = PlanPublisher::Create(options_, **other_store, gpu_, &cpu_, profile_, clock_);
+  TrafficModel other_traffic(TrafficOptions(), clock_);
+  auto other =
+      PlanPublisher::Create(options_, **other_store, gpu_, &cpu_, profile_, other_traffic, clock_);
   ASSERT_TRUE(other.ok());
   ASSERT_TRUE((*other)->RunOnce().ok());
   EXPECT_EQ((*other)->Get(0, false)->plan.epoch, 2);  // epochs do not go back
@@ -322,6 +246,77 @@ TEST_F(PlanPublisherTest, FollowsAGpuWorkerWhosePoolChanged) {
   EXPECT_THAT(cpu_.Epochs(), ElementsAre(0, Live().epoch));
 }
 
+TEST_F(PlanPublisherTest, FollowsACapacityThatChangesWhileItServes) {
+  Start();
+  Round();
+  ASSERT_EQ(Live().used_bytes, 400);
+  gpu_.SetCapacity(250);  // KV pages were lent
+  Round();
+  EXPECT_EQ(Live().used_bytes, 250);
+  EXPECT_EQ(Live().cause, PlacementCause::kBudget);
+  gpu_.SetCapacity(400);
+  Round();
+  EXPECT_EQ(Live().used_bytes, 400);
+  // Up to what was asked for, and no further.
+  ASSERT_TRUE(SetBudget({.bytes = 300}).ok());
+  gpu_.SetCapacity(200);
+  Round();
+  EXPECT_EQ(Live().used_bytes, 200);
+  gpu_.SetCapacity(400);
+  Round();
+  EXPECT_EQ(Live().used_bytes, 300);
+  // A pinned plan gives way and does not grow.
+  absl::StatusOr<PlanRecord> pinned = absl::UnknownError("not answered");
+  publisher_->SetPin({.pinned = true}, [&](const auto& result) { pinned = result; });
+  Round();
+  ASSERT_TRUE(pinned.ok());
+  gpu_.SetCapacity(100);
+  Round();
+  EXPECT_EQ(Live().used_bytes, 100);
+  gpu_.SetCapacity(400);
+  Round();
+  EXPECT_EQ(Live().used_bytes, 100);
+}
+
+TEST_F(PlanPublisherTest, ClocksThatJumpChangeNothing) {
+  constexpr int64_t kYearUs = int64_t{365} * 24 * 3'600 * 1'000'000;
+  clock_.SetWall(50 * kYearUs);
+  Start();
+  Round();
+  const int64_t term = gpu_.term();
+  // A year back and forth while it runs: nothing times out, nothing is planned.
+  for (const int64_t wall : {49 * kYearUs, 51 * kYearUs}) {
+    clock_.SetWall(wall);
+    Round();
+    EXPECT_EQ(Live().epoch, 1);
+    EXPECT_EQ(publisher_->blocked_by(), "");
+  }
+  clock_.SetWall(49 * kYearUs);
+  ASSERT_TRUE(SetBudget({.bytes = 200}).ok());
+  EXPECT_EQ(Live().created_unix_ms, 49 * kYearUs / 1'000);
+  // A restart with the clock a year back still comes after the process before.
+  Start();
+  gpu_.Restart();
+  Round();
+  EXPECT_EQ(Live().epoch, 2);
+  EXPECT_GT(gpu_.term(), term);
+  ASSERT_TRUE(SetBudget({.bytes = 100}).ok());
+  EXPECT_EQ(Live().epoch, 3);
+  // History is in the order of epochs, whatever the clock said.
+  clock_.SetWall(48 * kYearUs);
+  ASSERT_TRUE(SetBudget({.bytes = 150}).ok());
+  const auto history = publisher_->History(100, 10);
+  ASSERT_TRUE(history.ok());
+  ASSERT_EQ(history->size(), 4u);
+  EXPECT_EQ((*history)[0].plan.epoch, 4);
+  EXPECT_LT((*history)[0].plan.created_unix_ms, (*history)[1].plan.created_unix_ms);
+  // The process is stopped for half a minute: workers are there, a change under way goes on.
+  clock_.Advance(std::chrono::seconds(30));
+  Round();
+  EXPECT_EQ(publisher_->blocked_by(), "");
+  EXPECT_EQ(Live().epoch, 4);
+}
+
 TEST_F(PlanPublisherTest, PlansAnewForAnotherModelAndKeepsStillWhileWorkersDiffer) {
   Start();
   Round();
@@ -345,10 +340,12 @@ TEST_F(PlanPublisherTest, AnotherModelsProfileEndsTheServiceWith65) {
 TEST_F(PlanPublisherTest, WatchersGetASnapshotThenEveryChange) {
   Start();
   std::vector<PlanEvent> events;
-  const auto take = [&](PlanEvent event) { events.push_back(std::move(event)); };
+  const auto take = [&](PlanEvent event) {
+    if (event.kind == PlanEvent::Kind::kPlan) events.push_back(std::move(event));
+  };
   const auto subscription = publisher_->feed().Subscribe(take);
   const auto drain = [&] {
-    while (auto event = subscription->Take()) events.push_back(*std::move(event));
+    while (auto event = subscription->Take()) take(*std::move(event));
   };
   drain();
   ASSERT_EQ(events.size(), 1u);
@@ -398,7 +395,8 @@ TEST_F(PlanPublisherTest, FullDiskKeepsTheOldPlanAndSaysSo) {
   ASSERT_TRUE(store.ok()) << store.status();
   store_ = *std::move(store);
   vfs.FailAfter(0, SQLITE_FULL);
-  auto publisher = PlanPublisher::Create(options_, *store_, gpu_, &cpu_, profile_, clock_);
+  auto publisher =
+      PlanPublisher::Create(options_, *store_, gpu_, &cpu_, profile_, *traffic_, clock_);
   ASSERT_TRUE(publisher.ok()) << publisher.status();
   publisher_ = *std::move(publisher);
   Round();

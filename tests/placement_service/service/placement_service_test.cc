@@ -131,7 +131,7 @@ TEST_F(PlacementServiceTest, PublishesBudgetsAndRollbacksAndListsThem) {
   rollback.set_if_etag(first.etag());
   v1::RollbackResponse rolled;
   grpc::Status status = stub_->Rollback(Context().get(), rollback, &rolled);
-  EXPECT_EQ(status.error_code(), grpc::StatusCode::FAILED_PRECONDITION);
+  EXPECT_EQ(status.error_code(), grpc::StatusCode::ABORTED);
   EXPECT_EQ(ErrorReasonOf(rpc::FromGrpcStatus(status))->reason, "ETAG_MISMATCH");
   rollback.set_if_etag(Live().etag());
   status = stub_->Rollback(Context().get(), rollback, &rolled);
