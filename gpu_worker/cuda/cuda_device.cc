@@ -769,7 +769,10 @@ absl::Status CudaDevice::Count(const DeviceBatch& batch, DeviceOutput* output) {
         .cpu_ns = posted ? static_cast<uint64_t>(t.cpu_us * 1000.0f) : 0,
         .wait_ns = posted ? ns(gpu_end, t.resumed) : 0,
         .merge_ns = ns(t.resumed, t.merged),
-        .hot_bytes = static_cast<uint64_t>(t.hot) * static_cast<uint64_t>(layout_.bundle_bytes)};
+        .hot_bytes = static_cast<uint64_t>(t.hot) * static_cast<uint64_t>(layout_.bundle_bytes),
+        .timed_cold_bytes =
+            static_cast<uint64_t>(in_products_ ? prefill_->Read(static_cast<int32_t>(l)) : t.read) *
+            static_cast<uint64_t>(layout_.bundle_bytes)};
     // Exact rows would pass for expensive ones.
     counters_->AddLayer(static_cast<int64_t>(l), rows, exact,
                         counters_->TimesDue() && exact == 0 ? &times : nullptr);

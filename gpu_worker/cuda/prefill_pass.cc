@@ -407,6 +407,12 @@ void PrefillPass::AddSlices(int32_t layer, int32_t neurons, From from) {
   }
 }
 
+int32_t PrefillPass::Read(int32_t layer) const {
+  int32_t read = 0;
+  for (const Slice& slice : plan_) read += slice.layer == layer ? slice.count : 0;
+  return read;
+}
+
 bool PrefillPass::Whole(const Step& step, int32_t l) const {
   const Layer& layer = step.layers[static_cast<size_t>(l)];
   return step.rows > kSelectRows && layer.arena != nullptr &&

@@ -71,6 +71,8 @@ class PrefillPass {
   absl::Status Launch(const Step& step, cudaStream_t stream);
 
   int32_t slice_neurons() const { return slice_neurons_; }
+  // Of the last step: bundles of the layer that were read over PCIe.
+  int32_t Read(int32_t layer) const;
   int64_t bytes() const { return memory_.bytes() + workspace_.bytes(); }
 
  private:
