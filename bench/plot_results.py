@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Draws the decode rows of a result of bench/run_gpu beside other engines' figures, as SVG.
 
-  bench/plot_results.py bench/results/2026-11-28-h200.jsonl docs/images/gpu-decode.svg
+  bench/plot_results.py bench/results/2026-11-29-h200.jsonl docs/images/gpu-decode.svg
 """
 import json
 import sys
