@@ -472,7 +472,7 @@ absl::Status HostDevice::RunLayer(int64_t layer, const ColdSide& cold, StepState
   const EpochTables::Layer& table = step.tables->layers[static_cast<size_t>(layer)];
   step.hash = {.layer_seed =
                    LayerSeed(static_cast<uint64_t>(step.batch.epoch), static_cast<uint64_t>(layer)),
-               .row_keys = buffers_.step_keys.data()};
+               .row_keys = options_.hash_work ? buffers_.step_keys.data() : nullptr};
   const TimePoint start = std::chrono::steady_clock::now();
   const DenseSection::Output active =
       dense_.Run({.layer = &weights_.layers[static_cast<size_t>(layer)],
