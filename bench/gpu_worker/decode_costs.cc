@@ -1,18 +1,17 @@
 // build/bench/decode_costs --model build/models/smollm2-relu-q8_0.gguf
 //
 // What three things take of a decode step: counting neurons for the placement_service and the
-// completeness hash, which are always on, and a migration that runs beside it. Three devices of one
-// thread decode the same tokens, one step each in turn and in random order: all on, one without the
-// counters, one without the hash. Their samples must agree. Time is the thread's own, so that other
-// processes count little; the share is the median over steps of the pair's difference, with its 95
-// % interval.
+// completeness hash, which are always on, and a migration that runs beside it. One device of one
+// thread computes each step again and again, in random order: as it is, without the counters,
+// without the hash. Their samples must agree. Time is the thread's own, so that other processes
+// count little; the share is the median over steps of the difference, with its 95 % interval.
 //
 // A step computes all neurons itself, hot and cold, so both workers' counting is in it. What is
 // left is the reading of the counters once a second, by a thread of its own: its time is given as a
 // share of one core, for this model and for larger ones.
 //
-// Then neurons move, 1 % of the hot set at a time, while the first device decodes: steps that a
-// move overlapped are compared with those around them, by the clock on the wall.
+// Then neurons move, 1 % of the hot set at a time, while the device decodes: steps that a move
+// overlapped are compared with those around them, by the clock on the wall.
 #include <time.h>
 
 #include <CLI/CLI.hpp>
@@ -240,47 +239,66 @@ void PrintReading(const char* what, int64_t layers, int64_t neurons) {
               median / 1e4);
 }
 
+struct Variant {
+  bool without_counts = false, without_hash = false;
+};
+constexpr std::array<Variant, 3> kVariants = {
+    Variant{}, {.without_counts = true}, {.without_hash = true}};
+
+// Microseconds of each variant's steps.
+absl::StatusOr<std::array<std::vector<double>, 3>> MeasureVariants(Decoder& decoder,
+                                                                   TokenId vocab_size,
+                                                                   int num_steps) {
+  std::array<std::vector<double>, 3> micros;
+  std::mt19937 random(3);
+  std::array<size_t, 3> order = {0, 1, 2};
+  TokenId token = 1;
+  for (int step = 0; step < kWarmUpSteps + num_steps; ++step) {
+    const int32_t position = step % kMaxTokens;
+    // Greedy text ends in loops, so that every fourth token is a random one.
+    if (step % 4 == 0) {
+      token = static_cast<TokenId>(random() % static_cast<uint32_t>(vocab_size));
+    }
+    // Once before, so that all find the step's weights where the one before left them.
+    ISOTHERM_RETURN_IF_ERROR(decoder.Step(token, position).status());
+    const TokenId next = decoder.token();
+    std::shuffle(order.begin(), order.end(), random);
+    for (const size_t i : order) {
+      decoder.device().LeaveOut(kVariants[i].without_counts, kVariants[i].without_hash);
+      ISOTHERM_ASSIGN_OR_RETURN(const double time, decoder.Step(token, position));
+      if (step >= kWarmUpSteps) micros[i].push_back(time);
+      if (decoder.token() != next) return absl::InternalError("a variant samples another token");
+      if ((decoder.hash() == 0) != kVariants[i].without_hash)
+        return absl::InternalError("the hash is not on where it should be, or not off");
+    }
+    decoder.device().LeaveOut(false, false);
+    token = next;
+  }
+  return micros;
+}
+
 absl::Status Run(const std::string& path, int num_steps) {
   ISOTHERM_ASSIGN_OR_RETURN(const std::unique_ptr<ModelFile> model, ModelFile::Open(path));
   ISOTHERM_ASSIGN_OR_RETURN(const std::unique_ptr<OwnedNeurons> neurons,
                             OwnedNeurons::Load(*model));
   const PlacementPlan plan = EveryFifthHot(model->bundle_layout());
-  std::vector<Decoder> decoders;
-  for (const HostDeviceOptions& options :
-       {HostDeviceOptions{}, {.count_neurons = false}, {.hash_work = false}}) {
-    ISOTHERM_ASSIGN_OR_RETURN(Decoder decoder, Decoder::Create(*model, plan, *neurons, options));
-    decoders.push_back(std::move(decoder));
-  }
-  std::array<std::vector<double>, 3> micros;
-  std::mt19937 random(3);
-  std::array<size_t, 3> order = {0, 1, 2};
-  const auto vocab = static_cast<uint32_t>(model->config().vocab_size);
-  TokenId token = 1;
-  for (int step = 0; step < kWarmUpSteps + num_steps; ++step) {
-    const int32_t position = step % kMaxTokens;
-    // Greedy text ends in loops, so that every fourth token is a random one.
-    if (step % 4 == 0) token = static_cast<TokenId>(random() % vocab);
-    std::shuffle(order.begin(), order.end(), random);
-    for (const size_t i : order) {
-      ISOTHERM_ASSIGN_OR_RETURN(const double time, decoders[i].Step(token, position));
-      if (step >= kWarmUpSteps) micros[i].push_back(time);
-    }
-    token = decoders[0].token();
-    if (decoders[1].token() != token || decoders[2].token() != token)
-      return absl::InternalError("the devices disagree");
-    if (decoders[0].hash() == 0 || decoders[2].hash() != 0)
-      return absl::InternalError("the hash is not on where it should be, or not off");
-  }
+  ISOTHERM_ASSIGN_OR_RETURN(Decoder decoder, Decoder::Create(*model, plan, *neurons, {}));
+  const ModelConfig& config = model->config();
+  ISOTHERM_ASSIGN_OR_RETURN(
+      const auto micros,
+      MeasureVariants(decoder, static_cast<TokenId>(config.vocab_size), num_steps));
   NeuronCounters counters;
-  ISOTHERM_RETURN_IF_ERROR(decoders[0].device().ReadCounters(&counters));
-  if (!absl::IsUnimplemented(decoders[1].device().ReadCounters(&counters)))
-    return absl::InternalError("the second device counts");
-  std::printf("%s, one row, one thread, %d steps: median %.0f us a step\n",
-              model->config().name.c_str(), num_steps, MedianOf(micros[0]).median);
+  ISOTHERM_RETURN_IF_ERROR(decoder.device().ReadCounters(&counters));
+  // The step before each measurement, and two of its three variants.
+  const uint64_t counted = 3 * static_cast<uint64_t>(kWarmUpSteps + num_steps);
+  if (counters.layers[0].tokens != counted)
+    return absl::InternalError("the counters are not on where they should be, or not off");
+  std::printf("%s, one row, one thread, %d steps: median %.0f us a step\n", config.name.c_str(),
+              num_steps, MedianOf(micros[0]).median);
   PrintShare("counting neurons", micros[0], micros[1]);
   PrintShare("completeness hash", micros[0], micros[2]);
-  ISOTHERM_RETURN_IF_ERROR(MeasureMoves(plan, *neurons, decoders[0], num_steps));
-  PrintReading("this model", model->config().num_layers, model->config().ffn_dim);
+  ISOTHERM_RETURN_IF_ERROR(MeasureMoves(plan, *neurons, decoder, num_steps));
+  PrintReading("this model", config.num_layers, config.ffn_dim);
   PrintReading("7B", 32, 11'008);
   PrintReading("175B", 96, 49'152);
   return absl::OkStatus();
