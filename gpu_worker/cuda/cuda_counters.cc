@@ -66,6 +66,7 @@ void CudaCounters::AddLayer(int64_t layer, int64_t rows, int64_t exact,
   to.wait_ns += timed->wait_ns;
   to.merge_ns += timed->merge_ns;
   to.hot_bytes += timed->hot_bytes;
+  to.timed_cold_bytes += timed->timed_cold_bytes;
 }
 
 absl::Status CudaCounters::Read(NeuronCounters* counters) {

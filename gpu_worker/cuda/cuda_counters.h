@@ -37,7 +37,7 @@ class CudaCounters {
   void AddStep(int64_t epoch, int64_t rows, bool decode);
   // Whether the step just added is to be timed, if it can be.
   bool TimesDue() const { return times_due_; }
-  // exact: of the layer's rows. `timed`: of the four times; null: none were taken.
+  // exact: of the layer's rows. `timed`: its times and the bytes they are of; null: none were taken.
   void AddLayer(int64_t layer, int64_t rows, int64_t exact, const LayerCounters* timed);
 
   // One thread at a time, any thread but that of steps.

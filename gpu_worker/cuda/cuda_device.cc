@@ -41,17 +41,12 @@ constexpr int32_t kPrefillRows = 17, kPrefillRowsOfLarge = 8;
 constexpr int64_t kLargeLayer = int64_t{64} << 20;  // bytes of neurons
 // Of decoding: a layer that stumbled once moves its cut little.
 constexpr double kFirstShare = 0.3, kCutGain = 0.1, kMostCutChange = 0.02;
-// The cpu side's time grows with the rows, that of PCIe hardly: rows up to, and what share of the cold
-// neurons PCIe gets at first.
-struct ProductCut {
-  int32_t rows;
-  double share;
-};
-constexpr ProductCut kProductCuts[] = {{16, 0.35}, {32, 0.4}, {64, 0.5}, {128, 0.65}, {256, 0.8}};
+// Of steps of products: rows up to, and the cpu side's level at first. It learns fast, layer by layer.
+constexpr int32_t kProductRows[] = {16, 32, 64, 128, 256};
+constexpr double kFirstLevel = 0.15;
 // Share of the neurons that a row needs, times the rows: from here on some neurons are fetched before the
 // active ones are known. With 30 % and 73 rows four in five are needed.
 constexpr double kEarlyActivity = 16;
-constexpr double kProductCutGain = 0.7, kMostProductCutChange = 1;  // a step is one prompt: it has to be learnt from few
 constexpr int32_t kMaxLogits = 64;
 
 // Lays buffers one behind the other: first to count, then to hand out.
@@ -142,10 +137,8 @@ CudaDevice::CudaDevice(const ModelFile& model, const CudaDeviceOptions& options)
                           kMostCutChange)),
       layer_steps_(static_cast<size_t>(config_.num_layers)),
       asked_traces_(layer_steps_.size()) {
-  for (const ProductCut& cut : kProductCuts) {
-    product_cuts_.emplace_back(layout_.num_neurons, options.streamed_share, cut.share,
-                               kProductCutGain, kMostProductCutChange);
-  }
+  if (options.streamed_share < 0)
+    product_levels_.assign(std::size(kProductRows), ShareLevel(kFirstLevel));
 }
 
 CudaDevice::~CudaDevice() {
@@ -484,11 +477,10 @@ void CudaDevice::FillInputs(const DeviceBatch& batch, const MappedCold* cold, co
                               static_cast<uint64_t>(batch.attempt), r)};
     if (row.sampling != nullptr) logit_rows[num_logits_++] = static_cast<int32_t>(r);
   }
-  const size_t bucket = Bucket(static_cast<int32_t>(batch.rows.size()));
-  for (size_t l = 0; l < layer_steps_.size(); ++l) {
-    layer_steps_[l] = {.flags = 0,
-                       .cut = in_products_ ? product_cuts_[bucket].cut() : cuts_[l].cut()};
-  }
+  // With a level no id is below the cut of a step of products.
+  const bool by_level = in_products_ && !product_levels_.empty();
+  for (size_t l = 0; l < layer_steps_.size(); ++l)
+    layer_steps_[l] = {.flags = 0, .cut = by_level ? 0 : cuts_[l].cut()};
   std::fill(asked_traces_.begin(), asked_traces_.end(), uint8_t{0});
   for (const LayerRange& range : batch.layers) {
     const int32_t flags = (range.mode == LayerMode::kExact ? kLayerExact : 0) |
@@ -570,22 +562,16 @@ bool CudaDevice::InProducts(int32_t rows, const MappedCold* cold) const {
 
 size_t CudaDevice::Bucket(int32_t rows) {
   size_t bucket = 0;
-  while (bucket + 1 < std::size(kProductCuts) && rows > kProductCuts[bucket].rows) ++bucket;
+  while (bucket + 1 < std::size(kProductRows) && rows > kProductRows[bucket]) ++bucket;
   return bucket;
 }
 
-void CudaDevice::ObserveCuts(int32_t rows) {
+void CudaDevice::ObserveCuts() {
   const auto* const times = reinterpret_cast<const LayerTimes*>(&state() + 1);
-  double cpu = 0, streamed = 0;
   for (size_t l = 0; l < cuts_.size(); ++l) {
-    if (!in_products_) {
-      cuts_[l].Observe(static_cast<double>(times[l].cpu_ns),
-                       static_cast<double>(times[l].streamed_ns));
-    }
-    cpu += static_cast<double>(times[l].cpu_ns);
-    streamed += static_cast<double>(times[l].streamed_ns);
+    cuts_[l].Observe(static_cast<double>(times[l].cpu_ns),
+                     static_cast<double>(times[l].streamed_ns));
   }
-  if (in_products_) product_cuts_[Bucket(rows)].Observe(cpu, streamed);
 }
 
 void CudaDevice::Survey(const std::shared_ptr<const EpochTables>& epoch) {
@@ -620,12 +606,14 @@ void CudaDevice::Survey(const std::shared_ptr<const EpochTables>& epoch) {
 }
 
 PrefillPass::Step CudaDevice::ProductStep(const DeviceBatch& batch, const MappedCold& cold,
-                                          ColdLink* link) const {
+                                          ColdLink* link) {
   PrefillPass::Step step{.rows = static_cast<int32_t>(batch.rows.size()),
                          .logits = num_logits_,
                          .page_tables = page_tables_,
                          .shared = link != nullptr,
                          .layers = survey_};
+  if (link != nullptr && !product_levels_.empty())
+    step.level = &product_levels_[Bucket(step.rows)];
   if (link != nullptr) step.while_waiting = [link] { link->slots()->RingSleeper(); };
   // Early ones are worth it where a row's neurons are mostly another's, too.
   const bool early = activity_ * static_cast<double>(batch.rows.size()) >= kEarlyActivity;
@@ -712,7 +700,7 @@ absl::Status CudaDevice::RunStep(const DeviceBatch& batch, const ColdSide& cold,
   activity_ = static_cast<double>(state().active_neurons) /
               (static_cast<double>(batch.rows.size()) *
                static_cast<double>(layout_.num_neurons * layout_.num_layers));
-  if (shared_) ObserveCuts(static_cast<int32_t>(batch.rows.size()));
+  if (shared_ && !in_products_) ObserveCuts();  // products learn as they go
   if (link != nullptr) {
     status = link->EndOfStep(batch.step_id, batch.epoch, batch.attempt, batch.deadline);
     if (!status.ok() && link->alive()) return status;
@@ -781,7 +769,10 @@ absl::Status CudaDevice::Count(const DeviceBatch& batch, DeviceOutput* output) {
         .cpu_ns = posted ? static_cast<uint64_t>(t.cpu_us * 1000.0f) : 0,
         .wait_ns = posted ? ns(gpu_end, t.resumed) : 0,
         .merge_ns = ns(t.resumed, t.merged),
-        .hot_bytes = static_cast<uint64_t>(t.hot) * static_cast<uint64_t>(layout_.bundle_bytes)};
+        .hot_bytes = static_cast<uint64_t>(t.hot) * static_cast<uint64_t>(layout_.bundle_bytes),
+        .timed_cold_bytes =
+            static_cast<uint64_t>(in_products_ ? prefill_->Read(static_cast<int32_t>(l)) : t.read) *
+            static_cast<uint64_t>(layout_.bundle_bytes)};
     // Exact rows would pass for expensive ones.
     counters_->AddLayer(static_cast<int64_t>(l), rows, exact,
                         counters_->TimesDue() && exact == 0 ? &times : nullptr);

@@ -17,6 +17,7 @@
 #include "gpu_worker/cuda/hot_memory.h"
 #include "gpu_worker/cuda/mapped_cold.h"
 #include "gpu_worker/cuda/prefill_pass.h"
+#include "gpu_worker/cuda/share_level.h"
 #include "gpu_worker/cuda/step_graph.h"
 #include "gpu_worker/device.h"
 #include "gpu_worker/engine/hot_pool.h"
@@ -88,10 +89,10 @@ class CudaDevice final : public Device {
   absl::Status Sample(const DeviceBatch& batch, DeviceOutput* output);
   // Whether a step of so many rows goes through matrix products.
   bool InProducts(int32_t rows, const MappedCold* cold) const;
-  static size_t Bucket(int32_t rows);  // of product_cuts_
+  static size_t Bucket(int32_t rows);  // of product_levels_
   // Learns from a step that the cpu side shared.
-  void ObserveCuts(int32_t rows);
-  PrefillPass::Step ProductStep(const DeviceBatch& batch, const MappedCold& cold, ColdLink* link) const;
+  void ObserveCuts();
+  PrefillPass::Step ProductStep(const DeviceBatch& batch, const MappedCold& cold, ColdLink* link);
   // What products need of the epoch's placement, kept while its steps follow each other.
   void Survey(const std::shared_ptr<const EpochTables>& epoch);
   // Adds the step to the counters, and its traced layers' times, of which `output` gets those asked for.
@@ -124,7 +125,7 @@ class CudaDevice final : public Device {
   std::unique_ptr<CudaTables> tables_;
   std::unique_ptr<CudaCounters> counters_;
   std::vector<CutController> cuts_;          // by layer
-  std::vector<CutController> product_cuts_;  // of all layers, by Bucket
+  std::vector<ShareLevel> product_levels_;   // by Bucket; none with a fixed share
   DeviceMemoryUse memory_;
   std::mutex mapped_mu_;
   std::vector<std::weak_ptr<MappedCold>> mapped_;

@@ -130,6 +130,7 @@ absl::Status PrefillPass::Allocate() {
     for (int32_t*& slots : hot_slots_) take(&slots, config.ffn_dim);
     for (int32_t*& ids : cold_ids_) take(&ids, config.ffn_dim);
     for (int32_t*& ids : top_ids_) take(&ids, slice_neurons_);
+    take(&to_cpu_, CeilDiv<int64_t>(config.ffn_dim, 64));
   };
   carve(nullptr);
   ISOTHERM_ASSIGN_OR_RETURN(memory_, DeviceBytes::Make(bytes));
@@ -270,7 +271,8 @@ absl::Status PrefillPass::Attend(const Step& step, int32_t l, cudaStream_t strea
                             .q = q_,
                             .kv = kv,
                             .splits = 1,
-                            .out = attention_};
+                            .out = attention_,
+                            .early = !config.parallel_attention};
     if (step.rows <= parts_.graph_rows && step.page_tables * 4 > step.rows) {
       // Many sequences of few rows: there is nothing to share between rows.
       attention.splits = kAttentionSplits;
@@ -346,14 +348,17 @@ absl::Status PrefillPass::Predict(const Step& step, int32_t l, cudaStream_t stre
                      .high = hidden_high_,
                      .low = hidden_low_},
                     stream);
-    // Some neurons at a time: their weights are decoded once for all rows.
-    for (int32_t n = 0; n < neurons; n += static_cast<int32_t>(score_neurons_)) {
+    // Some neurons at a time, so that their weights are decoded once for all rows; of few rows more.
+    const auto at_once = static_cast<int32_t>(
+        std::min({RoundUp<int64_t>(neurons, 64), slice_elements_ / 2 / rank / 64 * 64,
+                  pass_rows_ * score_neurons_ / rows / 64 * 64}));
+    for (int32_t n = 0; n < neurons; n += at_once) {
       activate.first_neuron = n;
-      activate.count = std::min(static_cast<int32_t>(score_neurons_), neurons - n);
+      activate.count = std::min(at_once, neurons - n);
       activate.scores = scores_;
-      activate.stride = static_cast<int32_t>(score_neurons_);
+      activate.stride = at_once;
       ISOTHERM_RETURN_IF_ERROR(Product(layer.fc2, n, n + activate.count, hidden_high_, hidden_low_,
-                                       /*exact_w=*/true, false, rows, 0.0f, scores_, score_neurons_,
+                                       /*exact_w=*/true, false, rows, 0.0f, scores_, at_once,
                                        stream));
       LaunchActivateRows(activate, stream);
     }
@@ -375,7 +380,8 @@ void PrefillPass::PredictFew(const Step& step, int32_t l, cudaStream_t stream) {
                  .hidden = b.hidden,
                  .hidden_stride = b.hidden_stride,
                  .z = b.z,
-                 .begins_layer = config.parallel_attention},
+                 .begins_layer = config.parallel_attention,
+                 .posts = false},
                 step.rows, stream);
   LaunchActivate({.step = Pointers(),
                   .layer = l,
@@ -387,7 +393,8 @@ void PrefillPass::PredictFew(const Step& step, int32_t l, cudaStream_t stream) {
                   .active = b.active,
                   .predicted = b.predicted + l * config.ffn_dim,
                   .z = b.z,
-                  .model_dim = dim},
+                  .model_dim = dim,
+                  .posts = false},
                  step.rows, stream);
 }
 
@@ -398,6 +405,12 @@ void PrefillPass::AddSlices(int32_t layer, int32_t neurons, From from) {
                      .count = std::min(slice_neurons_, neurons - first),
                      .from = from});
   }
+}
+
+int32_t PrefillPass::Read(int32_t layer) const {
+  int32_t read = 0;
+  for (const Slice& slice : plan_) read += slice.layer == layer ? slice.count : 0;
+  return read;
 }
 
 bool PrefillPass::Whole(const Step& step, int32_t l) const {
@@ -495,6 +508,12 @@ absl::Status PrefillPass::Multiply(const Step& step, int32_t l, const Weights& w
   return absl::OkStatus();
 }
 
+// Ids from here on are fetched early, if that is done.
+int32_t PrefillPass::LastListed(const Step& step, int32_t l) const {
+  const Layer& layer = step.layers[static_cast<size_t>(l)];
+  return step.rows <= kSelectRows && layer.num_top > 0 ? layer.top : layer.hot + layer.cold;
+}
+
 absl::Status PrefillPass::List(const Step& step, int32_t l, cudaStream_t stream) {
   const bool select = step.rows <= kSelectRows;
   const Layer& layer = step.layers[static_cast<size_t>(l)];
@@ -508,7 +527,8 @@ absl::Status PrefillPass::List(const Step& step, int32_t l, cudaStream_t stream)
                      .num_rows = step.rows,
                      .num_neurons = static_cast<int32_t>(parts_.layout->num_neurons),
                      .only_active = select,
-                     .last_cold = select && layer.num_top > 0 ? layer.top : layer.hot + layer.cold,
+                     .last_cold = LastListed(step, l),
+                     .to_cpu = step.shared ? to_cpu_ : nullptr,
                      .active = parts_.buffers.active,
                      .hot_ids = hot_ids_[l % 2],
                      .hot_slots = hot_slots_[l % 2],
@@ -528,8 +548,10 @@ absl::Status PrefillPass::List(const Step& step, int32_t l, cudaStream_t stream)
     if (state != cudaErrorNotReady) return CudaStatus(state, "a prefill step");
     if (step.while_waiting) step.while_waiting();
   }
-  num_hot_.push_back(counts_.as<const int32_t>()[0]);
-  AddSlices(l, counts_.as<const int32_t>()[1], From::kListed);
+  const auto* const counts = counts_.as<const int32_t>();
+  num_hot_.push_back(counts[0]);
+  AddSlices(l, counts[1], From::kListed);
+  if (step.level != nullptr && l > 0) step.level->Observe(counts[2], counts[3]);
   return absl::OkStatus();
 }
 
@@ -669,20 +691,29 @@ absl::Status PrefillPass::Launch(const Step& step, cudaStream_t stream) {
   const auto predict = [&](int32_t l) -> absl::Status {
     if (step.rows <= std::min(kFewPredictedRows, parts_.graph_rows)) {
       PredictFew(step, l, stream);
-      return absl::OkStatus();
+    } else {
+      Mark(step, l, &LayerTrace::predict, stream);
+      ISOTHERM_RETURN_IF_ERROR(Predict(step, l, stream));
+      if (!step.shared) Mark(step, l, &LayerTrace::activated, stream);
     }
-    Mark(step, l, &LayerTrace::predict, stream);
-    ISOTHERM_RETURN_IF_ERROR(Predict(step, l, stream));
-    if (!step.shared) {
-      Mark(step, l, &LayerTrace::activated, stream);
-      return absl::OkStatus();
-    }
+    if (!step.shared) return absl::OkStatus();
+    LaunchDivideRows(
+        {.step = Pointers(),
+         .layer = l,
+         .num_rows = step.rows,
+         .num_neurons = static_cast<int32_t>(config.ffn_dim),
+         .last = LastListed(step, l),
+         .active = b.active,
+         .level = step.level != nullptr ? static_cast<float>(step.level->level(step.rows)) : -1.0f,
+         .to_cpu = to_cpu_},
+        stream);
     LaunchPostRows({.step = Pointers(),
                     .layer = l,
                     .num_rows = step.rows,
                     .num_neurons = static_cast<int32_t>(config.ffn_dim),
                     .model_dim = dim,
                     .active = b.active,
+                    .to_cpu = to_cpu_,
                     .z = b.z},
                    stream);
     return absl::OkStatus();

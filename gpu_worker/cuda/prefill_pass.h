@@ -12,6 +12,7 @@
 #include "gpu_worker/cuda/cuda_weights.h"
 #include "gpu_worker/cuda/device_memory.h"
 #include "gpu_worker/cuda/kernels/prefill.h"
+#include "gpu_worker/cuda/share_level.h"
 #include "gpu_worker/cuda/step_graph.h"
 #include "models/bundle_layout.h"
 #include "models/model_config.h"
@@ -22,7 +23,7 @@ namespace isotherm::gpu {
 // hot ones from the pool and cold ones over PCIe beside the products, and are multiplied masked by each
 // row's own active set. A layer that is mostly cold is copied as it lies in the arena, hot neurons too:
 // the copy engine is faster than a gathering kernel and leaves the multiprocessors alone. Few rows share
-// the cold neurons with the cpu side, by the cut. The same step as a StepGraph's: inputs, state and
+// the cold neurons with the cpu side. The same step as a StepGraph's: inputs, state and
 // results lie in the same places.
 class PrefillPass {
  public:
@@ -61,7 +62,8 @@ class PrefillPass {
   struct Step {
     int32_t rows = 0, logits = 0;
     int64_t page_tables = 0;
-    bool shared = false;        // the header names a cpu side: it computes cold ids below the cut
+    bool shared = false;          // with the cpu side that the header names
+    ShareLevel* level = nullptr;  // what of it, and learns; null: cold ids below the cut
     std::vector<Layer> layers;  // [num_layers]
     std::function<void()> while_waiting;  // called again and again while Launch waits for the device
   };
@@ -69,6 +71,8 @@ class PrefillPass {
   absl::Status Launch(const Step& step, cudaStream_t stream);
 
   int32_t slice_neurons() const { return slice_neurons_; }
+  // Of the last step: bundles of the layer that were read over PCIe.
+  int32_t Read(int32_t layer) const;
   int64_t bytes() const { return memory_.bytes() + workspace_.bytes(); }
 
  private:
@@ -112,6 +116,7 @@ class PrefillPass {
                         cudaStream_t stream);
   // The layer's lists, and its cold slices to the plan.
   absl::Status List(const Step& step, int32_t layer, cudaStream_t stream);
+  int32_t LastListed(const Step& step, int32_t layer) const;
   // The layer's list of those fetched early, and them to the plan.
   absl::Status ListTop(const Step& step, int32_t layer, cudaStream_t stream);
   const int32_t* ListOf(const Slice& slice) const;  // null: of ids
@@ -147,6 +152,7 @@ class PrefillPass {
   uint16_t* slices_[kBuffers + 1] = {};  // bundles; the last: hot ones, decoded weights
   int64_t slice_elements_ = 0;
   int32_t *hot_ids_[2] = {}, *hot_slots_[2] = {}, *cold_ids_[2] = {}, *top_ids_[2] = {};  // by layer parity
+  uint64_t* to_cpu_ = nullptr;  // [words]
   // Of the running step.
   std::vector<Slice> plan_;
   size_t fetched_ = 0, used_ = 0;

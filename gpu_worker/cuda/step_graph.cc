@@ -113,7 +113,8 @@ void StepGraph::Record(int32_t rows, int64_t page_tables, int32_t logits, cudaSt
                  .q = b.q,
                  .kv = kv,
                  .layer = l,
-                 .begins_layer = !config.parallel_attention},
+                 .begins_layer = !config.parallel_attention,
+                 .early = !config.parallel_attention},
                 rows, stream);
       LaunchAttention({.step = step,
                        .shape = shape,
@@ -121,14 +122,16 @@ void StepGraph::Record(int32_t rows, int64_t page_tables, int32_t logits, cudaSt
                        .kv = kv,
                        .scratch = b.attention_scratch,
                        .max_rows = parts_.max_rows,
-                       .out = b.attention},
+                       .out = b.attention,
+                       .early = !config.parallel_attention},
                       rows, stream);
       LaunchProduct({.in = {.x = b.attention, .stride = q_dim, .num_rows = &step.header->num_rows},
                      .w = layer.o,
                      .bias = layer.o_bias,
                      .y = b.x,
                      .y_stride = dim,
-                     .output = ProductOutput::kAdd},
+                     .output = ProductOutput::kAdd,
+                     .early = !config.parallel_attention},
                     rows, stream);
     };
     // With parallel attention everything of the neurons reads the layer's input, so the cpu side

@@ -132,6 +132,14 @@ absl::Status DecodeRig::Place() {
   return parts->epochs->Commit(kEpoch, 1);
 }
 
+absl::StatusOr<uint64_t> DecodeRig::ReadByDevice() const {
+  NeuronCounters counters;
+  ISOTHERM_RETURN_IF_ERROR(device_->ReadCounters(&counters));
+  uint64_t bytes = 0;
+  for (const LayerCounters& layer : counters.layers) bytes += layer.cold_bytes;
+  return bytes;
+}
+
 void DecodeRig::Restart() { positions_.assign(static_cast<size_t>(options_.sequences), 0); }
 
 absl::StatusOr<StepRun> DecodeRig::Run(const std::vector<gpu::DeviceRow>& rows, bool trace) {

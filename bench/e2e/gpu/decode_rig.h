@@ -53,6 +53,8 @@ class DecodeRig {
   void Restart();
 
   gpu::DeviceInfo device_info() const { return device_->Describe(); }
+  // Bytes of cold neurons that the device itself has read so far.
+  absl::StatusOr<uint64_t> ReadByDevice() const;
   const ModelConfig& config() const { return model_->config(); }
   const BundleLayout& layout() const { return model_->bundle_layout(); }
   const PlacementPlan& plan() const { return plan_; }

@@ -65,7 +65,7 @@ ordered_json Describe(const DecodeRig& rig, const Flags& flags) {
                             static_cast<double>(rig.layout().num_neurons * rig.layout().num_layers)}};
 }
 
-// Mean of the traced layers, microseconds.
+// Means of the traced layers, microseconds, and how the cold path spreads.
 ordered_json Breakdown(const std::vector<LayerTiming>& timings) {
   LayerTiming sum;
   for (const LayerTiming& t : timings) {
@@ -85,22 +85,36 @@ ordered_json Breakdown(const std::vector<LayerTiming>& timings) {
                                         static_cast<double>(timings.size())) /
                                  10;
   };
+  const auto spread = [&](float LayerTiming::*what) {
+    std::vector<double> values;
+    for (const LayerTiming& t : timings) values.push_back(static_cast<double>(t.*what));
+    ordered_json out = ordered_json::array();
+    for (const double share : {0.1, 0.5, 0.9})
+      out.push_back(std::round(10 * Percentile(values, share)) / 10);
+    return out;
+  };
   return {{"attention", mean(sum.attention_us)}, {"predict", mean(sum.predict_us)},
           {"hot", mean(sum.gpu_us)},             {"cold_cpu", mean(sum.cpu_us)},
           {"cold_pcie", mean(sum.streamed_us)},  {"wait", mean(sum.wait_us)},
           {"merge", mean(sum.merge_us)},
           {"active", mean(static_cast<float>(sum.active_neurons))},
-          {"active_hot", mean(static_cast<float>(sum.hot_neurons))}};
+          {"active_hot", mean(static_cast<float>(sum.hot_neurons))},
+          {"p10_p50_p90",
+           {{"cold_cpu", spread(&LayerTiming::cpu_us)},
+            {"cold_pcie", spread(&LayerTiming::streamed_us)},
+            {"wait", spread(&LayerTiming::wait_us)}}}};
 }
 
 absl::Status MeasureDecode(DecodeRig& rig, const Flags& flags, int32_t sequences) {
   std::vector<double> rates, step_us;
   std::vector<LayerTiming> timings;
-  int64_t active = 0, hot = 0, steps = 0;
+  int64_t active = 0, hot = 0, steps = 0, all_steps = 0;
+  ISOTHERM_ASSIGN_OR_RETURN(const uint64_t read_before, rig.ReadByDevice());
   for (int repeat = 0; repeat < flags.repeats; ++repeat) {
     rig.Restart();
     for (int i = 0; i < kWarmUp; ++i)
       ISOTHERM_RETURN_IF_ERROR(rig.Decode(sequences, false).status());
+    all_steps += kWarmUp + flags.tokens;
     double us = 0;
     for (int i = 0; i < flags.tokens; ++i) {
       ISOTHERM_ASSIGN_OR_RETURN(StepRun run, rig.Decode(sequences, i % kTraceEvery == 0));
@@ -125,7 +139,24 @@ absl::Status MeasureDecode(DecodeRig& rig, const Flags& flags, int32_t sequences
   line["active_share"] = static_cast<double>(active) / static_cast<double>(steps) / sequences /
                          static_cast<double>(rig.layout().num_neurons * rig.layout().num_layers);
   line["hit_share"] = static_cast<double>(hot) / static_cast<double>(std::max<int64_t>(1, active));
-  line["cold_gb_per_step"] = cold * static_cast<double>(rig.layout().bundle_bytes) * 1e-9;
+  // Of all rows: with several, one bundle serves those that need it.
+  const double cold_gb = cold * static_cast<double>(rig.layout().bundle_bytes) * 1e-9;
+  line["cold_gb_per_step"] = cold_gb;
+  ISOTHERM_ASSIGN_OR_RETURN(const uint64_t read_after, rig.ReadByDevice());
+  const double pcie_gb =
+      static_cast<double>(read_after - read_before) * 1e-9 / static_cast<double>(all_steps);
+  line["pcie_gb_per_step"] = pcie_gb;
+  if (sequences == 1 && !timings.empty()) {
+    double cpu_us = 0, pcie_us = 0;  // of a step
+    for (const LayerTiming& t : timings) {
+      cpu_us += static_cast<double>(t.cpu_us);
+      pcie_us += static_cast<double>(t.streamed_us);
+    }
+    const double traced_steps =
+        static_cast<double>(timings.size()) / static_cast<double>(rig.layout().num_layers);
+    if (cpu_us > 0) line["cpu_gb_s"] = (cold_gb - pcie_gb) * traced_steps / (cpu_us * 1e-6);
+    if (pcie_us > 0) line["pcie_gb_s"] = pcie_gb * traced_steps / (pcie_us * 1e-6);
+  }
   std::cout << line.dump() << std::endl;
   return absl::OkStatus();
 }

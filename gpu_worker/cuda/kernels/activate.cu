@@ -68,7 +68,7 @@ __global__ void __launch_bounds__(kActivateThreads) ActivateKernel(ActivateArgs 
     }
   }
   if (all) AwaitPrevious();
-  unsigned char* const slot = SlotOf(args.step, args.layer);
+  unsigned char* const slot = args.posts ? SlotOf(args.step, args.layer) : nullptr;
   const int cut = slot != nullptr ? layer.cut : 0;
   const LayerTable& table = header.tables[args.layer];
   const uint64_t seed = HashLayerSeed(static_cast<uint64_t>(header.epoch),

@@ -14,7 +14,8 @@
 namespace isotherm::gpu {
 
 // Whether a kernel may begin before the one ahead of it has ended, where the device can (sm_90 on); on
-// from the start. To be set before any launch.
+// from the start. To be set before any launch. An `early` of false forbids it to one: what runs beside the
+// streamed neurons must not sit on multiprocessors while it waits, for those need whole ones.
 void AllowEarlyLaunch(bool allowed);
 bool EarlyLaunchAllowed();
 
@@ -94,6 +95,7 @@ struct ProductArgs {
   float* y = nullptr;
   int64_t y_stride = 0;
   ProductOutput output = ProductOutput::kStore;
+  bool early = true;
 };
 void LaunchProduct(const ProductArgs& args, int max_rows, cudaStream_t stream);
 
@@ -110,6 +112,7 @@ struct QkvArgs {
   KvPages kv;
   int32_t layer = 0;
   bool begins_layer = false;  // the layer's first kernel: it notes the time
+  bool early = true;
 };
 void LaunchQkv(const QkvArgs& args, int max_rows, cudaStream_t stream);
 
@@ -129,6 +132,7 @@ struct AttentionArgs {
   unsigned char* scratch = nullptr;  // zero before its first use
   int32_t max_rows = 0;              // that scratch was made for
   float* out = nullptr;              // [max_rows, num_q_heads * head_dim]
+  bool early = true;
 };
 void LaunchAttention(const AttentionArgs& args, int max_rows, cudaStream_t stream);
 
@@ -144,6 +148,7 @@ struct PredictArgs {
   int32_t hidden_stride = 0;
   uint16_t* z = nullptr;     // [max_rows, model_dim]
   bool begins_layer = false;
+  bool posts = true;  // to the cpu side, if there is one
 };
 void LaunchPredict(const PredictArgs& args, int max_rows, cudaStream_t stream);
 
@@ -160,6 +165,7 @@ struct ActivateArgs {
   uint32_t* predicted = nullptr;  // [num_neurons], counts of the rows that name a neuron
   const uint16_t* z = nullptr;
   int32_t model_dim = 0;
+  bool posts = true;  // to the cpu side, if there is one
 };
 void LaunchActivate(const ActivateArgs& args, int max_rows, cudaStream_t stream);
 

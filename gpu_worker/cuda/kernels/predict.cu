@@ -41,7 +41,7 @@ __global__ void __launch_bounds__(kProductThreads) PredictKernel(PredictArgs arg
     trace.predict = GlobalTimer();
     if (args.begins_layer) trace.begin = trace.predict;
   }
-  uint16_t* const slot = SlotZ(args);
+  uint16_t* const slot = args.posts ? SlotZ(args) : nullptr;
   for (int r = 0; r < rows; ++r) {
     const int64_t at = int64_t{row0 + r} * args.model_dim;
     const float* const x = args.x + at;

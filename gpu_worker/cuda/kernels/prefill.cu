@@ -315,8 +315,9 @@ __global__ void __launch_bounds__(kListThreads) ListNeuronsKernel(ListNeuronsArg
   const LayerStep& layer = args.step.layers[args.layer];
   const LayerTable& table = header.tables[args.layer];
   const int words = (args.num_neurons + 63) / 64;
-  const bool to_cpu = header.ring.base != nullptr && (layer.flags & kLayerGpuOnly) == 0;
-  const int first_cold = max(to_cpu ? layer.cut : 0, args.first_cold);
+  const bool cut = args.to_cpu == nullptr && header.ring.base != nullptr &&
+                   (layer.flags & kLayerGpuOnly) == 0;
+  const int first_cold = max(cut ? layer.cut : 0, args.first_cold);
   extern __shared__ unsigned long long together[];  // [words]
   for (int w = threadIdx.x; w < words; w += kListThreads) {
     unsigned long long bits = args.only_active ? 0ull : ~0ull;
@@ -329,6 +330,9 @@ __global__ void __launch_bounds__(kListThreads) ListNeuronsKernel(ListNeuronsArg
   __syncthreads();
   const auto wanted = [&](int id) { return (together[id / 64] >> (id % 64) & 1) != 0; };
   int hot = 0, cold = 0;
+  const auto cold_of = [&](int w) {
+    return args.to_cpu != nullptr ? table.cold[w] & ~args.to_cpu[w] : table.cold[w];
+  };
   const int num_hot = args.hot_ids != nullptr ? table.num_hot : 0;
   for (int base = 0; base < num_hot; base += kListThreads) {
     const int at = base + static_cast<int>(threadIdx.x);
@@ -343,13 +347,18 @@ __global__ void __launch_bounds__(kListThreads) ListNeuronsKernel(ListNeuronsArg
        base += kListThreads) {
     const int id = base + static_cast<int>(threadIdx.x);
     const bool stays = id >= first_cold && id < args.last_cold &&
-                       (table.cold[id / 64] >> (id % 64) & 1) != 0 && wanted(id);
+                       (cold_of(id / 64) >> (id % 64) & 1) != 0 && wanted(id);
     const int to = Append(stays, scratch, &cold);
     if (stays) args.cold_ids[to] = id;
   }
   if (threadIdx.x == 0 && args.counts != nullptr) {
     args.counts[0] = hot;
     args.counts[1] = cold;
+    if (args.layer > 0) {
+      const LayerTimes times = args.step.times[args.layer - 1];
+      args.counts[2] = static_cast<int32_t>(times.cpu_ns);
+      args.counts[3] = static_cast<int32_t>(times.streamed_ns);
+    }
   }
 }
 
@@ -359,7 +368,6 @@ __global__ void __launch_bounds__(kThreads) PostRowsKernel(PostRowsArgs args) {
   const StepHeader& header = *args.step.header;
   StepState& state = *args.step.state;
   unsigned char* const slot = SlotOf(args.step, args.layer);
-  const int cut = slot != nullptr ? args.step.layers[args.layer].cut : 0;
   if (slot != nullptr) {
     const int words = (args.num_neurons + 63) / 64;
     const int first = blockIdx.x * kThreads + static_cast<int>(threadIdx.x);
@@ -367,15 +375,12 @@ __global__ void __launch_bounds__(kThreads) PostRowsKernel(PostRowsArgs args) {
     const auto* const z = reinterpret_cast<const uint4*>(args.z);
     auto* const z_to = reinterpret_cast<uint4*>(slot + header.ring.z_offset);
     for (int i = first; i < args.num_rows * (args.model_dim / 8); i += step) z_to[i] = z[i];
-    const uint64_t* const cold = header.tables[args.layer].cold;
     auto* const active_to = reinterpret_cast<uint64_t*>(slot + header.ring.active_offset);
     uint32_t below = 0;
     for (int i = first; i < args.num_rows * words; i += step) {
-      const uint64_t bits = args.active[i];
+      const uint64_t bits = args.active[i] & args.to_cpu[i % words];
       active_to[i] = bits;
-      const int ids = cut - i % words * 64;  // of the word, below the cut
-      const uint64_t mask = ids >= 64 ? ~0ull : ids <= 0 ? 0ull : (1ull << ids) - 1;
-      below += static_cast<uint32_t>(__popcll(bits & mask & cold[i % words]));
+      below += static_cast<uint32_t>(__popcll(bits));
     }
     below = BlockSum(below, scratch);
     if (threadIdx.x == 0 && below != 0) atomicAdd(&state.cold_below_cut, below);
@@ -392,8 +397,35 @@ __global__ void __launch_bounds__(kThreads) PostRowsKernel(PostRowsArgs args) {
                .layer = args.layer,
                .num_neurons = args.num_neurons,
                .active = args.active},
-              slot, cut);
+              slot, args.num_neurons);
   }
+}
+
+// A thread takes a neuron.
+__global__ void __launch_bounds__(kThreads) DivideRowsKernel(DivideRowsArgs args) {
+  const int neuron = blockIdx.x * kThreads + static_cast<int>(threadIdx.x);
+  const int words = (args.num_neurons + 63) / 64;
+  const int w = neuron / 64, bit = neuron % 64;
+  bool to_cpu = false;
+  if (neuron < min(args.num_neurons, args.last) && SlotOf(args.step, args.layer) != nullptr &&
+      (args.step.header->tables[args.layer].cold[w] >> bit & 1) != 0) {
+    if (args.level < 0) {
+      to_cpu = neuron < args.step.layers[args.layer].cut;
+    } else {
+      int count = 0;
+#pragma unroll 8
+      for (int r = 0; r < args.num_rows; ++r)
+        count += static_cast<int>(args.active[int64_t{r} * words + w] >> bit & 1);
+      const int whole = static_cast<int>(args.level);
+      const float fraction = args.level - static_cast<float>(whole);
+      to_cpu = count < whole || (count == whole && static_cast<float>(neuron) <
+                                                       fraction * static_cast<float>(args.num_neurons));
+    }
+  }
+  const uint32_t bits = __ballot_sync(0xffffffffu, to_cpu);
+  const int half = neuron / kWarp;
+  if (threadIdx.x % kWarp == 0 && half < 2 * words)
+    reinterpret_cast<uint32_t*>(args.to_cpu)[half] = bits;
 }
 
 __global__ void MarkKernel(uint64_t* at) { *at = GlobalTimer(); }
@@ -450,6 +482,10 @@ void LaunchListNeurons(const ListNeuronsArgs& args, cudaStream_t stream) {
   const int shared = (args.num_neurons + 63) / 64 * 8;
   AllowShared(ListNeuronsKernel, shared);
   ListNeuronsKernel<<<1, kListThreads, shared, stream>>>(args);
+}
+
+void LaunchDivideRows(const DivideRowsArgs& args, cudaStream_t stream) {
+  DivideRowsKernel<<<Blocks(args.num_neurons), kThreads, 0, stream>>>(args);
 }
 
 void LaunchPostRows(const PostRowsArgs& args, cudaStream_t stream) {

@@ -137,20 +137,35 @@ struct ListNeuronsArgs {
   int32_t num_rows = 0, num_neurons = 0;
   bool only_active = false;
   int32_t first_cold = 0, last_cold = 0;
+  const uint64_t* to_cpu = nullptr;  // [words], left out, too, instead of those below the cut
   const uint64_t* active = nullptr;
   // [num_neurons]; no hot_ids: cold ones alone.
   int32_t *hot_ids = nullptr, *hot_slots = nullptr, *cold_ids = nullptr;
-  int32_t* counts = nullptr;  // hot, cold: pinned host memory; null: known
+  // Pinned host memory: hot, cold, and the LayerTimes of the layer before; null: known.
+  int32_t* counts = nullptr;
 };
 void LaunchListNeurons(const ListNeuronsArgs& args, cudaStream_t stream);
 
-// Posts the layer to the cpu side, if a neuron below the cut is active: z and the active sets of all
-// rows to the slot, then the doorbell.
+// Which active cold neurons the cpu side computes, as bits; none when it is not there.
+struct DivideRowsArgs {
+  StepPointers step;
+  int32_t layer = 0;
+  int32_t num_rows = 0, num_neurons = 0;
+  int32_t last = 0;                  // ids from here on are this side's
+  const uint64_t* active = nullptr;  // [num_rows, words]
+  float level = -1;                  // ShareLevel; below 0: ids below the cut
+  uint64_t* to_cpu = nullptr;        // [words]
+};
+void LaunchDivideRows(const DivideRowsArgs& args, cudaStream_t stream);
+
+// Posts the layer to the cpu side, if there is something for it: z and its share of the active sets of
+// all rows to the slot, then the doorbell.
 struct PostRowsArgs {
   StepPointers step;
   int32_t layer = 0;
   int32_t num_rows = 0, num_neurons = 0, model_dim = 0;
   const uint64_t* active = nullptr;  // [num_rows, words]
+  const uint64_t* to_cpu = nullptr;  // [words]
   const uint16_t* z = nullptr;       // [num_rows, model_dim]
 };
 void LaunchPostRows(const PostRowsArgs& args, cudaStream_t stream);

@@ -50,11 +50,23 @@ __device__ inline void LoadTransposed(uint32_t (&b)[2], const uint16_t* row) {
                : "r"(address));
 }
 
+// 16 bytes to shared memory beside whatever the thread does; zeros if it is not there.
+__device__ inline void CopyAsync(uint16_t* to, const uint16_t* from, bool there) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(
+                   static_cast<uint32_t>(__cvta_generic_to_shared(to))),
+               "l"(from), "r"(there ? 16 : 0)
+               : "memory");
+}
+
+// Keys and values of one round, in two stages: while one is worked on the next comes.
+template <int kDim>
+constexpr int kStage = 2 * kKeys * (kDim + kPad);  // halves
+
 template <int kDim, bool kBf16>
 __global__ void __launch_bounds__(kThreads) PrefillAttentionKernel(AttentionArgs args, int num_rows) {
   constexpr int kStride = kDim + kPad;
   constexpr int kSteps = kDim / 16;
-  __shared__ __align__(16) uint16_t keys[kKeys * kStride], values[kKeys * kStride];
+  extern __shared__ __align__(16) uint16_t stages[];
   const AttentionShape& shape = args.shape;
   const int head = blockIdx.y;
   const int kv_head = head / (shape.num_q_heads / shape.num_kv_heads);
@@ -100,24 +112,34 @@ __global__ void __launch_bounds__(kThreads) PrefillAttentionKernel(AttentionArgs
     const int length = args.step.rows[args.first_row + end - 1].position + 1;
     const int32_t* const pages =
         args.step.page_tables + int64_t{sequence} * args.step.header->max_pages;
-    for (int key0 = 0; key0 < length; key0 += kKeys) {
-      __syncthreads();
+    const auto fetch = [&](int key0) {
+      uint16_t* const stage = stages + key0 / kKeys % 2 * kStage<kDim>;
       constexpr int kPieces = kDim / 8;  // of a row, 16 bytes each
       for (int i = threadIdx.x; i < kKeys * kPieces; i += kThreads) {
         const int token = key0 + i / kPieces, piece = i % kPieces;
-        uint4 k = {0, 0, 0, 0}, v = {0, 0, 0, 0};
-        if (token < length) {
-          const int64_t at =
-              ((int64_t{pages[token / 16]} * shape.num_kv_heads + kv_head) * 16 + token % 16) *
-                  kDim +
-              piece * 8;
-          k = *reinterpret_cast<const uint4*>(args.kv.keys + at);
-          v = *reinterpret_cast<const uint4*>(args.kv.values + at);
-        }
-        *reinterpret_cast<uint4*>(keys + (i / kPieces) * kStride + piece * 8) = k;
-        *reinterpret_cast<uint4*>(values + (i / kPieces) * kStride + piece * 8) = v;
+        const bool there = token < length;
+        const int64_t at =
+            there ? ((int64_t{pages[token / 16]} * shape.num_kv_heads + kv_head) * 16 + token % 16) *
+                            kDim +
+                        piece * 8
+                  : 0;
+        uint16_t* const to = stage + (i / kPieces) * kStride + piece * 8;
+        CopyAsync(to, args.kv.keys + at, there);
+        CopyAsync(to + kKeys * kStride, args.kv.values + at, there);
+      }
+      asm volatile("cp.async.commit_group;" ::: "memory");
+    };
+    fetch(0);
+    for (int key0 = 0; key0 < length; key0 += kKeys) {
+      if (key0 + kKeys < length) {
+        fetch(key0 + kKeys);
+        asm volatile("cp.async.wait_group 1;" ::: "memory");
+      } else {
+        asm volatile("cp.async.wait_group 0;" ::: "memory");
       }
       __syncthreads();
+      const uint16_t* const keys = stages + key0 / kKeys % 2 * kStage<kDim>;
+      const uint16_t* const values = keys + kKeys * kStride;
       float score[kKeys / 8][4] = {};
 #pragma unroll
       for (int s = 0; s < kSteps; ++s) {
@@ -182,6 +204,7 @@ __global__ void __launch_bounds__(kThreads) PrefillAttentionKernel(AttentionArgs
           Multiply<kBf16>(out[d], low, b);
         }
       }
+      __syncthreads();  // the stage is free
     }
     begin = end;
   }
@@ -204,11 +227,11 @@ void LaunchPrefillAttention(const AttentionArgs& args, int num_rows, cudaStream_
                   static_cast<unsigned>(args.shape.num_q_heads));
   const auto launch = [&](auto dim) {
     constexpr int kDim = decltype(dim)::value;
-    if (args.shape.bf16) {
-      PrefillAttentionKernel<kDim, true><<<grid, kThreads, 0, stream>>>(args, num_rows);
-    } else {
-      PrefillAttentionKernel<kDim, false><<<grid, kThreads, 0, stream>>>(args, num_rows);
-    }
+    const int shared = 2 * kStage<kDim> * static_cast<int>(sizeof(uint16_t));
+    const auto kernel =
+        args.shape.bf16 ? PrefillAttentionKernel<kDim, true> : PrefillAttentionKernel<kDim, false>;
+    AllowShared(kernel, shared);
+    kernel<<<grid, kThreads, shared, stream>>>(args, num_rows);
   };
   switch (args.shape.head_dim) {
     case 16:

@@ -168,7 +168,7 @@ void LaunchProduct(const ProductArgs& args, int max_rows, cudaStream_t stream) {
       const int shared = static_cast<int>(R * args.w.padded_columns * sizeof(float));
       AllowShared(kernel, shared);
       const dim3 grid(ProductBlocks((args.w.rows + 1) / 2), (max_rows + R - 1) / R);
-      LaunchEarly(kernel, args, grid, kProductThreads, shared, stream);
+      LaunchEarly(kernel, args, grid, kProductThreads, shared, stream, args.early);
     });
   });
 }
@@ -181,8 +181,7 @@ void LaunchQkv(const QkvArgs& args, int max_rows, cudaStream_t stream) {
       const int shared = static_cast<int>(R * args.w.padded_columns * sizeof(float));
       AllowShared(kernel, shared);
       const dim3 grid(ProductBlocks(args.w.rows / 2), (max_rows + R - 1) / R);
-      // Beside the cold path it must not take multiprocessors before the streamed neurons have theirs.
-      LaunchEarly(kernel, args, grid, kProductThreads, shared, stream, args.begins_layer);
+      LaunchEarly(kernel, args, grid, kProductThreads, shared, stream, args.early);
     });
   });
 }

@@ -22,7 +22,7 @@ constexpr int64_t kEpoch = 1;
 
 struct Division {
   double hot = 0;       // of each layer's neurons
-  double streamed = 0;  // of the cold ones
+  double streamed = 0;  // of the cold ones; below 0: adapted
   DType dtype = DType::kF16;
   int64_t ffn_dim = 256;
 };
@@ -233,7 +233,8 @@ TEST_P(CudaColdTest, BatchesOfAnySizeGiveTheGoldenTokens) {
 INSTANTIATE_TEST_SUITE_P(
     Divisions, CudaColdTest,
     testing::Values(Division{0.0, 0.0}, Division{0.0, 0.5}, Division{0.0, 1.0}, Division{0.1, 0.5},
-                    Division{0.5, 0.4}, Division{1.0, 0.5}, Division{0.3, 0.5, DType::kBF16},
+                    Division{0.5, 0.4}, Division{1.0, 0.5},
+                    Division{0.0, -1}, Division{0.2, -1}, Division{0.6, -1, DType::kQ8_0}, Division{0.3, 0.5, DType::kBF16},
                     Division{0.3, 0.5, DType::kQ8_0}, Division{0.2, 0.5, DType::kQ4_0},
                     Division{0.2, 0.6, DType::kF16, 328}));
 
