@@ -46,6 +46,13 @@ void CountFirings(const SparseFfnParams& p, int32_t id, uint32_t rows) {
   word.store(word.load(std::memory_order_relaxed) + rows, std::memory_order_relaxed);
 }
 
+// Between two steps of a large model the counts leave the cache: asked for at the start of a phase
+// they are there when its gates are known.
+void FetchCounts(const SparseFfnParams& p, const int32_t* ids, int count) {
+  if (p.fired == nullptr) return;
+  for (int i = 0; i < count; ++i) __builtin_prefetch(p.fired + ids[i], /*rw=*/1);
+}
+
 // Up to `width` bundles' rows at `offset`, from position `first` on.
 Rows RowsOf(const uint8_t* const* bundles, int num_bundles, int first, int width, int64_t offset) {
   Rows rows;
@@ -71,6 +78,7 @@ void PhaseOfOneRow(const SparseFfnParams& p, const SparseFfnTuning& tuning, cons
   const int width = tuning.pass;
   const uint8_t* bundles[SparseFfnTuning::kMaxChunk];
   for (int i = 0; i < count; ++i) bundles[i] = Bundle(b, ids[i]);
+  FetchCounts(p, ids, count);
   const int64_t up_offset = b.row_bytes;  // with three rows
   const int64_t down_offset = (b.rows - 1) * b.row_bytes;
   const int64_t second_offset = b.rows == 3 ? up_offset : down_offset;
@@ -205,6 +213,7 @@ void PhaseOfManyRows(const SparseFfnParams& p, const SparseFfnWorkspace::Shared&
   const BundleView& b = p.bundles;
   const uint8_t* bundles[SparseFfnTuning::kMaxChunk];
   for (int i = 0; i < count; ++i) bundles[i] = Bundle(b, ids[i]);
+  FetchCounts(p, ids, count);
   const auto rows_at = [&](int64_t offset) { return RowsOf(bundles, count, 0, count, offset); };
   const auto ahead = [&](const Rows& rows) {
     return Ahead{rows, shared.tuning.fetch, shared.tuning.fetch_lines};

@@ -198,6 +198,13 @@ DenseSection::Output DenseSection::ActivateWords(const Input& input, Slice words
   Output out;
   if (words.empty()) return out;
   const bool predicted = config_.sparse && !input.exact;
+  if (input.predicted != nullptr) {
+    // They come while the scores are computed.
+    constexpr int64_t kCountsPerLine = 64 / sizeof(uint32_t);
+    for (int64_t n = first; n < last; n += kCountsPerLine) {
+      __builtin_prefetch(input.predicted + n, /*rw=*/1);
+    }
+  }
   if (predicted) {
     MatMulRows(Product(buffers_.hidden.data(), rows, View(input.layer->fc2), buffers_.scores.data(),
                        false),

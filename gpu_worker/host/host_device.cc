@@ -312,9 +312,9 @@ absl::Status HostDevice::ComputeOwned(const OwnWork& work, StepState& step) {
                  .activate_up = config_.activate_up,
                  .up_bias = up_bias.empty() ? nullptr : up_bias.data(),
                  .partial = work.partial,
-                 .hash = options_.hash_work ? &step.hash : nullptr,
-                 .work_hash = options_.hash_work ? &hash : nullptr,
-                 .fired = options_.count_neurons ? counters_.fired(work.layer) : nullptr,
+                 .hash = hash_work_ ? &step.hash : nullptr,
+                 .work_hash = hash_work_ ? &hash : nullptr,
+                 .fired = count_neurons_ ? counters_.fired(work.layer) : nullptr,
                  .workspace = workspace_.get(),
                  // Threads of both workers on one core would only take turns.
                  .max_threads = work.shared ? std::max(1, pool_.num_threads() / 2) : 0},
@@ -447,7 +447,7 @@ absl::Status HostDevice::RunNeurons(int64_t layer, const DenseSection::Output& a
 
 void HostDevice::CountLayer(int64_t layer, const LayerTiming& timing, const OwnCosts& own,
                             const StepState& step) {
-  if (!options_.count_neurons) return;
+  if (!count_neurons_) return;
   const auto nanos = [](float micros) { return static_cast<uint64_t>(micros * 1000.0f); };
   const bool exact = policies_[static_cast<size_t>(layer)].mode == LayerMode::kExact;
   LayerCounters counts{.cold_bytes = own.cold_bytes};
@@ -472,7 +472,7 @@ absl::Status HostDevice::RunLayer(int64_t layer, const ColdSide& cold, StepState
   const EpochTables::Layer& table = step.tables->layers[static_cast<size_t>(layer)];
   step.hash = {.layer_seed =
                    LayerSeed(static_cast<uint64_t>(step.batch.epoch), static_cast<uint64_t>(layer)),
-               .row_keys = buffers_.step_keys.data()};
+               .row_keys = hash_work_ ? buffers_.step_keys.data() : nullptr};
   const TimePoint start = std::chrono::steady_clock::now();
   const DenseSection::Output active =
       dense_.Run({.layer = &weights_.layers[static_cast<size_t>(layer)],
@@ -481,7 +481,7 @@ absl::Status HostDevice::RunLayer(int64_t layer, const ColdSide& cold, StepState
                   .exact = policy.mode == LayerMode::kExact,
                   .hash = step.hash,
                   .hot = table.hot.data(),
-                  .predicted = options_.count_neurons ? counters_.predicted(layer) : nullptr});
+                  .predicted = count_neurons_ ? counters_.predicted(layer) : nullptr});
   step.output.owed_hash += active.owed_hash;
   step.output.active_neurons += active.active_neurons;
   step.output.hot_neurons += active.hot_neurons;

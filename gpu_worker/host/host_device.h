@@ -31,8 +31,6 @@ struct HostDeviceOptions {
   int32_t kv_pages = 0;
   int32_t max_rows = 256;
   int64_t hot_capacity_bytes = 0;  // of one epoch's hot neurons
-  // Off only to measure what they cost: counts for the placement_service, the completeness hash.
-  bool count_neurons = true, hash_work = true;
   // For tests: the bytes of freed slots are overwritten, so that whoever still reads them shows.
   bool poison_freed = false;
 };
@@ -57,9 +55,15 @@ class HostDevice final : public Device {
   absl::Status RunStep(const DeviceBatch& batch, const ColdSide& cold,
                        DeviceOutput* output) override;
   absl::Status ReadCounters(NeuronCounters* counters) override {
-    if (!options_.count_neurons) return Device::ReadCounters(counters);
     counters_.Read(counters);
     return absl::OkStatus();
+  }
+
+  // From the next step on, to measure what they cost: without counts for the placement_service, or
+  // without the completeness hash.
+  void LeaveOut(bool counts, bool hash) {
+    count_neurons_ = !counts;
+    hash_work_ = !hash;
   }
 
   // Weight bytes that a decoded token needs beside its neurons.
@@ -137,6 +141,7 @@ class HostDevice final : public Device {
   std::vector<int32_t> row_keys_;  // 0, 1, ..: a row's number in its step
   std::vector<LayerPolicy> policies_;
   CounterTable counters_;
+  bool count_neurons_ = true, hash_work_ = true;
   std::vector<float> position_row_;  // scratch
   ColdBalance balance_;
 };
