@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
-"""Draws the decode rows of a result of bench/run_gpu beside other engines' figures, as SVG.
+"""Draws the decode rows of results of bench/run_gpu beside other engines' figures, as SVG. A row that
+stands in several results is taken from the last.
 
-  bench/plot_results.py bench/results/2026-11-28-h200.jsonl docs/images/gpu-decode.svg
+  bench/plot_results.py docs/images/gpu-decode.svg bench/results/2026-11-28-h200.jsonl bench/results/2026-11-29-h200.jsonl
 """
 import json
 import sys
@@ -18,13 +19,14 @@ OTHERS = {
 COLOURS = (("Isotherm", "#2f6f9f"), ("PowerInfer", "#c98b2b"), ("llama.cpp", "#8a8f94"))
 
 
-def main(source, target):
+def main(target, *sources):
     measured = {}
-    with open(source) as lines:
-        for line in lines:
-            row = json.loads(line)
-            if row["figure"] == "decode" and row["sequences"] == 1:
-                measured[row["name"]] = row["tokens_per_second"]["median"]
+    for source in sources:
+        with open(source) as lines:
+            for line in lines:
+                row = json.loads(line)
+                if row["figure"] == "decode" and row["sequences"] == 1:
+                    measured[row["name"]] = row["tokens_per_second"]["median"]
     rows = [(title, (measured[name], *others)) for name, (title, *others) in OTHERS.items()
             if name in measured]
     top = max(value for _, values in rows for value in values if value)
@@ -48,6 +50,6 @@ def main(source, target):
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 3:
+    if len(sys.argv) < 3:
         sys.exit(__doc__)
     main(*sys.argv[1:])

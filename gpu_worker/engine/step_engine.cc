@@ -171,11 +171,15 @@ absl::Status StepEngine::SetCold(std::shared_ptr<ColdAttachment> cold) {
 absl::Status StepEngine::Prepare(const PlacementPlan& plan,
                                  const std::function<void(int64_t, int64_t)>& progress) {
   // The arena stays mapped while this holds the attachment.
-  const Cold cold = [this] {
+  Cold cold;
+  bool none_hot = false;
+  {
     std::lock_guard lock(mu_);
-    return cold_;
-  }();
-  MovePacer pacer(options_.move_bytes_per_second, Clock::Real());
+    cold = cold_;
+    none_hot = committed_.size() == 1;  // the built-in epoch
+  }
+  // The first hot neurons are worth more to the steps than the copies cost them.
+  MovePacer pacer(none_hot ? 0 : options_.move_bytes_per_second, Clock::Real());
   const auto paced = [&](int64_t done, int64_t total) {
     if (progress) progress(done, total);
     std::unique_lock lock(mu_);

@@ -202,25 +202,38 @@ int main(int argc, char** argv) {
   isotherm::bench::Flags flags;
   CLI::App app("Decode, batch and prefill speed of a model on this machine's GPU and cores.",
                "isotherm-bench-gpu");
+  // The last of several counts, so that a script can override its own rows.
   app.add_option("--model", flags.rig.model, "GGUF file")->required();
   app.add_option("--name", flags.name, "what the result lines are called");
   app.add_option("--profile", flags.rig.profile, "activation profile that the hot set is solved for");
-  app.add_option("--device", flags.rig.device, "auto, cuda or cpu")->capture_default_str();
-  app.add_option("--vram-budget", flags.budget, "bytes, such as 8GiB")->capture_default_str();
+  app.add_option("--device", flags.rig.device, "auto, cuda or cpu")
+      ->capture_default_str()
+      ->take_last();
+  app.add_option("--vram-budget", flags.budget, "bytes, such as 8GiB")
+      ->capture_default_str()
+      ->take_last();
   app.add_option("--context", flags.rig.context, "tokens of a sequence")->capture_default_str();
-  app.add_option("--max-rows", flags.rig.max_rows, "rows of a step")->capture_default_str();
+  app.add_option("--max-rows", flags.rig.max_rows, "rows of a step")
+      ->capture_default_str()
+      ->take_last();
   app.add_option("--product-rows", flags.rig.product_rows,
                  "steps of so many rows on are matrix products; 0: chosen")
       ->capture_default_str();
-  app.add_option("--cpu-threads", flags.rig.cpu_threads, "for cold neurons")->capture_default_str();
+  app.add_option("--cpu-threads", flags.rig.cpu_threads, "for cold neurons")
+      ->capture_default_str()
+      ->take_last();
   app.add_option("--streamed-share", flags.rig.streamed_share,
                  "of cold neurons, read over PCIe; -1: adapted")
       ->capture_default_str();
   app.add_flag("!--no-early-launch", flags.rig.early_launch,
                "each kernel waits for the end of the one ahead");
   app.add_flag("--stored-predictor", flags.rig.stored_predictor, "keep the predictor's type");
-  app.add_option("--tokens", flags.tokens, "decoded in each repeat; 0: none")->capture_default_str();
-  app.add_option("--repeats", flags.repeats, "counted runs")->capture_default_str();
+  app.add_option("--tokens", flags.tokens, "decoded in each repeat; 0: none")
+      ->capture_default_str()
+      ->take_last();
+  app.add_option("--repeats", flags.repeats, "counted runs")
+      ->capture_default_str()
+      ->take_last();
   app.add_option("--batch", flags.batches, "sequences decoded at once, such as 1,4")
       ->delimiter(',')
       ->capture_default_str();
