@@ -164,12 +164,6 @@ __device__ inline void RowDot(const unsigned char* row, int dim, const float* zs
   for (int r = 0; r < R; ++r) acc[r] = WarpSum(acc[r]);
 }
 
-// By a warp: asks for a row, so that it is in the second-level cache when it is read.
-__device__ inline void Ask(const unsigned char* row, int64_t bytes) {
-  for (int64_t at = threadIdx.x % kWarp * 128; at < bytes; at += kWarp * 128)
-    asm volatile("prefetch.global.L2 [%0];" ::"l"(row + at));
-}
-
 template <class Format, int R, int kTiles>
 __global__ void __launch_bounds__(kThreads) NeuronsKernel(NeuronsArgs args) {
   const StepHeader& header = *args.step.header;
@@ -271,15 +265,9 @@ __global__ void __launch_bounds__(kThreads) NeuronsKernel(NeuronsArgs args) {
     for (int n = warp; n < count; n += kWarps) {
       const unsigned char* const bundle = source + slots[n] * bundles.bundle_bytes;
       float gate[R], up[R];
-      // The device's memory works on while a warp waits for its own sums. Not so PCIe: what it brings is
-      // not kept.
-      if (!args.streamed) {
-        if (bundles.rows == 3) Ask(bundle + bundles.row_bytes, bundles.row_bytes);
-        if (n + kWarps < count)
-          Ask(source + slots[n + kWarps] * bundles.bundle_bytes, bundles.row_bytes);
-      }
       // One row after the other: a shut gate saves the second. Both at once took 41 us a layer instead
-      // of 30 (7B, all resident): the registers that it needs halve the loads under way.
+      // of 30 (7B, all resident): the registers that it needs halve the loads under way. Asking for the
+      // next rows, to the second-level cache, took 36.
       RowDot<Format, R>(bundle, dim, zs, gate);
       bool any = false;
       const float bias = args.up_bias != nullptr ? args.up_bias[list[n]] : 0.0f;
@@ -290,8 +278,6 @@ __global__ void __launch_bounds__(kThreads) NeuronsKernel(NeuronsArgs args) {
         any |= gate[r] != 0;
         up[r] = 1;
       }
-      if (any && !args.streamed)
-        Ask(bundle + (bundles.rows - 1) * bundles.row_bytes, bundles.row_bytes);
       if (bundles.rows == 3 && any) {
         RowDot<Format, R>(bundle + bundles.row_bytes, dim, zs, up);
       }

@@ -21,11 +21,7 @@ __global__ void __launch_bounds__(kProductThreads, R == 1 ? kBlocksAtOnce : 1) P
   const int first = blockIdx.x * kProductWarps + threadIdx.x / kWarp;
   // Weights wait for nobody: their first pieces are under way while x is staged.
   WeightBatch<Format, 2> batch;
-  if (first < tasks) {
-    const int which[2] = {2 * first, min(2 * first + 1, matrix_rows - 1)};
-    batch.Load(w, which, lane);
-    AskForRest<Format>(w, which);
-  }
+  if (first < tasks) batch.Load(w, {2 * first, min(2 * first + 1, matrix_rows - 1)}, lane);
   AwaitPrevious();
   StageRows<Format::kElems, R>(args.in, row0, rows, static_cast<int>(w.columns), padded, xs);
   for (int task = first; task < tasks; task += gridDim.x * kProductWarps) {
@@ -100,9 +96,7 @@ __global__ void __launch_bounds__(kProductThreads, R == 1 ? kBlocksAtOnce : 1) Q
   WeightBatch<Format, 2> batch;
   if (first < tasks) {
     const QkvTask task = DescribeQkv(shape, first);
-    const int which[2] = {task.head * head_dim + task.i0, task.head * head_dim + task.i1};
-    batch.Load(w, which, lane);
-    AskForRest<Format>(w, which);
+    batch.Load(w, {task.head * head_dim + task.i0, task.head * head_dim + task.i1}, lane);
   }
   AwaitPrevious();
   if (args.begins_layer && blockIdx.x == 0 && row0 == 0 && threadIdx.x == 0 &&

@@ -142,23 +142,6 @@ struct WeightBatch {
   }
 };
 
-// By a warp: asks for what follows the first pieces of the rows, so that it comes to the second-level
-// cache while the kernel ahead still runs.
-template <class Format, int kOutputs>
-__device__ inline void AskForRest(const DeviceMatrix& w, const int (&rows)[kOutputs]) {
-  constexpr int kFirst = WeightBatch<Format, kOutputs>::kUnroll * kWarp * 16;  // bytes
-  const auto bytes = static_cast<int>(Format::RowBytes(w.padded_columns));
-#pragma unroll
-  for (int i = 0; i < kOutputs; ++i) {
-    const auto* const row =
-        static_cast<const unsigned char*>(w.data) + int64_t{rows[i]} * bytes;
-    for (int at = kFirst + static_cast<int>(threadIdx.x) % kWarp * 128; at < bytes;
-         at += kWarp * 128) {
-      asm volatile("prefetch.global.L2 [%0];" ::"l"(row + at));
-    }
-  }
-}
-
 // acc[i][r] = weights row i . x row r, in every lane. rows: the matrix rows, each inside the matrix;
 // `batch`: their first pieces, loaded from the lane's own on.
 template <class Format, int kOutputs, int R>
