@@ -1,8 +1,7 @@
 #!/usr/bin/env python3
-"""Draws the decode rows of results of bench/run_gpu beside other engines' figures, as SVG. A row that
-stands in several results is taken from the last.
+"""Draws the decode rows of a result of bench/run_gpu beside other engines' figures, as SVG.
 
-  bench/plot_results.py docs/images/gpu-decode.svg bench/results/2026-11-28-h200.jsonl bench/results/2026-11-29-h200.jsonl
+  bench/plot_results.py bench/results/2026-11-29-h200.jsonl docs/images/gpu-decode.svg
 """
 import json
 import sys
@@ -19,14 +18,13 @@ OTHERS = {
 COLOURS = (("Isotherm", "#2f6f9f"), ("PowerInfer", "#c98b2b"), ("llama.cpp", "#8a8f94"))
 
 
-def main(target, *sources):
+def main(source, target):
     measured = {}
-    for source in sources:
-        with open(source) as lines:
-            for line in lines:
-                row = json.loads(line)
-                if row["figure"] == "decode" and row["sequences"] == 1:
-                    measured[row["name"]] = row["tokens_per_second"]["median"]
+    with open(source) as lines:
+        for line in lines:
+            row = json.loads(line)
+            if row["figure"] == "decode" and row["sequences"] == 1:
+                measured[row["name"]] = row["tokens_per_second"]["median"]
     rows = [(title, (measured[name], *others)) for name, (title, *others) in OTHERS.items()
             if name in measured]
     top = max(value for _, values in rows for value in values if value)
@@ -50,6 +48,6 @@ def main(target, *sources):
 
 
 if __name__ == "__main__":
-    if len(sys.argv) < 3:
+    if len(sys.argv) != 3:
         sys.exit(__doc__)
     main(*sys.argv[1:])

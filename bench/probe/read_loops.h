@@ -14,7 +14,8 @@ inline const char* Name(Fetch fetch) {
   return fetch == Fetch::kNone ? "plain" : fetch == Fetch::kL2 ? "prefetch_l2" : "prefetch_nta";
 }
 
-// Sum of `count` words (a multiple of 16, 64-byte aligned), read with the widest vectors of this CPU.
+// Sum of `count` words (a multiple of 16, 64-byte aligned), read with the widest vectors of this
+// CPU.
 uint64_t SumWords(const uint64_t* words, int64_t count, Fetch fetch);
 
 // How the bundles that come next are fetched meanwhile.

@@ -97,7 +97,7 @@ absl::Status Run(const Flags& flags) {
   ISOTHERM_RETURN_IF_ERROR(
       GenerateSyntheticModel(*options, flags.out,
                              {.num_threads = flags.threads > 0 ? flags.threads : AllowedCores(),
-       .huge_pages = flags.huge_pages,
+                              .huge_pages = flags.huge_pages,
                               .progress = [&](int64_t done, int64_t) { bar.Update(done); }}));
   bar.Finish();
   const double seconds =

@@ -41,10 +41,10 @@ struct GenerateParams {
 struct LayerTimes {
   double attention_us = 0;
   double predict_us = 0;
-  double hot_us = 0;        // the gpu_worker's neurons
-  double cold_us = 0;       // the cpu_worker's, at the same time
-  double streamed_us = 0;   // cold ones that a GPU read over PCIe, at the same time
-  double wait_us = 0;       // of the gpu_worker for the cpu_worker
+  double hot_us = 0;       // the gpu_worker's neurons
+  double cold_us = 0;      // the cpu_worker's, at the same time
+  double streamed_us = 0;  // cold ones that a GPU read over PCIe, at the same time
+  double wait_us = 0;      // of the gpu_worker for the cpu_worker
   double merge_us = 0;
   double handoff_us = 0;  // what it costs that two processes share a layer
 };

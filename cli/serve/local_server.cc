@@ -107,9 +107,9 @@ absl::StatusOr<std::unique_ptr<LocalServer>> LocalServer::Start(const LocalServe
       (options.lasting ? options.serve.state_dir : server->run_dir_->path()) / "plans";
   std::error_code error;
   fs::create_directories(plan_dir, error);
-  FourServices services = MakeFourServices(options.serve, options.model, options.program_dir,
-                                           *server->run_dir_, fs::absolute(plan_dir, error),
-                                           CoresBesideGpu(options.serve));
+  FourServices services =
+      MakeFourServices(options.serve, options.model, options.program_dir, *server->run_dir_,
+                       fs::absolute(plan_dir, error), CoresBesideGpu(options.serve));
   server->record_ = services.record;
   if (options.lasting) {
     ISOTHERM_RETURN_IF_ERROR(WriteServerRecord(options.serve.state_dir, services.record));

@@ -436,24 +436,27 @@ absl::Status SparseFfn(const SparseFfnParams& params, ThreadPool& pool,
   shared.slices_left.Reset(num_slices);
   // One section for both halves. A thread that comes late finds no chunk left and owes no sum; one
   // that has waited for others' chunks in vain leaves the slices to those that have not.
-  pool.RunElastic([&](int thread_idx) {
-    const int64_t done = HWY_DYNAMIC_DISPATCH(SparseFfnWorkImpl)(
-        params, shared, shared.threads[static_cast<size_t>(thread_idx)], thread_idx == 0);
-    if (done > 0) shared.ids_left.Take(done);
-    if (thread_idx == 0) {
-      shared.ids_left.Wait(pool.spin());
-    } else if (num_slices == 1 || !threading_internal::SpinUntil(
-                                      pool.spin(), [&] { return shared.ids_left.Done(); })) {
-      return;
-    }
-    for (int64_t s; (s = shared.next_slice.fetch_add(1, std::memory_order_relaxed)) < num_slices;) {
-      SumSlice(params, shared, s, num_slices);
-      shared.slices_left.Take(1);
-    }
-    if (thread_idx != 0) return;
-    shared.slices_left.Wait(pool.spin());
-    Finish(params, complete);
-  }, threads);
+  pool.RunElastic(
+      [&](int thread_idx) {
+        const int64_t done = HWY_DYNAMIC_DISPATCH(SparseFfnWorkImpl)(
+            params, shared, shared.threads[static_cast<size_t>(thread_idx)], thread_idx == 0);
+        if (done > 0) shared.ids_left.Take(done);
+        if (thread_idx == 0) {
+          shared.ids_left.Wait(pool.spin());
+        } else if (num_slices == 1 || !threading_internal::SpinUntil(
+                                          pool.spin(), [&] { return shared.ids_left.Done(); })) {
+          return;
+        }
+        for (int64_t s;
+             (s = shared.next_slice.fetch_add(1, std::memory_order_relaxed)) < num_slices;) {
+          SumSlice(params, shared, s, num_slices);
+          shared.slices_left.Take(1);
+        }
+        if (thread_idx != 0) return;
+        shared.slices_left.Wait(pool.spin());
+        Finish(params, complete);
+      },
+      threads);
   return absl::OkStatus();
 }
 

@@ -50,9 +50,10 @@ class SlotClient {
   // Results that were not those of the awaited post and were ignored.
   int64_t dropped() const { return dropped_.load(std::memory_order_relaxed); }
 
-  // For a device that fills, rings and reads the slots itself, by the rules of control_layout.h: the
-  // sequence of its first post, and after its step the one of the next. Between the two nothing else
-  // posts. Such a device cannot wake a peer that sleeps: RingSleeper does, called again and again.
+  // For a device that fills, rings and reads the slots itself, by the rules of control_layout.h:
+  // the sequence of its first post, and after its step the one of the next. Between the two nothing
+  // else posts. Such a device cannot wake a peer that sleeps: RingSleeper does, called again and
+  // again.
   uint64_t next_sequence() const { return next_sequence_; }
   void Resume(uint64_t next_sequence) { next_sequence_ = next_sequence; }
   void RingSleeper();

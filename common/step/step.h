@@ -80,7 +80,7 @@ struct RowResult {
 struct LayerTiming {
   int32_t layer = 0;
   float attention_us = 0, predict_us = 0, gpu_us = 0, cpu_us = 0, wait_us = 0, merge_us = 0;
-  float streamed_us = 0;         // reading cold neurons over PCIe, beside gpu_us and cpu_us
+  float streamed_us = 0;       // reading cold neurons over PCIe, beside gpu_us and cpu_us
   int32_t active_neurons = 0;  // of all rows' union
   int32_t hot_neurons = 0;     // of those, computed on the gpu side
   float post_us = 0;           // handing the layer's inputs to the cpu_worker

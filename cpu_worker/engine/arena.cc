@@ -69,9 +69,8 @@ class Arena::Loader {
   void Reserve() {
     const shm::Mapping& mapping = arena_.mapping_;
     for (int64_t at; (at = reserved_.fetch_add(kReserveBytes)) < mapping.size();) {
-      const absl::Status status =
-          shm::ReservePages(arena_.fd_.get(), mapping, at,
-                            std::min(kReserveBytes, mapping.size() - at), "the arena");
+      const absl::Status status = shm::ReservePages(
+          arena_.fd_.get(), mapping, at, std::min(kReserveBytes, mapping.size() - at), "the arena");
       if (status.ok()) continue;
       absl::MutexLock lock(&mu_);
       if (status_.ok()) status_ = status;
@@ -227,8 +226,8 @@ absl::Status Arena::CheckGroup(int64_t group) const {
 
 absl::StatusOr<int64_t> Arena::MendGroup(int64_t group, const BundleSource& source) {
   if (file_.has_value()) {
-    return absl::DataLossError(
-        absl::StrCat(file_->path, " is mapped and is no longer what was loaded; start anew with it"));
+    return absl::DataLossError(absl::StrCat(
+        file_->path, " is mapped and is no longer what was loaded; start anew with it"));
   }
   const Extent extent = ExtentOf(group);
   std::vector<std::byte> want(static_cast<size_t>(extent.bytes));

@@ -25,8 +25,8 @@ namespace isotherm::cpu {
 enum class ArenaKind { kAuto, kCopy, kMap };
 
 // Every neuron of the model as bundles in shared memory: sealed, or the model file's own. Read-only
-// once loaded, so any thread may use it. Sealed memory is checked by groups of neurons, some 256 KiB
-// of them, of each of which a digest is kept; a model file by its size and time of change.
+// once loaded, so any thread may use it. Sealed memory is checked by groups of neurons, some 256
+// KiB of them, of each of which a digest is kept; a model file by its size and time of change.
 class Arena {
  public:
   struct LoadOptions {

@@ -33,7 +33,8 @@ class InferenceService : public v1::InferenceService::CallbackService {
                                       const v1::ModelInfoRequest* request,
                                       v1::ModelInfoResponse* response) override;
 
-  // Generate calls that gRPC is not done with: also of readers that are slow with a complete answer.
+  // Generate calls that gRPC is not done with: also of readers that are slow with a complete
+  // answer.
   int64_t open_answers() const { return open_answers_.load(); }
 
  private:

@@ -26,10 +26,9 @@ absl::StatusOr<std::unique_ptr<CudaCounters>> CudaCounters::Create(int64_t num_l
   ISOTHERM_CUDA_RETURN_IF_ERROR(cudaGetDevice(&out->device_));
   ISOTHERM_CUDA_RETURN_IF_ERROR(cudaStreamCreateWithFlags(&out->stream_, cudaStreamNonBlocking));
   // Sleeps instead of spinning: nobody waits for it.
-  ISOTHERM_CUDA_RETURN_IF_ERROR(cudaEventCreateWithFlags(
-      &out->copied_, cudaEventDisableTiming | cudaEventBlockingSync));
-  ISOTHERM_ASSIGN_OR_RETURN(out->staging_,
-                            PinnedBytes::Make(num_layers * (8 * num_neurons + 8)));
+  ISOTHERM_CUDA_RETURN_IF_ERROR(
+      cudaEventCreateWithFlags(&out->copied_, cudaEventDisableTiming | cudaEventBlockingSync));
+  ISOTHERM_ASSIGN_OR_RETURN(out->staging_, PinnedBytes::Make(num_layers * (8 * num_neurons + 8)));
   return out;
 }
 

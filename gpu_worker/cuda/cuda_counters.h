@@ -14,8 +14,8 @@
 namespace isotherm::gpu {
 
 // What a CUDA device counts: its kernels each neuron, in device memory and without end; the host
-// steps, rows and, of one decode step in kTimeEvery, times. Reading copies the kernels' counts out on a
-// stream of its own, beside whatever runs.
+// steps, rows and, of one decode step in kTimeEvery, times. Reading copies the kernels' counts out
+// on a stream of its own, beside whatever runs.
 class CudaCounters {
  public:
   static constexpr uint64_t kTimeEvery = 16;
@@ -37,7 +37,8 @@ class CudaCounters {
   void AddStep(int64_t epoch, int64_t rows, bool decode);
   // Whether the step just added is to be timed, if it can be.
   bool TimesDue() const { return times_due_; }
-  // exact: of the layer's rows. `timed`: its times and the bytes they are of; null: none were taken.
+  // exact: of the layer's rows. `timed`: its times and the bytes they are of; null: none were
+  // taken.
   void AddLayer(int64_t layer, int64_t rows, int64_t exact, const LayerCounters* timed);
 
   // One thread at a time, any thread but that of steps.

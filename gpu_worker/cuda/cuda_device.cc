@@ -34,18 +34,20 @@ constexpr std::chrono::milliseconds kHangGrace{250};
 // Of a device's free memory, left alone when no budget is given.
 constexpr int64_t kReserveBytes = int64_t{512} << 20;
 // A step of more rows than the graph serves is a prefill pass; so are smaller ones, if the neurons'
-// memory is mapped: in a large model from where reading each weight once for all rows saves more than
-// the many launches cost. A device made for few rows does without: products take memory of their own.
+// memory is mapped: in a large model from where reading each weight once for all rows saves more
+// than the many launches cost. A device made for few rows does without: products take memory of
+// their own.
 constexpr int32_t kGraphRows = 64;
 constexpr int32_t kPrefillRows = 17, kPrefillRowsOfLarge = 8;
 constexpr int64_t kLargeLayer = int64_t{64} << 20;  // bytes of neurons
 // Of decoding: a layer that stumbled once moves its cut little.
 constexpr double kFirstShare = 0.3, kCutGain = 0.1, kMostCutChange = 0.02;
-// Of steps of products: rows up to, and the cpu side's level at first. It learns fast, layer by layer.
+// Of steps of products: rows up to, and the cpu side's level at first. It learns fast, layer by
+// layer.
 constexpr int32_t kProductRows[] = {16, 32, 64, 128, 256};
 constexpr double kFirstLevel = 0.15;
-// Share of the neurons that a row needs, times the rows: from here on some neurons are fetched before the
-// active ones are known. With 30 % and 73 rows four in five are needed.
+// Share of the neurons that a row needs, times the rows: from here on some neurons are fetched
+// before the active ones are known. With 30 % and 73 rows four in five are needed.
 constexpr double kEarlyActivity = 16;
 constexpr int32_t kMaxLogits = 64;
 
@@ -98,13 +100,13 @@ absl::StatusOr<std::unique_ptr<CudaDevice>> CudaDevice::Create(
         "head_dim=", config.head_dim, "; the CUDA backend has multiples of 8 up to 256"));
   }
   if (config.model_dim % 8 != 0 || config.model_dim > kMaxModelDim) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("model_dim=", config.model_dim, "; the CUDA backend has multiples of 8 up to ",
-                     kMaxModelDim));
+    return absl::InvalidArgumentError(absl::StrCat("model_dim=", config.model_dim,
+                                                   "; the CUDA backend has multiples of 8 up to ",
+                                                   kMaxModelDim));
   }
   if (layout.row_bytes % 16 != 0 && (layout.dtype == DType::kF16 || layout.dtype == DType::kBF16)) {
-    return absl::InvalidArgumentError(absl::StrCat("rows of ", layout.row_bytes,
-                                                   " bytes; the CUDA backend needs 16-byte steps"));
+    return absl::InvalidArgumentError(
+        absl::StrCat("rows of ", layout.row_bytes, " bytes; the CUDA backend needs 16-byte steps"));
   }
   std::unique_ptr<CudaDevice> device(new CudaDevice(model, options));
   ISOTHERM_RETURN_IF_ERROR(device->Open());
@@ -177,9 +179,8 @@ absl::Status CudaDevice::Allocate() {
   memory_.dense = weights_.dense_bytes;
   memory_.head = weights_.head_bytes;
   memory_.predictor = weights_.predictor_bytes;
-  ISOTHERM_ASSIGN_OR_RETURN(int64_t kv_bytes,
-                            CheckedMul(int64_t{2} * sizeof(uint16_t) * kPageSize,
-                                       int64_t{options_.kv_pages}));
+  ISOTHERM_ASSIGN_OR_RETURN(int64_t kv_bytes, CheckedMul(int64_t{2} * sizeof(uint16_t) * kPageSize,
+                                                         int64_t{options_.kv_pages}));
   for (const int64_t factor : {config_.num_layers, config_.num_kv_heads, config_.head_dim}) {
     ISOTHERM_ASSIGN_OR_RETURN(kv_bytes, CheckedMul(kv_bytes, factor));
   }
@@ -217,8 +218,8 @@ absl::Status CudaDevice::Allocate() {
     b.attention_scratch = carver.Take<unsigned char>(AttentionScratchBytes(shape, rows));
     b.rope_frequencies = carver.Take<double>(half);
     b.inputs = carver.Take<unsigned char>(input_layout_.bytes);
-    b.state = reinterpret_cast<StepState*>(
-        carver.Take<unsigned char>(StateBytes(config_.num_layers)));
+    b.state =
+        reinterpret_cast<StepState*>(carver.Take<unsigned char>(StateBytes(config_.num_layers)));
     b.times = reinterpret_cast<LayerTimes*>(b.state + 1);
     b.traces = carver.Take<LayerTrace>(config_.num_layers);
     return b;
@@ -239,14 +240,14 @@ absl::Status CudaDevice::Allocate() {
       traces_, PinnedBytes::Make(config_.num_layers * static_cast<int64_t>(sizeof(LayerTrace))));
   ISOTHERM_ASSIGN_OR_RETURN(bounce_, PinnedBytes::Make(kBounceBytes));
   ISOTHERM_ASSIGN_OR_RETURN(
-      counters_, CudaCounters::Create(config_.num_layers, config_.ffn_dim, layout_.bundle_bytes,
-                                      config_.sparse,
-                                      {.predicted = buffers_.predicted,
-                                       .fired = buffers_.fired,
-                                       .read = buffers_.read}));
+      counters_,
+      CudaCounters::Create(
+          config_.num_layers, config_.ffn_dim, layout_.bundle_bytes, config_.sparse,
+          {.predicted = buffers_.predicted, .fired = buffers_.fired, .read = buffers_.read}));
 
   ISOTHERM_ASSIGN_OR_RETURN(
-      pool_memory_, HotMemory::Reserve(options_.device, layout_.layer_bytes() * layout_.num_layers));
+      pool_memory_,
+      HotMemory::Reserve(options_.device, layout_.layer_bytes() * layout_.num_layers));
   graph_ = std::make_unique<StepGraph>(StepGraph::Parts{.config = &config_,
                                                         .layout = &layout_,
                                                         .weights = &weights_,
@@ -261,21 +262,20 @@ absl::Status CudaDevice::Allocate() {
                                                         .max_rows = rows});
   ISOTHERM_RETURN_IF_ERROR(graph_->Capture(stream_));
   if (all_rows < product_rows_) return absl::OkStatus();
-  ISOTHERM_ASSIGN_OR_RETURN(prefill_,
-                            PrefillPass::Create({.config = &config_,
-                                                 .layout = &layout_,
-                                                 .weights = &weights_,
-                                                 .buffers = buffers_,
-                                                 .inputs = input_layout_,
-                                                 .kv = kv_.as<uint16_t>(),
-                                                 .kv_pages = options_.kv_pages,
-                                                 .pool = pool_memory_->data(),
-                                                 .host_inputs = inputs_.as<>(),
-                                                 .host_results = results_.as<>(),
-                                                 .logits_offset = logits_offset_,
-                                                 .max_rows = all_rows,
-                                                 .graph_rows = rows},
-                                                stream_));
+  ISOTHERM_ASSIGN_OR_RETURN(prefill_, PrefillPass::Create({.config = &config_,
+                                                           .layout = &layout_,
+                                                           .weights = &weights_,
+                                                           .buffers = buffers_,
+                                                           .inputs = input_layout_,
+                                                           .kv = kv_.as<uint16_t>(),
+                                                           .kv_pages = options_.kv_pages,
+                                                           .pool = pool_memory_->data(),
+                                                           .host_inputs = inputs_.as<>(),
+                                                           .host_results = results_.as<>(),
+                                                           .logits_offset = logits_offset_,
+                                                           .max_rows = all_rows,
+                                                           .graph_rows = rows},
+                                                          stream_));
   memory_.workspace += prefill_->bytes();
   return absl::OkStatus();
 }
@@ -381,7 +381,8 @@ absl::Status CudaDevice::Prepare(const PlacementPlan& plan, const NeuronStore* s
     } else {
       if (packed_layer != layer) {
         packed_layer = -1;
-        if (packed.data() == nullptr) packed = AlignedBytes(static_cast<size_t>(layout_.layer_bytes()));
+        if (packed.data() == nullptr)
+          packed = AlignedBytes(static_cast<size_t>(layout_.layer_bytes()));
         if (packed.data() == nullptr) {
           return absl::ResourceExhaustedError(absl::StrCat(
               "moving neurons needs ", FormatBytes(layout_.layer_bytes()), " of memory"));
@@ -407,11 +408,11 @@ absl::Status CudaDevice::Prepare(const PlacementPlan& plan, const NeuronStore* s
     return CudaStatus(cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, copy_stream_),
                       "copying a hot neuron");
   };
-  return hot_pool_->Prepare(
-      plan, copy, progress, [&](const std::shared_ptr<const EpochTables>& tables) -> absl::Status {
-        ISOTHERM_CUDA_RETURN_IF_ERROR(cudaStreamSynchronize(copy_stream_));
-        return tables_->Add(tables, copy_stream_);
-      });
+  return hot_pool_->Prepare(plan, copy, progress,
+                            [&](const std::shared_ptr<const EpochTables>& tables) -> absl::Status {
+                              ISOTHERM_CUDA_RETURN_IF_ERROR(cudaStreamSynchronize(copy_stream_));
+                              return tables_->Add(tables, copy_stream_);
+                            });
 }
 
 // Everything that indexes memory later.
@@ -437,9 +438,8 @@ absl::Status CudaDevice::Check(const DeviceBatch& batch) const {
       }
     }
   }
-  const auto sampling = std::count_if(batch.rows.begin(), batch.rows.end(), [](const DeviceRow& row) {
-    return row.sampling != nullptr;
-  });
+  const auto sampling = std::count_if(batch.rows.begin(), batch.rows.end(),
+                                      [](const DeviceRow& row) { return row.sampling != nullptr; });
   if (sampling > max_logits_) {
     return absl::InvalidArgumentError(
         absl::StrCat("a step with ", sampling, " rows that sample; at most ", max_logits_));
@@ -612,8 +612,7 @@ PrefillPass::Step CudaDevice::ProductStep(const DeviceBatch& batch, const Mapped
                          .page_tables = page_tables_,
                          .shared = link != nullptr,
                          .layers = survey_};
-  if (link != nullptr && !product_levels_.empty())
-    step.level = &product_levels_[Bucket(step.rows)];
+  if (link != nullptr && !product_levels_.empty()) step.level = &product_levels_[Bucket(step.rows)];
   if (link != nullptr) step.while_waiting = [link] { link->slots()->RingSleeper(); };
   // Early ones are worth it where a row's neurons are mostly another's, too.
   const bool early = activity_ * static_cast<double>(batch.rows.size()) >= kEarlyActivity;
@@ -632,9 +631,9 @@ absl::Status CudaDevice::RunOnce(const DeviceBatch& batch, const MappedCold* col
   const bool arena = cold != nullptr && cold->layers() != nullptr;
   in_products_ = InProducts(rows, cold);
   if (in_products_ && !arena) {
-    return absl::UnavailableError(
-        absl::StrCat("a step of ", rows, " rows reads neurons that are not mapped here; send at most ",
-                     graph_rows_, " rows, or attach a cpu_worker on this host"));
+    return absl::UnavailableError(absl::StrCat(
+        "a step of ", rows, " rows reads neurons that are not mapped here; send at most ",
+        graph_rows_, " rows, or attach a cpu_worker on this host"));
   }
   // Without cold neurons there is nothing to post, and nobody needs to be woken.
   const bool any_cold = std::any_of(survey_.begin(), survey_.end(),
@@ -685,7 +684,8 @@ absl::Status CudaDevice::RunStep(const DeviceBatch& batch, const ColdSide& cold,
   }
   absl::Status status = RunOnce(batch, mapped.get(), link, tables, nonce);
   if (!status.ok() && link != nullptr && !link->alive() && cold.arena != nullptr &&
-      (absl::IsUnavailable(status) || absl::IsInternal(status)) && cudaPeekAtLastError() == cudaSuccess) {
+      (absl::IsUnavailable(status) || absl::IsInternal(status)) &&
+      cudaPeekAtLastError() == cudaSuccess) {
     // The cpu_worker was lost: the whole step again, its neurons from the arena.
     output->cpu_recomputed = true;
     link = nullptr;
@@ -733,9 +733,8 @@ absl::Status CudaDevice::Sample(const DeviceBatch& batch, DeviceOutput* output) 
 
 // Of the last step; empty when no layer was traced.
 absl::StatusOr<std::span<const LayerTrace>> CudaDevice::ReadTraces() {
-  const bool traced = std::any_of(layer_steps_.begin(), layer_steps_.end(), [](const LayerStep& l) {
-    return (l.flags & kLayerTrace) != 0;
-  });
+  const bool traced = std::any_of(layer_steps_.begin(), layer_steps_.end(),
+                                  [](const LayerStep& l) { return (l.flags & kLayerTrace) != 0; });
   if (!traced) return std::span<const LayerTrace>();
   ISOTHERM_CUDA_RETURN_IF_ERROR(cudaMemcpyAsync(traces_.as<void>(), buffers_.traces,
                                                 layer_steps_.size() * sizeof(LayerTrace),

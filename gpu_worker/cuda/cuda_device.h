@@ -33,8 +33,8 @@ struct CudaDeviceOptions {
   int32_t kv_pages = 0;
   int32_t max_rows = 256;
   int64_t context = 0;  // tokens of a sequence; 0: the model's
-  // Of all that the driver counts for this process; what the rest leaves becomes the hot pool. Below
-  // 0: what is free when the device is made, less a reserve of 512 MiB.
+  // Of all that the driver counts for this process; what the rest leaves becomes the hot pool.
+  // Below 0: what is free when the device is made, less a reserve of 512 MiB.
   int64_t vram_budget = -1;
   bool stored_predictor = false;  // keep the file's type instead of 8 bits
   // Share of each layer's cold neurons that this side reads over PCIe, 0 to 1; below 0: adapted to
@@ -95,7 +95,8 @@ class CudaDevice final : public Device {
   PrefillPass::Step ProductStep(const DeviceBatch& batch, const MappedCold& cold, ColdLink* link);
   // What products need of the epoch's placement, kept while its steps follow each other.
   void Survey(const std::shared_ptr<const EpochTables>& epoch);
-  // Adds the step to the counters, and its traced layers' times, of which `output` gets those asked for.
+  // Adds the step to the counters, and its traced layers' times, of which `output` gets those asked
+  // for.
   absl::Status Count(const DeviceBatch& batch, DeviceOutput* output);
   absl::StatusOr<std::span<const LayerTrace>> ReadTraces();
   std::shared_ptr<MappedCold> FindMapped(const ColdSide& cold);
@@ -124,8 +125,8 @@ class CudaDevice final : public Device {
   std::unique_ptr<HotPool> hot_pool_;
   std::unique_ptr<CudaTables> tables_;
   std::unique_ptr<CudaCounters> counters_;
-  std::vector<CutController> cuts_;          // by layer
-  std::vector<ShareLevel> product_levels_;   // by Bucket; none with a fixed share
+  std::vector<CutController> cuts_;         // by layer
+  std::vector<ShareLevel> product_levels_;  // by Bucket; none with a fixed share
   DeviceMemoryUse memory_;
   std::mutex mapped_mu_;
   std::vector<std::weak_ptr<MappedCold>> mapped_;

@@ -26,8 +26,8 @@ bool IsSticky(cudaError_t error) {
 
 absl::Status CudaStatus(cudaError_t error, absl::string_view what) {
   if (error == cudaSuccess) return absl::OkStatus();
-  const std::string text = absl::StrCat(what, ": ", cudaGetErrorName(error), ", ",
-                                        cudaGetErrorString(error));
+  const std::string text =
+      absl::StrCat(what, ": ", cudaGetErrorName(error), ", ", cudaGetErrorString(error));
   if (error == cudaErrorMemoryAllocation) {
     return WithExitCode(
         absl::ResourceExhaustedError(absl::StrCat("the GPU's memory is short: ", text)),

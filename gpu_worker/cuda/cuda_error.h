@@ -17,9 +17,8 @@ bool IsSticky(cudaError_t error);
 
 }  // namespace isotherm::gpu
 
-#define ISOTHERM_CUDA_RETURN_IF_ERROR(expression)                                        \
-  do {                                                                                   \
-    if (const cudaError_t isotherm_cuda_error = (expression);                            \
-        isotherm_cuda_error != cudaSuccess)                                              \
-      return ::isotherm::gpu::CudaStatus(isotherm_cuda_error, #expression);              \
+#define ISOTHERM_CUDA_RETURN_IF_ERROR(expression)                                                 \
+  do {                                                                                            \
+    if (const cudaError_t isotherm_cuda_error = (expression); isotherm_cuda_error != cudaSuccess) \
+      return ::isotherm::gpu::CudaStatus(isotherm_cuda_error, #expression);                       \
   } while (false)

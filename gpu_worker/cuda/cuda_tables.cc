@@ -14,8 +14,9 @@ int64_t Words(const BundleLayout& layout) { return (layout.num_neurons + 63) / 6
 
 CudaTables::CudaTables(const BundleLayout& layout, int64_t max_hot)
     : layout_(layout), max_hot_(max_hot) {
-  place_bytes_ = layout.num_layers * (static_cast<int64_t>(sizeof(LayerTable)) + 16 * Words(layout)) +
-                 8 * (max_hot + 1);
+  place_bytes_ =
+      layout.num_layers * (static_cast<int64_t>(sizeof(LayerTable)) + 16 * Words(layout)) +
+      8 * (max_hot + 1);
 }
 
 absl::StatusOr<std::unique_ptr<CudaTables>> CudaTables::Create(const BundleLayout& layout,

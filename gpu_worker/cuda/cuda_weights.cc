@@ -75,7 +75,8 @@ absl::StatusOr<Image> QuantiseTo8(const Matrix& from) {
       const float step = F16ToF32(scale);
       image.scales[static_cast<size_t>(row * (padded / kColumnStep) + b)] = scale;
       const float inverse = step > 0 ? 1.0f / step : 0.0f;
-      auto* const to = reinterpret_cast<int8_t*>(image.data.data() + row * padded + b * kColumnStep);
+      auto* const to =
+          reinterpret_cast<int8_t*>(image.data.data() + row * padded + b * kColumnStep);
       for (int64_t i = 0; i < kColumnStep; ++i)
         to[i] = static_cast<int8_t>(std::clamp(std::nearbyint(x[i] * inverse), -127.0f, 127.0f));
     }
@@ -85,16 +86,17 @@ absl::StatusOr<Image> QuantiseTo8(const Matrix& from) {
 
 // As F32, for matrices whose types differ but that have to be one.
 absl::StatusOr<Matrix> Widen(const Matrix& from) {
-  Matrix out{.dtype = DType::kF32,
-             .rows = from.rows,
-             .columns = from.columns,
-             .row_bytes = from.columns * int64_t{sizeof(float)},
-             .storage = AlignedBytes(static_cast<size_t>(from.rows * from.columns) * sizeof(float))};
+  Matrix out{
+      .dtype = DType::kF32,
+      .rows = from.rows,
+      .columns = from.columns,
+      .row_bytes = from.columns * int64_t{sizeof(float)},
+      .storage = AlignedBytes(static_cast<size_t>(from.rows * from.columns) * sizeof(float))};
   for (int64_t row = 0; row < from.rows; ++row) {
-    ISOTHERM_RETURN_IF_ERROR(DecodeRow(
-        from.dtype, from.data() + row * from.row_bytes, from.row_bytes,
-        std::span(reinterpret_cast<float*>(out.storage.data() + row * out.row_bytes),
-                  static_cast<size_t>(from.columns))));
+    ISOTHERM_RETURN_IF_ERROR(
+        DecodeRow(from.dtype, from.data() + row * from.row_bytes, from.row_bytes,
+                  std::span(reinterpret_cast<float*>(out.storage.data() + row * out.row_bytes),
+                            static_cast<size_t>(from.columns))));
   }
   return out;
 }
@@ -248,13 +250,13 @@ absl::StatusOr<CudaWeights> CudaWeights::Load(const ModelFile& model,
     ISOTHERM_ASSIGN_OR_RETURN(o[0], read(name("attn_output")));
     ISOTHERM_ASSIGN_OR_RETURN(layer.o, upload.Put(std::move(o), &weights.dense_bytes));
     if (config.sparse) {
-      for (const auto& [stem, matrix] : {std::pair("fc1", &layer.fc1), std::pair("fc2", &layer.fc2)}) {
+      for (const auto& [stem, matrix] :
+           {std::pair("fc1", &layer.fc1), std::pair("fc2", &layer.fc2)}) {
         std::vector<Matrix> part(1);
         ISOTHERM_ASSIGN_OR_RETURN(part[0], read(name(stem)));
         if (options.stored_predictor || part[0].dtype == DType::kQ8_0 ||
             part[0].dtype == DType::kQ4_0) {
-          ISOTHERM_ASSIGN_OR_RETURN(*matrix,
-                                    upload.Put(std::move(part), &weights.predictor_bytes));
+          ISOTHERM_ASSIGN_OR_RETURN(*matrix, upload.Put(std::move(part), &weights.predictor_bytes));
         } else {
           ISOTHERM_ASSIGN_OR_RETURN(const Image image, QuantiseTo8(part[0]));
           ISOTHERM_ASSIGN_OR_RETURN(*matrix, upload.Put(image, &weights.predictor_bytes));

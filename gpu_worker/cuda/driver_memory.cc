@@ -52,7 +52,8 @@ std::optional<int64_t> ProcessDeviceMemory(int device) {
   unsigned int count = 64;
   std::vector<NvmlProcess> found(count);
   if (nvml.processes(handle, &count, found.data()) != 0) return std::nullopt;
-  // In a container the driver's process ids are not ours; alone on the device it is us all the same.
+  // In a container the driver's process ids are not ours; alone on the device it is us all the
+  // same.
   for (unsigned int i = 0; i < count; ++i) {
     if (found[i].pid == static_cast<unsigned int>(::getpid()) || count == 1)
       return static_cast<int64_t>(found[i].used_bytes);

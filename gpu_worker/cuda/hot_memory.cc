@@ -10,12 +10,12 @@
 namespace isotherm::gpu {
 namespace {
 
-// A chunk is what can be given back: small enough to follow a budget, large enough that mapping tens
-// of GB takes well under a second.
+// A chunk is what can be given back: small enough to follow a budget, large enough that mapping
+// tens of GB takes well under a second.
 constexpr int64_t kChunkBytes = int64_t{64} << 20;
 
-// The driver's functions, found at run time: nothing links libcuda, which is only on machines with a
-// GPU.
+// The driver's functions, found at run time: nothing links libcuda, which is only on machines with
+// a GPU.
 struct Driver {
   decltype(&cuMemAddressReserve) reserve = nullptr;
   decltype(&cuMemAddressFree) free_addresses = nullptr;
@@ -87,9 +87,9 @@ absl::StatusOr<std::unique_ptr<HotMemory>> HotMemory::Reserve(int device, int64_
                    "asking for the granularity of memory"));
   memory->granularity_ = static_cast<int64_t>(granularity);
   memory->reserved_ = RoundUp(std::max<int64_t>(most_bytes, 1), memory->granularity_);
-  ISOTHERM_RETURN_IF_ERROR(DriverStatus(
-      driver.reserve(&memory->base_, static_cast<size_t>(memory->reserved_), 0, 0, 0),
-      "reserving addresses for the hot pool"));
+  ISOTHERM_RETURN_IF_ERROR(
+      DriverStatus(driver.reserve(&memory->base_, static_cast<size_t>(memory->reserved_), 0, 0, 0),
+                   "reserving addresses for the hot pool"));
   return memory;
 }
 
@@ -125,8 +125,8 @@ absl::Status HotMemory::Resize(int64_t bytes) {
                      "taking memory for the hot pool"));
     const CUdeviceptr at = base_ + static_cast<CUdeviceptr>(bytes_);
     const auto size = static_cast<size_t>(chunk.bytes);
-    if (absl::Status status = DriverStatus(driver.map(at, size, 0, chunk.handle, 0),
-                                           "mapping the hot pool");
+    if (absl::Status status =
+            DriverStatus(driver.map(at, size, 0, chunk.handle, 0), "mapping the hot pool");
         !status.ok()) {
       driver.release(chunk.handle);
       return status;

@@ -11,8 +11,8 @@
 namespace isotherm::gpu {
 
 // The hot pool's memory: one range of addresses for as long as it lives, of which a growing or
-// shrinking front has memory behind it. So captured graphs and tables keep their addresses while the
-// budget changes. Not thread-safe.
+// shrinking front has memory behind it. So captured graphs and tables keep their addresses while
+// the budget changes. Not thread-safe.
 class HotMemory {
  public:
   // Reserves addresses for `most_bytes`; takes no memory.

@@ -24,8 +24,8 @@ absl::StatusOr<std::unique_ptr<PinnedRange>> PinnedRange::Make(std::span<const s
   const size_t bytes = RoundUp(memory.size(), page);
   bool opened = false;
   if (read_only) opened = ::mprotect(data, bytes, PROT_READ | PROT_WRITE) == 0;
-  const unsigned flags = cudaHostRegisterMapped |
-                         (read_only && !opened ? unsigned{cudaHostRegisterReadOnly} : 0u);
+  const unsigned flags =
+      cudaHostRegisterMapped | (read_only && !opened ? unsigned{cudaHostRegisterReadOnly} : 0u);
   const cudaError_t error = cudaHostRegister(data, bytes, flags);
   if (opened && ::mprotect(data, bytes, PROT_READ) != 0) {
     if (error == cudaSuccess) cudaHostUnregister(data);
@@ -62,8 +62,8 @@ absl::StatusOr<std::shared_ptr<MappedCold>> MappedCold::Make(const ColdSide& col
     }
     const size_t bytes = addresses.size() * sizeof(addresses[0]);
     ISOTHERM_ASSIGN_OR_RETURN(mapped->layers_, DeviceBytes::Make(static_cast<int64_t>(bytes)));
-    ISOTHERM_CUDA_RETURN_IF_ERROR(cudaMemcpy(mapped->layers_.as<void>(), addresses.data(), bytes,
-                                             cudaMemcpyHostToDevice));
+    ISOTHERM_CUDA_RETURN_IF_ERROR(
+        cudaMemcpy(mapped->layers_.as<void>(), addresses.data(), bytes, cudaMemcpyHostToDevice));
   }
   if (cold.link != nullptr && cold.link->slots() != nullptr) {
     const shm::ControlRegion& region = cold.link->slots()->region();

@@ -21,8 +21,8 @@ constexpr int64_t kSliceStep = 64;
 constexpr int64_t kCublasBytes = int64_t{32} << 20;  // what cuBLAS asks for on Hopper
 constexpr int kGatherBlocks = 64;  // of 256 threads; 32 kept PCIe busy, the rest hides its latency
 constexpr int kHotGatherBlocks = 528;
-// Up to so many rows of the device slices are small, and of a step products with the predictor's 8-bit
-// weights as they are beat products with decoded ones.
+// Up to so many rows of the device slices are small, and of a step products with the predictor's
+// 8-bit weights as they are beat products with decoded ones.
 constexpr int32_t kFewRows = 64;
 constexpr int32_t kFewPredictedRows = 32;
 // Up to so many rows only neurons that one of them needs are gathered, for which the host waits for
@@ -38,8 +38,8 @@ absl::Status CublasStatus(cublasStatus_t status, absl::string_view what) {
   return absl::InternalError(absl::StrCat(what, ": ", cublasGetStatusString(status)));
 }
 
-// Elements of a row of a product's input: cuBLAS is slow where rows do not begin on 16 bytes, so odd
-// ones go with the matrix's padding, which is zero.
+// Elements of a row of a product's input: cuBLAS is slow where rows do not begin on 16 bytes, so
+// odd ones go with the matrix's padding, which is zero.
 int64_t InputStride(const DeviceMatrix& w) {
   return w.columns % 8 == 0 ? w.columns : w.padded_columns;
 }
@@ -77,19 +77,18 @@ absl::Status PrefillPass::Allocate() {
   pass_rows_ = std::min<int64_t>(kPassRows, parts_.max_rows);
   // Few rows never fetch more than they need, in slices that are soon there.
   const int64_t slice_bytes = parts_.max_rows <= kFewRows ? kSliceBytes / 3 : kSliceBytes;
-  slice_neurons_ = static_cast<int32_t>(
-      std::max<int64_t>(kSliceStep, std::min(slice_bytes / (2 * bundle_elements),
-                                             RoundUp(layout.num_neurons, kSliceStep)) /
-                                        kSliceStep * kSliceStep));
+  slice_neurons_ = static_cast<int32_t>(std::max<int64_t>(
+      kSliceStep,
+      std::min(slice_bytes / (2 * bundle_elements), RoundUp(layout.num_neurons, kSliceStep)) /
+          kSliceStep * kSliceStep));
   const int64_t widest_in = std::max(config.model_dim, q_dim);
   // Decoded weights use a slice, too: at least some rows of the widest matrix.
-  slice_elements_ = std::max<int64_t>(slice_neurons_ * bundle_elements,
-                                      128 * std::max(widest_in, rank));
+  slice_elements_ =
+      std::max<int64_t>(slice_neurons_ * bundle_elements, 128 * std::max(widest_in, rank));
   score_neurons_ = RoundUp<int64_t>(layout.num_neurons, 64);
-  if (rank > 0)
-    score_neurons_ = std::min(score_neurons_, slice_elements_ / 2 / rank / 64 * 64);
-  score_neurons_ = std::min(score_neurons_,
-                            std::max<int64_t>(64, kScoreBytes / 4 / pass_rows_ / 64 * 64));
+  if (rank > 0) score_neurons_ = std::min(score_neurons_, slice_elements_ / 2 / rank / 64 * 64);
+  score_neurons_ =
+      std::min(score_neurons_, std::max<int64_t>(64, kScoreBytes / 4 / pass_rows_ / 64 * 64));
   int64_t bytes = 0;
   const auto carve = [&](std::byte* base) {
     bytes = 0;
@@ -141,12 +140,12 @@ absl::Status PrefillPass::Allocate() {
   ISOTHERM_CUDA_RETURN_IF_ERROR(cudaDeviceGetStreamPriorityRange(&low, &high));
   ISOTHERM_CUDA_RETURN_IF_ERROR(
       cudaStreamCreateWithPriority(&copy_stream_, cudaStreamNonBlocking, high));
-  for (cudaEvent_t* event :
-       {&ready_[0], &ready_[1], &free_[0], &free_[1], &listed_, &top_listed_})
+  for (cudaEvent_t* event : {&ready_[0], &ready_[1], &free_[0], &free_[1], &listed_, &top_listed_})
     ISOTHERM_CUDA_RETURN_IF_ERROR(cudaEventCreateWithFlags(event, cudaEventDisableTiming));
   ISOTHERM_CUBLAS_RETURN_IF_ERROR(cublasCreate(&cublas_));
   ISOTHERM_CUBLAS_RETURN_IF_ERROR(cublasSetMathMode(
-      cublas_, cublasMath_t(CUBLAS_DEFAULT_MATH | CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION)));
+      cublas_,
+      cublasMath_t(CUBLAS_DEFAULT_MATH | CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION)));
   return absl::OkStatus();
 }
 
@@ -171,7 +170,8 @@ NormWeights PrefillPass::NormOf(const CudaWeights::Norm& norm) const {
           .bf16 = parts_.layout->dtype == DType::kBF16};
 }
 
-// Row-major y[n, m] (+)= alpha * x[n, k] * w[m, k]^T, which to cuBLAS is the transpose, column-major.
+// Row-major y[n, m] (+)= alpha * x[n, k] * w[m, k]^T, which to cuBLAS is the transpose,
+// column-major.
 absl::Status PrefillPass::Gemm(bool bf16, int64_t m, int64_t n, int64_t k, float alpha,
                                const uint16_t* w, int64_t w_stride, const uint16_t* x,
                                int64_t x_stride, float beta, float* y, int64_t y_stride) {
@@ -191,12 +191,12 @@ absl::Status PrefillPass::Product(const DeviceMatrix& w, int64_t first, int64_t 
   const int64_t k = InputStride(w);
   const bool as_is = w.dtype == (bf16 ? DType::kBF16 : DType::kF16);
   uint16_t* const decoded = slices_[kBuffers];
-  const int64_t at_once =
-      as_is ? RoundUp(last - first, kRowStep)
-            : slice_elements_ / (exact_w ? 2 : 1) / k / kRowStep * kRowStep;
+  const int64_t at_once = as_is ? RoundUp(last - first, kRowStep)
+                                : slice_elements_ / (exact_w ? 2 : 1) / k / kRowStep * kRowStep;
   for (int64_t at = first; at < last; at += at_once) {
     // Matrices have zeros behind their last row.
-    const int64_t count = std::min({at_once, RoundUp(last - at, kRowStep), y_stride - (at - first)});
+    const int64_t count =
+        std::min({at_once, RoundUp(last - at, kRowStep), y_stride - (at - first)});
     float* const to = y + (at - first);
     const uint16_t* high = static_cast<const uint16_t*>(w.data) + at * w.padded_columns;
     const uint16_t* what_high_lacks = nullptr;
@@ -222,8 +222,8 @@ absl::Status PrefillPass::Product(const DeviceMatrix& w, int64_t first, int64_t 
                                     x, k, 1.0f, to, y_stride));
     }
     if (low != nullptr) {
-      ISOTHERM_RETURN_IF_ERROR(Gemm(bf16, count, rows, k, 1.0f / kLowScale, high, stride, low, k,
-                                    1.0f, to, y_stride));
+      ISOTHERM_RETURN_IF_ERROR(
+          Gemm(bf16, count, rows, k, 1.0f / kLowScale, high, stride, low, k, 1.0f, to, y_stride));
     }
   }
   return absl::OkStatus();
@@ -292,8 +292,8 @@ absl::Status PrefillPass::Attend(const Step& step, int32_t l, cudaStream_t strea
                      .low = low16_},
                     stream);
     // With parallel attention others still read x: see Launch.
-    ISOTHERM_RETURN_IF_ERROR(Product(layer.o, 0, layer.o.rows, h16_, low16_, /*exact_w=*/false, bf16,
-                                     rows, 1.0f, x, dim, stream));
+    ISOTHERM_RETURN_IF_ERROR(Product(layer.o, 0, layer.o.rows, h16_, low16_, /*exact_w=*/false,
+                                     bf16, rows, 1.0f, x, dim, stream));
     if (layer.o_bias != nullptr) LaunchAddBias(x, layer.o_bias, rows, dim, stream);
   }
   return absl::OkStatus();
@@ -348,7 +348,8 @@ absl::Status PrefillPass::Predict(const Step& step, int32_t l, cudaStream_t stre
                      .high = hidden_high_,
                      .low = hidden_low_},
                     stream);
-    // Some neurons at a time, so that their weights are decoded once for all rows; of few rows more.
+    // Some neurons at a time, so that their weights are decoded once for all rows; of few rows
+    // more.
     const auto at_once = static_cast<int32_t>(
         std::min({RoundUp<int64_t>(neurons, 64), slice_elements_ / 2 / rank / 64 * 64,
                   pass_rows_ * score_neurons_ / rows / 64 * 64}));
@@ -436,12 +437,11 @@ absl::Status PrefillPass::FetchAhead(const Step& step, size_t slices) {
     const size_t buffer = fetched_ % kBuffers;
     ISOTHERM_CUDA_RETURN_IF_ERROR(cudaStreamWaitEvent(copy_stream_, free_[buffer], 0));
     if (slice.from == From::kIds) {
-      const std::byte* const from = step.layers[static_cast<size_t>(slice.layer)].arena +
-                                    slice.first * layout.bundle_bytes;
-      ISOTHERM_CUDA_RETURN_IF_ERROR(
-          cudaMemcpyAsync(slices_[buffer], from,
-                          static_cast<size_t>(slice.count * layout.bundle_bytes),
-                          cudaMemcpyHostToDevice, copy_stream_));
+      const std::byte* const from =
+          step.layers[static_cast<size_t>(slice.layer)].arena + slice.first * layout.bundle_bytes;
+      ISOTHERM_CUDA_RETURN_IF_ERROR(cudaMemcpyAsync(
+          slices_[buffer], from, static_cast<size_t>(slice.count * layout.bundle_bytes),
+          cudaMemcpyHostToDevice, copy_stream_));
     } else {
       LaunchGatherBundles({.step = Pointers(),
                            .layer = slice.layer,
@@ -627,13 +627,10 @@ absl::Status PrefillPass::Neurons(const Step& step, int32_t l, cudaStream_t stre
     const Slice slice = plan_[used_];
     const size_t buffer = used_ % kBuffers;
     ISOTHERM_CUDA_RETURN_IF_ERROR(cudaStreamWaitEvent(stream, ready_[buffer], 0));
-    Weights weights{.data = slices_[buffer],
-                    .stride = layout.rows * layout.model_dim,
-                    .row = layout.model_dim};
-    const Ids ids{.list = ListOf(slice),
-                  .first_id = slice.first,
-                  .count = slice.count,
-                  .over_pcie = true};
+    Weights weights{
+        .data = slices_[buffer], .stride = layout.rows * layout.model_dim, .row = layout.model_dim};
+    const Ids ids{
+        .list = ListOf(slice), .first_id = slice.first, .count = slice.count, .over_pcie = true};
     if (slice.from == From::kIds) {
       weights.stride = layout.bundle_bytes / 2;
       weights.row = layout.row_bytes / 2;
@@ -647,7 +644,8 @@ absl::Status PrefillPass::Neurons(const Step& step, int32_t l, cudaStream_t stre
 
 void PrefillPass::Mark(const Step& step, int32_t l, uint64_t LayerTrace::*what,
                        cudaStream_t stream) {
-  if (step.layers[static_cast<size_t>(l)].trace) LaunchMark(&(parts_.buffers.traces[l].*what), stream);
+  if (step.layers[static_cast<size_t>(l)].trace)
+    LaunchMark(&(parts_.buffers.traces[l].*what), stream);
 }
 
 absl::Status PrefillPass::Launch(const Step& step, cudaStream_t stream) {
@@ -679,8 +677,8 @@ absl::Status PrefillPass::Launch(const Step& step, cudaStream_t stream) {
                .rope_cos = b.rope_cos,
                .rope_sin = b.rope_sin},
               step.rows, stream);
-  // What is listed without looking at the rows is listed a layer ahead, so that PCIe never waits for
-  // attention.
+  // What is listed without looking at the rows is listed a layer ahead, so that PCIe never waits
+  // for attention.
   const bool ahead = step.rows > kSelectRows;
   const auto list_ahead = [&](int32_t l) -> absl::Status {
     if (l == config.num_layers) return absl::OkStatus();
@@ -765,8 +763,8 @@ absl::Status PrefillPass::Launch(const Step& step, cudaStream_t stream) {
                     static_cast<size_t>(step.logits * weights.head.rows) * sizeof(float),
                     cudaMemcpyDeviceToHost, stream);
   }
-  cudaMemcpyAsync(parts_.host_results, b.state,
-                  static_cast<size_t>(StateBytes(config.num_layers)), cudaMemcpyDeviceToHost, stream);
+  cudaMemcpyAsync(parts_.host_results, b.state, static_cast<size_t>(StateBytes(config.num_layers)),
+                  cudaMemcpyDeviceToHost, stream);
   return CudaStatus(cudaGetLastError(), "launching a prefill step");
 }
 

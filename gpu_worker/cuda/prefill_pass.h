@@ -19,12 +19,12 @@
 
 namespace isotherm::gpu {
 
-// Steps of many rows, by matrix products: layer outside, rows inside. A layer's neurons come in slices,
-// hot ones from the pool and cold ones over PCIe beside the products, and are multiplied masked by each
-// row's own active set. A layer that is mostly cold is copied as it lies in the arena, hot neurons too:
-// the copy engine is faster than a gathering kernel and leaves the multiprocessors alone. Few rows share
-// the cold neurons with the cpu side. The same step as a StepGraph's: inputs, state and
-// results lie in the same places.
+// Steps of many rows, by matrix products: layer outside, rows inside. A layer's neurons come in
+// slices, hot ones from the pool and cold ones over PCIe beside the products, and are multiplied
+// masked by each row's own active set. A layer that is mostly cold is copied as it lies in the
+// arena, hot neurons too: the copy engine is faster than a gathering kernel and leaves the
+// multiprocessors alone. Few rows share the cold neurons with the cpu side. The same step as a
+// StepGraph's: inputs, state and results lie in the same places.
 class PrefillPass {
  public:
   struct Parts {
@@ -53,8 +53,8 @@ class PrefillPass {
   struct Layer {
     int32_t hot = 0, cold = 0;  // neurons
     int32_t first_slot = -1;    // of the hot ones, where they lie one behind the other in the pool
-    // Cold neurons with ids from `top` on, at most slice_neurons(), are fetched before the active ones
-    // are known.
+    // Cold neurons with ids from `top` on, at most slice_neurons(), are fetched before the active
+    // ones are known.
     int32_t top = 0, num_top = 0;
     const std::byte* arena = nullptr;  // the layer's bundles in page-locked memory
     bool trace = false;
@@ -64,8 +64,9 @@ class PrefillPass {
     int64_t page_tables = 0;
     bool shared = false;          // with the cpu side that the header names
     ShareLevel* level = nullptr;  // what of it, and learns; null: cold ids below the cut
-    std::vector<Layer> layers;  // [num_layers]
-    std::function<void()> while_waiting;  // called again and again while Launch waits for the device
+    std::vector<Layer> layers;    // [num_layers]
+    std::function<void()>
+        while_waiting;  // called again and again while Launch waits for the device
   };
   // Queues the step, whose inputs are filled in. May wait for parts of it.
   absl::Status Launch(const Step& step, cudaStream_t stream);
@@ -79,7 +80,8 @@ class PrefillPass {
   static constexpr int kBuffers = 2;  // slices under way over PCIe
   enum class From { kListed, kTop, kIds };
   struct Slice {
-    int32_t layer = 0, first = 0, count = 0;  // of a list of the layer's cold neurons, or of its ids
+    int32_t layer = 0, first = 0,
+            count = 0;  // of a list of the layer's cold neurons, or of its ids
     From from = From::kListed;
   };
   // 16-bit weights of neurons, `stride` elements apart, a neuron's rows `row` elements.
@@ -98,8 +100,8 @@ class PrefillPass {
   StepPointers Pointers() const;
   NormWeights NormOf(const CudaWeights::Norm& norm) const;
   DeviceBundles Bundles() const;
-  // Columns [first, last) of y[rows, w.rows] = (beta *) y + x * w^T; x in 16 bits, `low` null or what it
-  // lacks. Columns of y up to a multiple of 8 may be overwritten, with zeros.
+  // Columns [first, last) of y[rows, w.rows] = (beta *) y + x * w^T; x in 16 bits, `low` null or
+  // what it lacks. Columns of y up to a multiple of 8 may be overwritten, with zeros.
   absl::Status Product(const DeviceMatrix& w, int64_t first, int64_t last, const uint16_t* x,
                        const uint16_t* low, bool exact_w, bool bf16, int64_t rows, float beta,
                        float* y, int64_t y_stride, cudaStream_t stream);
@@ -132,17 +134,17 @@ class PrefillPass {
   cudaEvent_t ready_[kBuffers] = {}, free_[kBuffers] = {}, listed_ = nullptr, top_listed_ = nullptr;
   DeviceBytes memory_, workspace_;
   PinnedBytes counts_;
-  int64_t tile_rows_ = 0;        // of attention
-  int64_t pass_rows_ = 0;        // of everything else
-  int64_t score_neurons_ = 0;    // at a time
+  int64_t tile_rows_ = 0;      // of attention
+  int64_t pass_rows_ = 0;      // of everything else
+  int64_t score_neurons_ = 0;  // at a time
   int32_t slice_neurons_ = 0;
   // Device memory. The three groups below lie over each other: a layer's parts follow one another.
   uint16_t *h16_ = nullptr, *low16_ = nullptr;  // [tile, widest input of attention]
   float* qkv_ = nullptr;                        // [tile, qkv_dim]
   float *q_ = nullptr, *attention_ = nullptr;   // [tile, q_dim]
 
-  float* hidden_ = nullptr;                       // [pass, rank]
-  uint16_t *x_high_ = nullptr, *x_low_ = nullptr;  // [pass, model_dim]; then, over them,
+  float* hidden_ = nullptr;                                  // [pass, rank]
+  uint16_t *x_high_ = nullptr, *x_low_ = nullptr;            // [pass, model_dim]; then, over them,
   uint16_t *hidden_high_ = nullptr, *hidden_low_ = nullptr;  // [pass, rank]
   float* scores_ = nullptr;                                  // [pass, score_neurons_]
 
@@ -151,7 +153,8 @@ class PrefillPass {
 
   uint16_t* slices_[kBuffers + 1] = {};  // bundles; the last: hot ones, decoded weights
   int64_t slice_elements_ = 0;
-  int32_t *hot_ids_[2] = {}, *hot_slots_[2] = {}, *cold_ids_[2] = {}, *top_ids_[2] = {};  // by layer parity
+  int32_t *hot_ids_[2] = {}, *hot_slots_[2] = {}, *cold_ids_[2] = {},
+          *top_ids_[2] = {};    // by layer parity
   uint64_t* to_cpu_ = nullptr;  // [words]
   // Of the running step.
   std::vector<Slice> plan_;

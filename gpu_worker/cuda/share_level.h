@@ -5,15 +5,15 @@
 
 namespace isotherm::gpu {
 
-// Which cold neurons of a step of many rows go to the cpu side: those that the fewest rows need. Its time
-// grows with rows and neurons, that of reading over PCIe with neurons alone, so each side gets what it is
-// good at. The level is where both end together. Not thread-safe.
+// Which cold neurons of a step of many rows go to the cpu side: those that the fewest rows need.
+// Its time grows with rows and neurons, that of reading over PCIe with neurons alone, so each side
+// gets what it is good at. The level is where both end together. Not thread-safe.
 class ShareLevel {
  public:
   explicit ShareLevel(double first) : share_(first) {}
 
-  // Neurons that fewer rows need go to the cpu side, and of those that need as many as the whole part
-  // says, the fraction.
+  // Neurons that fewer rows need go to the cpu side, and of those that need as many as the whole
+  // part says, the fraction.
   double level(int rows) const { return 1 + std::max(kLeastLevel, share_ * rows); }
   double share() const { return share_; }
 

@@ -54,23 +54,21 @@ void StepGraph::Record(int32_t rows, int64_t page_tables, int32_t logits, cudaSt
   const bool bf16 = layout.dtype == DType::kBF16;
   const auto dim = static_cast<int32_t>(config.model_dim);
   const auto neurons = static_cast<int32_t>(config.ffn_dim);
-  const StepPointers step{
-      .header = reinterpret_cast<const StepHeader*>(b.inputs + in.header),
-      .layers = reinterpret_cast<const LayerStep*>(b.inputs + in.layers),
-      .rows = reinterpret_cast<const StepRow*>(b.inputs + in.rows),
-      .logit_rows = reinterpret_cast<const int32_t*>(b.inputs + in.logit_rows),
-      .page_tables = reinterpret_cast<const int32_t*>(b.inputs + in.pages),
-      .state = b.state,
-      .times = b.times,
-      .traces = b.traces};
+  const StepPointers step{.header = reinterpret_cast<const StepHeader*>(b.inputs + in.header),
+                          .layers = reinterpret_cast<const LayerStep*>(b.inputs + in.layers),
+                          .rows = reinterpret_cast<const StepRow*>(b.inputs + in.rows),
+                          .logit_rows = reinterpret_cast<const int32_t*>(b.inputs + in.logit_rows),
+                          .page_tables = reinterpret_cast<const int32_t*>(b.inputs + in.pages),
+                          .state = b.state,
+                          .times = b.times,
+                          .traces = b.traces};
   const AttentionShape shape = AttentionShapeOf(config, bf16);
   const auto norm = [&](const CudaWeights::Norm& weights_of) {
-    return NormWeights{
-        .kind = config.norm == NormKind::kLayer ? NormOp::kLayer : NormOp::kRms,
-        .weight = weights_of.weight,
-        .bias = weights_of.bias,
-        .eps = config.norm_eps,
-        .bf16 = bf16};
+    return NormWeights{.kind = config.norm == NormKind::kLayer ? NormOp::kLayer : NormOp::kRms,
+                       .weight = weights_of.weight,
+                       .bias = weights_of.bias,
+                       .eps = config.norm_eps,
+                       .bf16 = bf16};
   };
   const DeviceBundles bundles{.dtype = layout.dtype,
                               .rows = layout.rows,
@@ -213,14 +211,13 @@ void StepGraph::Record(int32_t rows, int64_t page_tables, int32_t logits, cudaSt
                     static_cast<size_t>(logits * weights.head.rows) * sizeof(float),
                     cudaMemcpyDeviceToHost, stream);
   }
-  cudaMemcpyAsync(parts_.host_results, b.state,
-                  static_cast<size_t>(StateBytes(config.num_layers)), cudaMemcpyDeviceToHost, stream);
+  cudaMemcpyAsync(parts_.host_results, b.state, static_cast<size_t>(StateBytes(config.num_layers)),
+                  cudaMemcpyDeviceToHost, stream);
 }
 
 absl::Status StepGraph::CaptureOne(int32_t rows, cudaStream_t stream) {
   cudaGraph_t graph = nullptr;
-  ISOTHERM_CUDA_RETURN_IF_ERROR(
-      cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
+  ISOTHERM_CUDA_RETURN_IF_ERROR(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
   Record(rows, rows, rows, stream);
   const cudaError_t launched = cudaGetLastError();
   ISOTHERM_CUDA_RETURN_IF_ERROR(cudaStreamEndCapture(stream, &graph));

@@ -44,8 +44,8 @@ struct StepBuffersCuda {
 
 AttentionShape AttentionShapeOf(const ModelConfig& config, bool bf16);
 
-// The sequence of kernels of a step, launched one by one or, for small batches, as one graph that is
-// captured once.
+// The sequence of kernels of a step, launched one by one or, for small batches, as one graph that
+// is captured once.
 class StepGraph {
  public:
   struct Parts {
@@ -56,11 +56,11 @@ class StepGraph {
     StepInputs inputs;
     uint16_t* kv = nullptr;
     int32_t kv_pages = 0;
-    const unsigned char* pool = nullptr;  // hot neurons
+    const unsigned char* pool = nullptr;     // hot neurons
     const std::byte* host_inputs = nullptr;  // pinned
     std::byte* host_results = nullptr;       // pinned: StateBytes, then logits
     int64_t logits_offset = 0;               // in host_results
-    int32_t max_rows = 0;  // of a step through here
+    int32_t max_rows = 0;                    // of a step through here
   };
   explicit StepGraph(const Parts& parts);
   ~StepGraph();

@@ -73,9 +73,9 @@ void RelayedColdAttachment::Serve() {
     if (!work.ok()) break;
     shm::ColdLayerOutcome outcome;
     if (const absl::Status status = Relay(*work, &outcome); !status.ok()) {
-      outcome = {.status = absl::IsAborted(status) ? shm::ColdLayerStatus::kStaleEpoch
-                 : absl::IsDeadlineExceeded(status) ? shm::ColdLayerStatus::kCancelled
-                                                    : shm::ColdLayerStatus::kPoison};
+      outcome = {.status = absl::IsAborted(status)            ? shm::ColdLayerStatus::kStaleEpoch
+                           : absl::IsDeadlineExceeded(status) ? shm::ColdLayerStatus::kCancelled
+                                                              : shm::ColdLayerStatus::kPoison};
       // Who waits is told that the peer is gone, not that it answers nonsense.
       if (!behind_->link().alive()) break;
     }

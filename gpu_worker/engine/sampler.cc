@@ -10,8 +10,9 @@
 namespace isotherm::gpu {
 namespace {
 
-// The first of the largest logits, NaNs left out; -1: all are NaN or minus infinity. Block by block with
-// independent maxima, which compilers turn into vectors: 32,000 logits took 8 us so, 27 one by one.
+// The first of the largest logits, NaNs left out; -1: all are NaN or minus infinity. Block by block
+// with independent maxima, which compilers turn into vectors: 32,000 logits took 8 us so, 27 one by
+// one.
 TokenId Best(std::span<const float> logits) {
   constexpr size_t kBlock = 256, kLanes = 16;
   constexpr float kLowest = -std::numeric_limits<float>::infinity();

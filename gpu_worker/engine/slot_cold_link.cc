@@ -14,7 +14,8 @@ absl::Status SlotColdLink::Checked(absl::Status status) {
 }
 
 absl::Status SlotColdLink::Post(const ColdLayer& layer) {
-  const absl::StatusOr<shm::PostBuffers> buffers = client_.BeginPost(layer.num_rows, layer.deadline);
+  const absl::StatusOr<shm::PostBuffers> buffers =
+      client_.BeginPost(layer.num_rows, layer.deadline);
   if (!buffers.ok()) return Checked(buffers.status());
   const auto rows = static_cast<size_t>(layer.num_rows);
   std::memcpy(buffers->z, layer.z,

@@ -13,9 +13,8 @@ absl::StatusOr<std::unique_ptr<OwnedNeurons>> OwnedNeurons::Load(const ModelFile
   const BundleLayout& layout = model.bundle_layout();
   std::unique_ptr<OwnedNeurons> store(new OwnedNeurons(layout));
   const int64_t all = layout.layer_bytes() * layout.num_layers;
-  void* const data =
-      ::mmap(nullptr, static_cast<size_t>(all), PROT_READ | PROT_WRITE,
-             MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  void* const data = ::mmap(nullptr, static_cast<size_t>(all), PROT_READ | PROT_WRITE,
+                            MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (data == MAP_FAILED) {
     return WithExitCode(
         absl::ResourceExhaustedError(absl::StrCat("the model's neurons need ", FormatBytes(all),
@@ -25,10 +24,10 @@ absl::StatusOr<std::unique_ptr<OwnedNeurons>> OwnedNeurons::Load(const ModelFile
   store->data_ = static_cast<std::byte*>(data);
   store->bytes_ = static_cast<size_t>(all);
   for (int64_t layer = 0; layer < layout.num_layers; ++layer) {
-    ISOTHERM_RETURN_IF_ERROR(model.PackBundles(
-        layer, 0, layout.num_neurons,
-        std::span(store->data_ + layer * layout.layer_bytes(),
-                  static_cast<size_t>(layout.layer_bytes()))));
+    ISOTHERM_RETURN_IF_ERROR(
+        model.PackBundles(layer, 0, layout.num_neurons,
+                          std::span(store->data_ + layer * layout.layer_bytes(),
+                                    static_cast<size_t>(layout.layer_bytes()))));
   }
   return store;
 }

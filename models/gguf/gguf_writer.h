@@ -65,8 +65,8 @@ class GgufWriter {
     return data_start_ + tensors_[tensor_idx].offset;
   }
 
-  // Pads, checks that every declared byte was written or the file reserved, syncs, renames. `check` gets the complete
-  // file under its temporary name; unless it is OK nothing is renamed.
+  // Pads, checks that every declared byte was written or the file reserved, syncs, renames. `check`
+  // gets the complete file under its temporary name; unless it is OK nothing is renamed.
   absl::Status Finish(const std::function<absl::Status(const std::string& path)>& check = {});
 
  private:

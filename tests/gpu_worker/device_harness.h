@@ -32,9 +32,10 @@ struct TestedDevice {
   static constexpr bool kCuda = true;
   static inline double streamed_share = -1;  // of the devices that are made next
   static absl::StatusOr<std::unique_ptr<Type>> Make(const ModelFile& model, int num_threads) {
-    return CudaDevice::Create(
-        model, {.kv_pages = 256, .max_rows = 64, .stored_predictor = true,
-                .streamed_share = streamed_share});
+    return CudaDevice::Create(model, {.kv_pages = 256,
+                                      .max_rows = 64,
+                                      .stored_predictor = true,
+                                      .streamed_share = streamed_share});
   }
   static std::vector<float> Residual(const Type& device, int64_t rows) {
     return device.Residual(rows);
@@ -98,8 +99,7 @@ class DeviceHarness {
   }
   // Neurons come from the model file, or from the mapped neurons.
   void UsePlan(const PlacementPlan& plan, bool from_neurons = false) {
-    const absl::Status status =
-        device_->Prepare(plan, from_neurons ? neurons_.get() : nullptr, {});
+    const absl::Status status = device_->Prepare(plan, from_neurons ? neurons_.get() : nullptr, {});
     EXPECT_TRUE(status.ok()) << status;
     epoch_ = plan.epoch;
   }

@@ -12,10 +12,10 @@
 namespace isotherm::gpu {
 namespace {
 
-// Of the mean divergence. Measured: 1.1e-5 with every neuron (the stored logits are F16, which alone
-// makes 2e-6), 8e-4 with the predictor, where some neurons whose score is within rounding of the
-// threshold flip; whatever the placement, within 5 %. A wrong rounding of z, KV in F32 or one lost
-// layer of neurons is far above.
+// Of the mean divergence. Measured: 1.1e-5 with every neuron (the stored logits are F16, which
+// alone makes 2e-6), 8e-4 with the predictor, where some neurons whose score is within rounding of
+// the threshold flip; whatever the placement, within 5 %. A wrong rounding of z, KV in F32 or one
+// lost layer of neurons is far above.
 constexpr double kDenseDivergence = 5e-5;
 constexpr double kPredictorDivergence = 2e-3;
 

@@ -44,9 +44,8 @@ class RelayedColdAttachmentTest : public testing::Test {
                                     0x1111111111111111u);
     PlacementPlan plan{.epoch = 1};
     for (int64_t layer = 0; layer < layout.num_layers; ++layer) {
-      plan.layers.push_back({.hot = hot,
-                             .num_neurons = layout.num_neurons,
-                             .num_hot = layout.num_neurons / 4});
+      plan.layers.push_back(
+          {.hot = hot, .num_neurons = layout.num_neurons, .num_hot = layout.num_neurons / 4});
     }
     harness_->UsePlan(plan);
     behind_ = std::make_shared<FakeAttachment>(harness_->neurons(), hot);
@@ -100,7 +99,8 @@ TEST_F(RelayedColdAttachmentTest, ADeathIsNoticedWhileNothingIsAsked) {
   EXPECT_TRUE(relay_->link().alive());
   EXPECT_TRUE(behind_->fake().EndOfStep(1, 1, 0, {}).code() == absl::StatusCode::kUnavailable);
   const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(10);
-  while (relay_->link().alive() && std::chrono::steady_clock::now() < end) std::this_thread::yield();
+  while (relay_->link().alive() && std::chrono::steady_clock::now() < end)
+    std::this_thread::yield();
   EXPECT_FALSE(relay_->link().alive());
 }
 

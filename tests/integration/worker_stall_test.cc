@@ -1,5 +1,6 @@
 // A worker stands still (SIGSTOP) under load and goes on later. Nobody waits for a cpu_worker that
-// does not answer: the gpu_worker has its arena and takes over. What the late one writes is not read.
+// does not answer: the gpu_worker has its arena and takes over. What the late one writes is not
+// read.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <signal.h>
@@ -17,9 +18,10 @@ class WorkerStallTest : public testing::Test {
  protected:
   // How often the gpu_worker found its cpu_worker, as it logs.
   int Attachments() {
-    return static_cast<int>(std::vector<std::string>(absl::StrSplit(
-                                cluster_.process("gpu-worker").Log(), "attached to the cpu_worker"))
-                                .size()) -
+    return static_cast<int>(
+               std::vector<std::string>(absl::StrSplit(cluster_.process("gpu-worker").Log(),
+                                                       "attached to the cpu_worker"))
+                   .size()) -
            1;
   }
 

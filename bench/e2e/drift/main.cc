@@ -1,6 +1,7 @@
 // isotherm-bench-drift: decode speed over time on a running server while its traffic changes.
 //
-//   isotherm-bench-drift --url unix:/run/gateway.sock --name live --phase designed:2000 --phase drifted:4000
+//   isotherm-bench-drift --url unix:/run/gateway.sock --name live --phase designed:2000 --phase
+//   drifted:4000
 //
 // For synthetic models with --drift: the class of a prompt's last token decides which neurons fire
 // often (bench/synthetic/README.md). Requests run one after the other. One JSON line for each.
@@ -92,7 +93,8 @@ int Main(int argc, char** argv) {
   Flags flags;
   CLI::App app(
       "Decode speed over time on a running server while its traffic changes: JSON lines.\n\n"
-      "  isotherm-bench-drift --url unix:/run/gateway.sock --phase designed:2000 --phase drifted:4000");
+      "  isotherm-bench-drift --url unix:/run/gateway.sock --phase designed:2000 --phase "
+      "drifted:4000");
   app.add_option("--url", flags.url, "gateway: HOST:PORT or unix:/PATH")->required();
   app.add_option("--phase", flags.phases, "designed:TOKENS or drifted:TOKENS, in turn")->required();
   app.add_option("--name", flags.name, "of the row");

@@ -34,8 +34,7 @@ absl::StatusOr<std::unique_ptr<DecodeRig>> DecodeRig::Create(const RigOptions& o
   rig->options_ = options;
   rig->tokens_.seed(options.seed);
   ISOTHERM_ASSIGN_OR_RETURN(rig->model_, ModelFile::Open(options.model));
-  const auto pages_each =
-      static_cast<int32_t>(CeilDiv<int64_t>(options.context, gpu::kPageSize));
+  const auto pages_each = static_cast<int32_t>(CeilDiv<int64_t>(options.context, gpu::kPageSize));
   ISOTHERM_ASSIGN_OR_RETURN(rig->device_,
                             gpu::MakeDevice(*rig->model_,
                                             {.device = options.device,
@@ -77,8 +76,7 @@ absl::Status DecodeRig::Attach() {
   const bool device_rings = device_->Describe().rings_by_itself;
   int cores = AllowedCores();
   if (options_.cpu_threads > 0) cores = std::min(cores, options_.cpu_threads + 1);
-  const CorePlan plan =
-      device_rings ? PlanCores(ReadCpuPlaces(AllowedCpus()), cores) : CorePlan();
+  const CorePlan plan = device_rings ? PlanCores(ReadCpuPlaces(AllowedCpus()), cores) : CorePlan();
   if (!plan.empty() && !BindProcess(plan.others)) return absl::InternalError("cannot bind threads");
   cpu_worker_ = std::make_unique<cpu::CpuWorker>(cpu::CpuWorker::Options{
       .socket_dir = socket_dir_,
@@ -90,20 +88,20 @@ absl::Status DecodeRig::Attach() {
       cpu_worker_->Load(source, model_->config().digest, [](double) { return true; }));
   ISOTHERM_ASSIGN_OR_RETURN(cpu::CpuWorker::Parts* const parts, cpu_worker_->parts());
   const BundleLayout& layout = model_->bundle_layout();
-  ISOTHERM_ASSIGN_OR_RETURN(const shm::ArenaOffer offer,
-                            parts->attachments->Open("bench", shm::LayoutHash(gpu::ArenaShapeOf(layout)),
-                                                     shared_rows, device_rings));
+  ISOTHERM_ASSIGN_OR_RETURN(
+      const shm::ArenaOffer offer,
+      parts->attachments->Open("bench", shm::LayoutHash(gpu::ArenaShapeOf(layout)), shared_rows,
+                               device_rings));
   ISOTHERM_ASSIGN_OR_RETURN(
       shm::Handoff handoff,
       shm::TakeHandoff(offer.socket_path, offer.handoff_token, std::chrono::milliseconds(2000)));
-  ISOTHERM_ASSIGN_OR_RETURN(attachment_,
-                            gpu::ShmColdAttachment::Attach(std::move(handoff),
-                                                           {.nonce = offer.nonce,
-                                                            .arena_bytes = offer.arena_bytes,
-                                                            .control_bytes = offer.control_bytes,
-                                                            .arena_is_model_file =
-                                                                offer.arena_is_model_file},
-                                                           *model_));
+  ISOTHERM_ASSIGN_OR_RETURN(attachment_, gpu::ShmColdAttachment::Attach(
+                                             std::move(handoff),
+                                             {.nonce = offer.nonce,
+                                              .arena_bytes = offer.arena_bytes,
+                                              .control_bytes = offer.control_bytes,
+                                              .arena_is_model_file = offer.arena_is_model_file},
+                                             *model_));
   gpu::ColdAttachment& cold = *attachment_;
   ISOTHERM_ASSIGN_OR_RETURN(mapping_, device_->Map({.link = &cold.link(), .arena = cold.arena()}));
   return absl::OkStatus();
@@ -112,9 +110,8 @@ absl::Status DecodeRig::Attach() {
 absl::Status DecodeRig::Place() {
   const BundleLayout& layout = model_->bundle_layout();
   SolveInput input;
-  input.layers.assign(
-      static_cast<size_t>(layout.num_layers),
-      {.num_neurons = layout.num_neurons, .bundle_bytes = layout.bundle_bytes});
+  input.layers.assign(static_cast<size_t>(layout.num_layers),
+                      {.num_neurons = layout.num_neurons, .bundle_bytes = layout.bundle_bytes});
   input.bins = {{.budget_bytes = device_->Describe().hot_capacity_bytes}};
   PlacementProfile profile;
   if (!options_.profile.empty()) {
@@ -152,13 +149,14 @@ absl::StatusOr<StepRun> DecodeRig::Run(const std::vector<gpu::DeviceRow>& rows, 
                                              .deadline = start + kStepDeadline,
                                              .layers = std::span(&layers, 1),
                                              .rows = rows},
-                                            {.link = &cold.link(), .arena = cold.arena()}, &output));
-  StepRun run{.us = std::chrono::duration<double, std::micro>(std::chrono::steady_clock::now() -
-                                                              start)
-                        .count(),
-              .timings = std::move(output.timings),
-              .active = output.active_neurons,
-              .hot = output.hot_neurons};
+                                            {.link = &cold.link(), .arena = cold.arena()},
+                                            &output));
+  StepRun run{
+      .us = std::chrono::duration<double, std::micro>(std::chrono::steady_clock::now() - start)
+                .count(),
+      .timings = std::move(output.timings),
+      .active = output.active_neurons,
+      .hot = output.hot_neurons};
   return run;
 }
 
@@ -168,11 +166,11 @@ absl::StatusOr<StepRun> DecodeRig::Decode(int32_t sequences, bool trace) {
     int32_t& position = positions_[static_cast<size_t>(s)];
     if (position >= options_.context)
       return absl::OutOfRangeError(absl::StrCat("the context of ", options_.context, " is full"));
-    rows.push_back({.token = static_cast<TokenId>(
-                        tokens_() % static_cast<uint64_t>(config().vocab_size)),
-                    .position = position++,
-                    .pages = pages_[static_cast<size_t>(s)],
-                    .sampling = &sampling_[static_cast<size_t>(s)]});
+    rows.push_back(
+        {.token = static_cast<TokenId>(tokens_() % static_cast<uint64_t>(config().vocab_size)),
+         .position = position++,
+         .pages = pages_[static_cast<size_t>(s)],
+         .sampling = &sampling_[static_cast<size_t>(s)]});
   }
   return Run(rows, trace);
 }
@@ -183,11 +181,11 @@ absl::StatusOr<StepRun> DecodeRig::Prefill(int32_t tokens, bool trace) {
     const int32_t last = std::min(tokens, first + options_.max_rows);
     std::vector<gpu::DeviceRow> rows;
     for (int32_t p = first; p < last; ++p) {
-      rows.push_back({.token = static_cast<TokenId>(
-                          tokens_() % static_cast<uint64_t>(config().vocab_size)),
-                      .position = p,
-                      .pages = pages_[0],
-                      .sampling = p + 1 == tokens ? &sampling_[0] : nullptr});
+      rows.push_back(
+          {.token = static_cast<TokenId>(tokens_() % static_cast<uint64_t>(config().vocab_size)),
+           .position = p,
+           .pages = pages_[0],
+           .sampling = p + 1 == tokens ? &sampling_[0] : nullptr});
     }
     ISOTHERM_ASSIGN_OR_RETURN(StepRun run, Run(rows, trace));
     total.us += run.us;

@@ -16,13 +16,13 @@ namespace isotherm::bench {
 
 struct RigOptions {
   std::string model;
-  std::string profile;         // activation profile file; empty: the first neurons are hot
+  std::string profile;  // activation profile file; empty: the first neurons are hot
   std::string device = "auto";
   int64_t vram_budget = -1;
-  int64_t context = 512;       // tokens of a sequence
+  int64_t context = 512;  // tokens of a sequence
   int32_t sequences = 1;
   int32_t max_rows = 16;
-  int32_t product_rows = 0;    // CudaDeviceOptions
+  int32_t product_rows = 0;  // CudaDeviceOptions
   int cpu_threads = 15;
   double streamed_share = -1;
   bool stored_predictor = false;

@@ -46,7 +46,9 @@ ordered_json Describe(const DecodeRig& rig, const Flags& flags) {
   const gpu::DeviceInfo info = rig.device_info();
   int64_t hot = 0;
   for (const LayerPlacement& layer : rig.plan().layers) hot += layer.num_hot;
-  const auto mib = [](int64_t bytes) { return std::round(static_cast<double>(bytes) / 10485.76) / 100; };
+  const auto mib = [](int64_t bytes) {
+    return std::round(static_cast<double>(bytes) / 10485.76) / 100;
+  };
   return {{"name", flags.name.empty() ? rig.config().name : flags.name},
           {"device", info.name},
           {"cpu_threads", flags.rig.cpu_threads},
@@ -61,8 +63,8 @@ ordered_json Describe(const DecodeRig& rig, const Flags& flags) {
             {"workspace", mib(info.memory.workspace)},
             {"tables", mib(info.memory.tables)},
             {"hot_pool", mib(info.memory.hot_pool)}}},
-          {"hot_share", static_cast<double>(hot) /
-                            static_cast<double>(rig.layout().num_neurons * rig.layout().num_layers)}};
+          {"hot_share", static_cast<double>(hot) / static_cast<double>(rig.layout().num_neurons *
+                                                                       rig.layout().num_layers)}};
 }
 
 // Means of the traced layers, microseconds, and how the cold path spreads.
@@ -93,9 +95,12 @@ ordered_json Breakdown(const std::vector<LayerTiming>& timings) {
       out.push_back(std::round(10 * Percentile(values, share)) / 10);
     return out;
   };
-  return {{"attention", mean(sum.attention_us)}, {"predict", mean(sum.predict_us)},
-          {"hot", mean(sum.gpu_us)},             {"cold_cpu", mean(sum.cpu_us)},
-          {"cold_pcie", mean(sum.streamed_us)},  {"wait", mean(sum.wait_us)},
+  return {{"attention", mean(sum.attention_us)},
+          {"predict", mean(sum.predict_us)},
+          {"hot", mean(sum.gpu_us)},
+          {"cold_cpu", mean(sum.cpu_us)},
+          {"cold_pcie", mean(sum.streamed_us)},
+          {"wait", mean(sum.wait_us)},
           {"merge", mean(sum.merge_us)},
           {"active", mean(static_cast<float>(sum.active_neurons))},
           {"active_hot", mean(static_cast<float>(sum.hot_neurons))},
@@ -205,7 +210,8 @@ int main(int argc, char** argv) {
   // The last of several counts, so that a script can override its own rows.
   app.add_option("--model", flags.rig.model, "GGUF file")->required();
   app.add_option("--name", flags.name, "what the result lines are called");
-  app.add_option("--profile", flags.rig.profile, "activation profile that the hot set is solved for");
+  app.add_option("--profile", flags.rig.profile,
+                 "activation profile that the hot set is solved for");
   app.add_option("--device", flags.rig.device, "auto, cuda or cpu")
       ->capture_default_str()
       ->take_last();
@@ -231,9 +237,7 @@ int main(int argc, char** argv) {
   app.add_option("--tokens", flags.tokens, "decoded in each repeat; 0: none")
       ->capture_default_str()
       ->take_last();
-  app.add_option("--repeats", flags.repeats, "counted runs")
-      ->capture_default_str()
-      ->take_last();
+  app.add_option("--repeats", flags.repeats, "counted runs")->capture_default_str()->take_last();
   app.add_option("--batch", flags.batches, "sequences decoded at once, such as 1,4")
       ->delimiter(',')
       ->capture_default_str();

@@ -33,7 +33,7 @@ __global__ void __launch_bounds__(kActivateThreads) ActivateKernel(ActivateArgs 
       const ProductInput in{.x = args.hidden, .stride = args.hidden_stride};
       constexpr int kOutputs = 4;
       static_assert(kNeuronsOfBlock == 2 * kActivateWarps * kOutputs);
-      const auto rows_of = [&](int n, int (&which)[kOutputs]) {
+      const auto rows_of = [&](int n, int(&which)[kOutputs]) {
 #pragma unroll
         for (int i = 0; i < kOutputs; ++i)
           which[i] = min(half * kNeuronsOfBlock + n + i, args.num_neurons - 1);
@@ -71,8 +71,8 @@ __global__ void __launch_bounds__(kActivateThreads) ActivateKernel(ActivateArgs 
   unsigned char* const slot = args.posts ? SlotOf(args.step, args.layer) : nullptr;
   const int cut = slot != nullptr ? layer.cut : 0;
   const LayerTable& table = header.tables[args.layer];
-  const uint64_t seed = HashLayerSeed(static_cast<uint64_t>(header.epoch),
-                                      static_cast<uint64_t>(args.layer));
+  const uint64_t seed =
+      HashLayerSeed(static_cast<uint64_t>(header.epoch), static_cast<uint64_t>(args.layer));
   const int neuron = half * kNeuronsOfBlock + lane;
   uint32_t below_cut = 0;  // bits of ids below it
   if (cut > half * kNeuronsOfBlock) {

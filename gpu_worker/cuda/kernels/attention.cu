@@ -3,8 +3,8 @@
 
 #include "gpu_worker/cuda/kernels/product.cuh"
 
-// Paged attention of single rows: each sees its own sequence up to itself. A block takes one row, up
-// to kHeads query heads that share a key head, and one of kAttentionSplits ranges of tokens; the
+// Paged attention of single rows: each sees its own sequence up to itself. A block takes one row,
+// up to kHeads query heads that share a key head, and one of kAttentionSplits ranges of tokens; the
 // last block of a row's heads puts the ranges together. Source of the online softmax and of the
 // split: Dao et al. 2022, arXiv:2205.14135; Milakov and Gimelshein 2018, arXiv:1805.02867.
 namespace isotherm::gpu {
@@ -67,10 +67,10 @@ __global__ void __launch_bounds__(kThreads) AttentionKernel(AttentionArgs args) 
 #pragma unroll
     for (int d = 0; d < kDims; ++d) {
       acc[h][d] = 0;
-      q[h][d] = has_dims && h < num_heads
-                    ? args.q[(int64_t{row} * shape.num_q_heads + first_head + h) * head_dim + dim0 +
-                             d]
-                    : 0.0f;
+      q[h][d] =
+          has_dims && h < num_heads
+              ? args.q[(int64_t{row} * shape.num_q_heads + first_head + h) * head_dim + dim0 + d]
+              : 0.0f;
     }
   }
   for (int t0 = begin + warp * kTokens; t0 < end; t0 += kWarps * kTokens) {
@@ -137,11 +137,10 @@ __global__ void __launch_bounds__(kThreads) AttentionKernel(AttentionArgs args) 
 
   const int groups = GroupsOf(shape);
   auto* const counters = reinterpret_cast<uint32_t*>(args.scratch);
-  auto* const parts =
-      reinterpret_cast<float*>(args.scratch + CounterBytes(groups, args.max_rows));
+  auto* const parts = reinterpret_cast<float*>(args.scratch + CounterBytes(groups, args.max_rows));
   const auto part = [&](int head, int s) {
-    return parts + ((int64_t{row} * shape.num_q_heads + head) * kAttentionSplits + s) *
-                       (head_dim + 2);
+    return parts +
+           ((int64_t{row} * shape.num_q_heads + head) * kAttentionSplits + s) * (head_dim + 2);
   };
   for (int i = threadIdx.x; i < num_heads * head_dim; i += kThreads) {
     const int h = i / head_dim, d = i % head_dim;

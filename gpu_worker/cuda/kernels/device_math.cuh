@@ -32,10 +32,11 @@ __device__ inline void StoreReleaseSystem(void* at, uint64_t value) {
   asm volatile("st.release.sys.global.u64 [%0], %1;" ::"l"(at), "l"(value) : "memory");
 }
 
-// Early launch (LaunchEarly of product.cuh): a kernel's blocks may begin while the kernel before it in
-// the stream still runs, once all of that one's blocks have called LetNextBegin or ended. Until
-// AwaitPrevious returns, which every block calls even if it has nothing to do, a kernel reads weights and
-// the step's inputs alone and writes nothing; then all that came before is done and visible.
+// Early launch (LaunchEarly of product.cuh): a kernel's blocks may begin while the kernel before it
+// in the stream still runs, once all of that one's blocks have called LetNextBegin or ended. Until
+// AwaitPrevious returns, which every block calls even if it has nothing to do, a kernel reads
+// weights and the step's inputs alone and writes nothing; then all that came before is done and
+// visible.
 __device__ inline void LetNextBegin() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.launch_dependents;" ::: "memory");

@@ -7,10 +7,10 @@
 namespace isotherm::gpu {
 
 // A weight matrix in device memory; a row is one output. Rows are padded with zeros to
-// `padded_columns`, a multiple of 32, so that every load is of 16 aligned bytes; behind the last row
-// zeros follow up to a multiple of 8 rows. Quantised types are
-// kept in two planes: `data` has the integers (Q8_0: a byte each; Q4_0: 16 bytes for 32 columns, the
-// low halves first), `scales` one F16 for each 32 columns.
+// `padded_columns`, a multiple of 32, so that every load is of 16 aligned bytes; behind the last
+// row zeros follow up to a multiple of 8 rows. Quantised types are kept in two planes: `data` has
+// the integers (Q8_0: a byte each; Q4_0: 16 bytes for 32 columns, the low halves first), `scales`
+// one F16 for each 32 columns.
 struct DeviceMatrix {
   DType dtype = DType::kF16;
   int64_t rows = 0;

@@ -31,8 +31,7 @@ __global__ void __launch_bounds__(256) EmbedKernel(EmbedArgs args) {
   DecodeRow<Format, false>(from, args.model_dim, x);
   if (args.positions != nullptr) {  // each thread adds to what it wrote itself
     DecodeRow<PositionFormat, true>(
-        args.positions +
-            int64_t{what.position + args.position_offset} * args.positions_row_bytes,
+        args.positions + int64_t{what.position + args.position_offset} * args.positions_row_bytes,
         args.model_dim, x);
   }
   for (int i = threadIdx.x; i < args.rope_half; i += blockDim.x) {

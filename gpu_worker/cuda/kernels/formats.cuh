@@ -67,8 +67,8 @@ struct BlockRaw8 {
 __device__ inline BlockRaw8 LoadBlock8(const unsigned char* block, int first_pair) {
   const auto* const halves = reinterpret_cast<const uint16_t*>(block);
   return {__ldg(halves),
-          {__ldg(halves + first_pair), __ldg(halves + first_pair + 1), __ldg(halves + first_pair + 2),
-           __ldg(halves + first_pair + 3)}};
+          {__ldg(halves + first_pair), __ldg(halves + first_pair + 1),
+           __ldg(halves + first_pair + 2), __ldg(halves + first_pair + 3)}};
 }
 
 struct Q8Format {

@@ -13,19 +13,20 @@
 // header->num_rows on are left alone. Launches report errors through cudaGetLastError().
 namespace isotherm::gpu {
 
-// Whether a kernel may begin before the one ahead of it has ended, where the device can (sm_90 on); on
-// from the start. To be set before any launch. An `early` of false forbids it to one: what runs beside the
-// streamed neurons must not sit on multiprocessors while it waits, for those need whole ones.
+// Whether a kernel may begin before the one ahead of it has ended, where the device can (sm_90 on);
+// on from the start. To be set before any launch. An `early` of false forbids it to one: what runs
+// beside the streamed neurons must not sit on multiprocessors while it waits, for those need whole
+// ones.
 void AllowEarlyLaunch(bool allowed);
 bool EarlyLaunchAllowed();
 
 // Device addresses of a step's inputs; they never change.
 struct StepPointers {
   const StepHeader* header = nullptr;
-  const LayerStep* layers = nullptr;      // [num_layers]
-  const StepRow* rows = nullptr;          // [max_rows]
-  const int32_t* logit_rows = nullptr;    // [num_logits], rows whose logits are wanted
-  const int32_t* page_tables = nullptr;   // [tables, header->max_pages]
+  const LayerStep* layers = nullptr;     // [num_layers]
+  const StepRow* rows = nullptr;         // [max_rows]
+  const int32_t* logit_rows = nullptr;   // [num_logits], rows whose logits are wanted
+  const int32_t* page_tables = nullptr;  // [tables, header->max_pages]
   StepState* state = nullptr;
   LayerTimes* times = nullptr;   // [num_layers]
   LayerTrace* traces = nullptr;  // [num_layers]
@@ -79,7 +80,7 @@ struct EmbedArgs {
   int64_t positions_row_bytes = 0;
   int32_t position_offset = 0;
   int32_t model_dim = 0;
-  float* x = nullptr;                       // [max_rows, model_dim]
+  float* x = nullptr;                        // [max_rows, model_dim]
   const double* rope_frequencies = nullptr;  // [rope_half]
   int32_t rope_half = 0;
   float* rope_cos = nullptr;  // [max_rows, rope_half]
@@ -142,11 +143,11 @@ struct PredictArgs {
   int32_t layer = 0;
   const float* x = nullptr;  // [max_rows, model_dim]
   int32_t model_dim = 0;
-  NormWeights norm;     // of z
-  DeviceMatrix fc1;     // rows 0: none
-  float* hidden = nullptr;   // [max_rows, hidden_stride]
+  NormWeights norm;         // of z
+  DeviceMatrix fc1;         // rows 0: none
+  float* hidden = nullptr;  // [max_rows, hidden_stride]
   int32_t hidden_stride = 0;
-  uint16_t* z = nullptr;     // [max_rows, model_dim]
+  uint16_t* z = nullptr;  // [max_rows, model_dim]
   bool begins_layer = false;
   bool posts = true;  // to the cpu side, if there is one
 };
@@ -161,7 +162,7 @@ struct ActivateArgs {
   int32_t hidden_stride = 0;
   DeviceMatrix fc2;  // rows 0: every neuron is active
   float threshold = 0;
-  uint64_t* active = nullptr;  // [max_rows, words]
+  uint64_t* active = nullptr;     // [max_rows, words]
   uint32_t* predicted = nullptr;  // [num_neurons], counts of the rows that name a neuron
   const uint16_t* z = nullptr;
   int32_t model_dim = 0;
@@ -189,30 +190,32 @@ struct NeuronsArgs {
   int32_t num_neurons = 0;
   DeviceBundles bundles;
   Activation activation = Activation::kRelu;
-  bool activate_up = false;        // the second factor, too
-  const float* up_bias = nullptr;  // [num_neurons], of bundles of two rows; null: none
+  bool activate_up = false;             // the second factor, too
+  const float* up_bias = nullptr;       // [num_neurons], of bundles of two rows; null: none
   bool streamed = false;                // from the arena
   const unsigned char* pool = nullptr;  // of hot neurons
   const uint64_t* active = nullptr;
   const uint16_t* z = nullptr;
   bool bf16 = false;
-  uint32_t* fired = nullptr;  // [num_neurons], counts of the rows whose gate was open
-  uint64_t* read = nullptr;   // counts streamed bundles, once for each row tile that reads one
-  float* partial = nullptr;      // PartialFloats()
-  int32_t* computed = nullptr;   // [row tiles]: how many neurons there were
+  uint32_t* fired = nullptr;    // [num_neurons], counts of the rows whose gate was open
+  uint64_t* read = nullptr;     // counts streamed bundles, once for each row tile that reads one
+  float* partial = nullptr;     // PartialFloats()
+  int32_t* computed = nullptr;  // [row tiles]: how many neurons there were
 };
 void LaunchNeurons(const NeuronsArgs& args, int max_rows, cudaStream_t stream);
 
-// Waits for the cpu side's result of the layer, if one is due, and adds it and the partial sums to x.
+// Waits for the cpu side's result of the layer, if one is due, and adds it and the partial sums to
+// x.
 struct MergeArgs {
   StepPointers step;
   int32_t layer = 0;
   int32_t model_dim = 0;
   int32_t num_neurons = 0;
-  // As written by LaunchNeurons for the same max_rows; null: x has this side's share, which ends here.
+  // As written by LaunchNeurons for the same max_rows; null: x has this side's share, which ends
+  // here.
   const float *hot = nullptr, *streamed = nullptr;
   const int32_t *hot_computed = nullptr, *streamed_computed = nullptr;
-  const float* bias = nullptr;      // [model_dim], added to every row; null: none
+  const float* bias = nullptr;  // [model_dim], added to every row; null: none
   float* x = nullptr;
 };
 void LaunchMerge(const MergeArgs& args, int max_rows, cudaStream_t stream);

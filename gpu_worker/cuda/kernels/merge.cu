@@ -49,8 +49,8 @@ __device__ int32_t ReadResult(const MergeArgs& args, const unsigned char* result
   return sound ? kStepOk : kStepPoisoned;
 }
 
-// Until the answer is there, the deadline has passed or either side ended the attachment; a failed step
-// waits no more. One thread.
+// Until the answer is there, the deadline has passed or either side ended the attachment; a failed
+// step waits no more. One thread.
 __device__ void AwaitCold(const MergeArgs& args) {
   const StepHeader& header = *args.step.header;
   StepState& state = *args.step.state;
@@ -87,9 +87,9 @@ __device__ void AwaitCold(const MergeArgs& args) {
       state.cold_hash += fields.work_hash;
       // Who was waited for ended just now; who was not, when it says, and some way there and back.
       constexpr uint64_t kHandoffNs = 8000;
-      const uint64_t cpu_ns =
-          polls > 1 ? GlobalTimer() - state.posted_ns
-                    : static_cast<uint64_t>(fields.compute_us * 1000.0f) + kHandoffNs;
+      const uint64_t cpu_ns = polls > 1
+                                  ? GlobalTimer() - state.posted_ns
+                                  : static_cast<uint64_t>(fields.compute_us * 1000.0f) + kHandoffNs;
       if (state.streamed_end_ns > state.posted_ns) {
         times = {.cpu_ns = static_cast<uint32_t>(min(cpu_ns, uint64_t{0xffffffffu})),
                  .streamed_ns = static_cast<uint32_t>(
@@ -113,10 +113,10 @@ __device__ void AwaitCold(const MergeArgs& args) {
   }
 }
 
-// A block takes kColumnsOfBlock columns of a row. It adds this side's sums first; then the first block
-// waits for the cpu side, and the others for that block.
-__global__ void __launch_bounds__(kThreads) MergeKernel(MergeArgs args, int tile_rows,
-                                                        int hot_blocks, int streamed_blocks) {
+// A block takes kColumnsOfBlock columns of a row. It adds this side's sums first; then the first
+// block waits for the cpu side, and the others for that block.
+__global__ void __launch_bounds__(kThreads)
+    MergeKernel(MergeArgs args, int tile_rows, int hot_blocks, int streamed_blocks) {
   LetNextBegin();
   const StepHeader& header = *args.step.header;
   StepState& state = *args.step.state;

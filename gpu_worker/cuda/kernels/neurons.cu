@@ -45,8 +45,8 @@ __device__ inline int Compact(bool stays, int* scratch, int* count) {
   return before + __popc(ballot & ((1u << lane) - 1));
 }
 
-// The neurons of a row tile as bits, with the number of bits before each word: every block finds its
-// own share by rank, so that all have the same number whichever neurons fire.
+// The neurons of a row tile as bits, with the number of bits before each word: every block finds
+// its own share by rank, so that all have the same number whichever neurons fire.
 struct Selection {
   unsigned long long* bits;  // [words]
   int* before;               // [words]
@@ -197,9 +197,8 @@ __global__ void __launch_bounds__(kThreads) NeuronsKernel(NeuronsArgs args) {
   __shared__ float values[kCandidates][R];
   __shared__ int scratch[kWarps];
   __shared__ unsigned long long wide_scratch[kWarps];
-  const Selection selection =
-      Select(args, table, first, row0, rows, reinterpret_cast<unsigned char*>(zs + R * dim),
-             wide_scratch);
+  const Selection selection = Select(args, table, first, row0, rows,
+                                     reinterpret_cast<unsigned char*>(zs + R * dim), wide_scratch);
   const int blocks = static_cast<int>(gridDim.x), block = static_cast<int>(blockIdx.x);
   if (block == 0 && threadIdx.x == 0) args.computed[blockIdx.y] = selection.count;
   const int mine = (selection.count - block + blocks - 1) / blocks;  // of this block
@@ -231,8 +230,8 @@ __global__ void __launch_bounds__(kThreads) NeuronsKernel(NeuronsArgs args) {
       *Staged4<8>(zs + r * dim, c + 4, dim) = {v[4], v[5], v[6], v[7]};
     }
   }
-  const uint64_t seed = HashLayerSeed(static_cast<uint64_t>(header.epoch),
-                                      static_cast<uint64_t>(args.layer));
+  const uint64_t seed =
+      HashLayerSeed(static_cast<uint64_t>(header.epoch), static_cast<uint64_t>(args.layer));
   float acc[R][kTiles][kColumns];
 #pragma unroll
   for (int r = 0; r < R; ++r) {
@@ -248,7 +247,8 @@ __global__ void __launch_bounds__(kThreads) NeuronsKernel(NeuronsArgs args) {
   for (int base = 0; base < mine; base += kCandidates) {
     const int count = min(kCandidates, mine - base);
     if (static_cast<int>(threadIdx.x) < count) {
-      const int id = IdOf(selection, words, (base + static_cast<int>(threadIdx.x)) * blocks + block);
+      const int id =
+          IdOf(selection, words, (base + static_cast<int>(threadIdx.x)) * blocks + block);
       const int w = id / 64, bit = id % 64;
       uint32_t mask = 0;
       for (int r = 0; r < rows; ++r) {
@@ -256,18 +256,18 @@ __global__ void __launch_bounds__(kThreads) NeuronsKernel(NeuronsArgs args) {
       }
       list[threadIdx.x] = id;
       masks[threadIdx.x] = mask;
-      slots[threadIdx.x] =
-          args.streamed ? id
-                        : table.hot_slots[selection.hot_before[w] +
-                                          __popcll(table.hot[w] & ((1ull << bit) - 1))];
+      slots[threadIdx.x] = args.streamed
+                               ? id
+                               : table.hot_slots[selection.hot_before[w] +
+                                                 __popcll(table.hot[w] & ((1ull << bit) - 1))];
     }
     __syncthreads();
     for (int n = warp; n < count; n += kWarps) {
       const unsigned char* const bundle = source + slots[n] * bundles.bundle_bytes;
       float gate[R], up[R];
-      // One row after the other: a shut gate saves the second. Both at once took 41 us a layer instead
-      // of 30 (7B, all resident): the registers that it needs halve the loads under way. Asking for the
-      // next rows, to the second-level cache, took 36.
+      // One row after the other: a shut gate saves the second. Both at once took 41 us a layer
+      // instead of 30 (7B, all resident): the registers that it needs halve the loads under way.
+      // Asking for the next rows, to the second-level cache, took 36.
       RowDot<Format, R>(bundle, dim, zs, gate);
       bool any = false;
       const float bias = args.up_bias != nullptr ? args.up_bias[list[n]] : 0.0f;

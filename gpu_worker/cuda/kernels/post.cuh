@@ -31,8 +31,8 @@ __device__ inline uint32_t CountBits(int words, const Word& word, uint32_t* scra
   return BlockSum(count, scratch);
 }
 
-// By the whole last block: the post to the cpu side, if any of its neurons is active. z and the bitmaps
-// are in the slot already.
+// By the whole last block: the post to the cpu side, if any of its neurons is active. z and the
+// bitmaps are in the slot already.
 __device__ inline void PostLayer(const PostArgs& args, unsigned char* slot, int cut) {
   const StepHeader& header = *args.step.header;
   const LayerStep& layer = args.step.layers[args.layer];
@@ -51,8 +51,8 @@ __device__ inline void PostLayer(const PostArgs& args, unsigned char* slot, int 
       return bits;
     };
     const uint32_t active = CountBits(words, together, scratch);
-    const uint32_t hot =
-        CountBits(words, [&](int w) { return together(w) & table.hot[w]; }, scratch);
+    const uint32_t hot = CountBits(
+        words, [&](int w) { return together(w) & table.hot[w]; }, scratch);
     if (threadIdx.x == 0) {
       args.step.traces[args.layer].active = static_cast<int32_t>(active);
       args.step.traces[args.layer].hot = static_cast<int32_t>(hot);
@@ -75,8 +75,7 @@ __device__ inline void PostLayer(const PostArgs& args, unsigned char* slot, int 
   if (trace) args.step.traces[args.layer].activated = GlobalTimer();
   if (!post) return;
   const uint64_t sequence = state.next_sequence;
-  const int64_t left =
-      header.time_left_ns - static_cast<int64_t>(GlobalTimer() - state.start_ns);
+  const int64_t left = header.time_left_ns - static_cast<int64_t>(GlobalTimer() - state.start_ns);
   auto& fields = *reinterpret_cast<shm::RequestFields*>(slot + 64);
   fields.nonce_high = header.ring.nonce_high;
   fields.nonce_low = header.ring.nonce_low;

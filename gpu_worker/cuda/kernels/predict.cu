@@ -68,8 +68,7 @@ __global__ void __launch_bounds__(kProductThreads) PredictKernel(PredictArgs arg
     squares = BlockSum(squares, scratch);
     norm.scale = 1.0f / sqrtf(squares / static_cast<float>(args.model_dim) + args.norm.eps);
     for (int c = first + static_cast<int>(threadIdx.x); c < last; c += kProductThreads) {
-      const uint16_t z =
-          Bits16(Normed(args.norm, x[c], c, norm.scale, norm.shift), args.norm.bf16);
+      const uint16_t z = Bits16(Normed(args.norm, x[c], c, norm.scale, norm.shift), args.norm.bf16);
       args.z[at + c] = z;
       if (slot != nullptr) slot[at + c] = z;
     }

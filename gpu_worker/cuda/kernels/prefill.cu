@@ -61,16 +61,16 @@ __global__ void __launch_bounds__(kThreads) Decode16Kernel(Decode16Args args) {
   const int64_t row = args.first_row + out_row;
   const int columns = static_cast<int>(args.columns), padded = static_cast<int>(w.padded_columns);
   const bool there = row < w.rows;
-  const auto* const data = reinterpret_cast<const uint4*>(static_cast<const unsigned char*>(w.data) +
-                                                          row * Format::RowBytes(padded));
+  const auto* const data = reinterpret_cast<const uint4*>(
+      static_cast<const unsigned char*>(w.data) + row * Format::RowBytes(padded));
   for (int c = static_cast<int>(threadIdx.x) % kWarp; c * Format::kElems < columns; c += kWarp) {
     float values[Format::kElems] = {};
     float scale = 1;
     if (there) {
       Format::Decode(__ldg(data + c), values);
       if constexpr (Format::kScaled) {
-        scale = __half2float(
-            __ushort_as_half(w.scales[row * (padded / 32) + c * Format::kElems / 32]));
+        scale =
+            __half2float(__ushort_as_half(w.scales[row * (padded / 32) + c * Format::kElems / 32]));
       }
     }
     const int64_t at = out_row * columns + c * Format::kElems;
@@ -98,8 +98,9 @@ __global__ void __launch_bounds__(kThreads) FinishQkvKernel(FinishQkvArgs args) 
   const int row = args.first_row + blockIdx.x;
   const float* const qkv = args.qkv + int64_t{blockIdx.x} * heads * shape.head_dim;
   const StepRow& where = args.step.rows[row];
-  const int page = args.step.page_tables[int64_t{where.table} * args.step.header->max_pages +
-                                         where.position / 16];
+  const int page =
+      args.step
+          .page_tables[int64_t{where.table} * args.step.header->max_pages + where.position / 16];
   for (int task = threadIdx.x; task < heads * half; task += kThreads) {
     const int head = task / half, i = task % half;
     const bool rotary = head < shape.num_q_heads + shape.num_kv_heads && i < shape.rope_half;
@@ -118,8 +119,7 @@ __global__ void __launch_bounds__(kThreads) FinishQkvKernel(FinishQkvArgs args) 
       a = rotated;
     }
     if (head < shape.num_q_heads) {
-      float* const q =
-          args.q + (int64_t{blockIdx.x} * shape.num_q_heads + head) * shape.head_dim;
+      float* const q = args.q + (int64_t{blockIdx.x} * shape.num_q_heads + head) * shape.head_dim;
       q[i0] = a;
       q[i1] = b;
       continue;
@@ -135,7 +135,8 @@ __global__ void __launch_bounds__(kThreads) FinishQkvKernel(FinishQkvArgs args) 
   }
 }
 
-__global__ void __launch_bounds__(kThreads) AddBiasKernel(float* x, const float* bias, int columns) {
+__global__ void __launch_bounds__(kThreads)
+    AddBiasKernel(float* x, const float* bias, int columns) {
   float* const row = x + int64_t{blockIdx.x} * columns;
   for (int c = threadIdx.x; c < columns; c += kThreads) row[c] += bias[c];
 }
@@ -152,9 +153,9 @@ __global__ void __launch_bounds__(kThreads) GatherBundlesKernel(GatherBundlesArg
   for (int task = blockIdx.x * (kThreads / kWarp) + threadIdx.x / kWarp;
        task < PaddedCount(args.count) * bundles.rows; task += warps) {
     const int neuron = task / bundles.rows, which = task % bundles.rows;
-    const unsigned char* const row =
-        source + args.list[min(neuron, args.count - 1)] * bundles.bundle_bytes +
-        which * bundles.row_bytes;
+    const unsigned char* const row = source +
+                                     args.list[min(neuron, args.count - 1)] * bundles.bundle_bytes +
+                                     which * bundles.row_bytes;
     uint16_t* const out = args.out + (int64_t{neuron} * bundles.rows + which) * dim;
     constexpr bool kCopy = std::is_same_v<Format, F16Format> || std::is_same_v<Format, Bf16Format>;
     constexpr int kUnroll = 8;
@@ -231,8 +232,7 @@ __global__ void __launch_bounds__(kThreads) NeuronValuesKernel(NeuronValuesArgs 
               static_cast<unsigned long long>(args.count));
   }
   const unsigned long long hash = BlockSum(keys * mix, scratch);
-  const unsigned long long open =
-      BlockSum(static_cast<unsigned long long>(fires), scratch);
+  const unsigned long long open = BlockSum(static_cast<unsigned long long>(fires), scratch);
   if (threadIdx.x == 0 && hash != 0) {
     StepState& state = *args.step.state;
     atomicAdd(reinterpret_cast<unsigned long long*>(&state.work_hash), hash);
@@ -240,7 +240,8 @@ __global__ void __launch_bounds__(kThreads) NeuronValuesKernel(NeuronValuesArgs 
   }
 }
 
-// A block takes kThreads neurons of some rows, a thread one neuron, a warp half a word of the bitmap.
+// A block takes kThreads neurons of some rows, a thread one neuron, a warp half a word of the
+// bitmap.
 __global__ void __launch_bounds__(kThreads) ActivateRowsKernel(ActivateRowsArgs args) {
   __shared__ unsigned long long scratch[32];
   const StepHeader& header = *args.step.header;
@@ -264,8 +265,7 @@ __global__ void __launch_bounds__(kThreads) ActivateRowsKernel(ActivateRowsArgs 
     const StepRow& what = args.step.rows[row];
     const bool all = args.scores == nullptr || layer_exact || what.exact != 0;
     // A NaN score computes its neuron rather than losing it.
-    const bool on =
-        live && (all || !(args.scores[int64_t{r} * args.stride + at] < args.threshold));
+    const bool on = live && (all || !(args.scores[int64_t{r} * args.stride + at] < args.threshold));
     const uint32_t bits = __ballot_sync(0xffffffffu, on);
     if (on) {
       keys += what.key;
@@ -278,8 +278,8 @@ __global__ void __launch_bounds__(kThreads) ActivateRowsKernel(ActivateRowsArgs 
     }
   }
   if (named != 0) atomicAdd(args.predicted + neuron, named);
-  const uint64_t seed = HashLayerSeed(static_cast<uint64_t>(header.epoch),
-                                      static_cast<uint64_t>(args.layer));
+  const uint64_t seed =
+      HashLayerSeed(static_cast<uint64_t>(header.epoch), static_cast<uint64_t>(args.layer));
   const unsigned long long owed =
       BlockSum(keys * HashNeuron(seed, static_cast<uint64_t>(neuron)), scratch);
   counts = BlockSum(counts, scratch);
@@ -315,8 +315,8 @@ __global__ void __launch_bounds__(kListThreads) ListNeuronsKernel(ListNeuronsArg
   const LayerStep& layer = args.step.layers[args.layer];
   const LayerTable& table = header.tables[args.layer];
   const int words = (args.num_neurons + 63) / 64;
-  const bool cut = args.to_cpu == nullptr && header.ring.base != nullptr &&
-                   (layer.flags & kLayerGpuOnly) == 0;
+  const bool cut =
+      args.to_cpu == nullptr && header.ring.base != nullptr && (layer.flags & kLayerGpuOnly) == 0;
   const int first_cold = max(cut ? layer.cut : 0, args.first_cold);
   extern __shared__ unsigned long long together[];  // [words]
   for (int w = threadIdx.x; w < words; w += kListThreads) {
@@ -418,8 +418,9 @@ __global__ void __launch_bounds__(kThreads) DivideRowsKernel(DivideRowsArgs args
         count += static_cast<int>(args.active[int64_t{r} * words + w] >> bit & 1);
       const int whole = static_cast<int>(args.level);
       const float fraction = args.level - static_cast<float>(whole);
-      to_cpu = count < whole || (count == whole && static_cast<float>(neuron) <
-                                                       fraction * static_cast<float>(args.num_neurons));
+      to_cpu = count < whole ||
+               (count == whole &&
+                static_cast<float>(neuron) < fraction * static_cast<float>(args.num_neurons));
     }
   }
   const uint32_t bits = __ballot_sync(0xffffffffu, to_cpu);
@@ -445,8 +446,7 @@ void LaunchSplitRows(const SplitRowsArgs& args, cudaStream_t stream) {
 
 void LaunchDecode16(const Decode16Args& args, cudaStream_t stream) {
   ForFormat(args.w.dtype, [&](auto format) {
-    Decode16Kernel<decltype(format)>
-        <<<Blocks(args.num_rows * kWarp), kThreads, 0, stream>>>(args);
+    Decode16Kernel<decltype(format)><<<Blocks(args.num_rows * kWarp), kThreads, 0, stream>>>(args);
   });
 }
 

@@ -6,8 +6,8 @@
 
 #include "gpu_worker/cuda/kernels/kernels.h"
 
-// Kernels beside the matrix products of a prefill pass: many rows, layer by layer, neurons in slices.
-// Launches are as those of kernels.h.
+// Kernels beside the matrix products of a prefill pass: many rows, layer by layer, neurons in
+// slices. Launches are as those of kernels.h.
 namespace isotherm::gpu {
 
 // out[r, :] = norm(x[r, :]), rounded to 16 bits.
@@ -46,8 +46,8 @@ struct Decode16Args {
 };
 void LaunchDecode16(const Decode16Args& args, cudaStream_t stream);
 
-// qkv: [num_rows, q + 2 kv] products, of rows first_row ... of the step. Adds the bias, rotates, puts
-// queries to q and keys and values to their pages.
+// qkv: [num_rows, q + 2 kv] products, of rows first_row ... of the step. Adds the bias, rotates,
+// puts queries to q and keys and values to their pages.
 struct FinishQkvArgs {
   StepPointers step;
   AttentionShape shape;
@@ -81,9 +81,9 @@ struct GatherBundlesArgs {
   int32_t layer = 0;
   DeviceBundles bundles;
   bool bf16 = false;
-  bool streamed = false;                // listed ids in the mapped arena; else slots of the pool
+  bool streamed = false;  // listed ids in the mapped arena; else slots of the pool
   const unsigned char* pool = nullptr;
-  const int32_t* list = nullptr;        // ids or slots
+  const int32_t* list = nullptr;  // ids or slots
   int32_t count = 0;
   int blocks = 0;
   uint16_t* out = nullptr;  // [PaddedCount(count), rows, model_dim]
@@ -104,12 +104,12 @@ struct NeuronValuesArgs {
   const float* up = nullptr;    // likewise; null: bundles of two rows
   Activation activation = Activation::kRelu;
   bool activate_up = false;
-  const float* up_bias = nullptr;  // [num_neurons]
+  const float* up_bias = nullptr;    // [num_neurons]
   const uint64_t* active = nullptr;  // [max_rows, words]
   bool bf16 = false;
-  uint32_t* fired = nullptr;    // [num_neurons]
-  uint64_t* read = nullptr;     // counts the neurons, once; null: not wanted
-  uint16_t* values = nullptr;   // [num_rows, stride]
+  uint32_t* fired = nullptr;   // [num_neurons]
+  uint64_t* read = nullptr;    // counts the neurons, once; null: not wanted
+  uint16_t* values = nullptr;  // [num_rows, stride]
 };
 void LaunchNeuronValues(const NeuronValuesArgs& args, cudaStream_t stream);
 
@@ -128,9 +128,9 @@ struct ActivateRowsArgs {
 };
 void LaunchActivateRows(const ActivateRowsArgs& args, cudaStream_t stream);
 
-// The neurons that a pass computes on this side: of the hot ones their ids and slots, of the cold ones
-// in [first_cold, last_cold) from the cut on their ids; ascending. With `only_active` those that are
-// active in a row of it.
+// The neurons that a pass computes on this side: of the hot ones their ids and slots, of the cold
+// ones in [first_cold, last_cold) from the cut on their ids; ascending. With `only_active` those
+// that are active in a row of it.
 struct ListNeuronsArgs {
   StepPointers step;
   int32_t layer = 0;
@@ -158,8 +158,8 @@ struct DivideRowsArgs {
 };
 void LaunchDivideRows(const DivideRowsArgs& args, cudaStream_t stream);
 
-// Posts the layer to the cpu side, if there is something for it: z and its share of the active sets of
-// all rows to the slot, then the doorbell.
+// Posts the layer to the cpu side, if there is something for it: z and its share of the active sets
+// of all rows to the slot, then the doorbell.
 struct PostRowsArgs {
   StepPointers step;
   int32_t layer = 0;

@@ -5,10 +5,11 @@
 #include "gpu_worker/cuda/kernels/prefill.h"
 #include "gpu_worker/cuda/kernels/product.cuh"
 
-// Attention of many rows with matrix units. A block takes kRows rows of one query head, a warp 16 of
-// them, against kKeys cached tokens at a time. Queries and weights are F32 in decoding, so each is taken
-// as the sum of two 16-bit values: what is computed differs from decoding by F32 rounding only. Source
-// of the online softmax: Dao et al. 2022, arXiv:2205.14135. Register layouts: PTX, mma.m16n8k16.
+// Attention of many rows with matrix units. A block takes kRows rows of one query head, a warp 16
+// of them, against kKeys cached tokens at a time. Queries and weights are F32 in decoding, so each
+// is taken as the sum of two 16-bit values: what is computed differs from decoding by F32 rounding
+// only. Source of the online softmax: Dao et al. 2022, arXiv:2205.14135. Register layouts: PTX,
+// mma.m16n8k16.
 namespace isotherm::gpu {
 namespace {
 
@@ -60,10 +61,11 @@ __device__ inline void CopyAsync(uint16_t* to, const uint16_t* from, bool there)
 
 // Keys and values of one round, in two stages: while one is worked on the next comes.
 template <int kDim>
-constexpr int kStage = 2 * kKeys * (kDim + kPad);  // halves
+constexpr int kStage = 2 * kKeys*(kDim + kPad);  // halves
 
 template <int kDim, bool kBf16>
-__global__ void __launch_bounds__(kThreads) PrefillAttentionKernel(AttentionArgs args, int num_rows) {
+__global__ void __launch_bounds__(kThreads)
+    PrefillAttentionKernel(AttentionArgs args, int num_rows) {
   constexpr int kStride = kDim + kPad;
   constexpr int kSteps = kDim / 16;
   extern __shared__ __align__(16) uint16_t stages[];
@@ -72,7 +74,7 @@ __global__ void __launch_bounds__(kThreads) PrefillAttentionKernel(AttentionArgs
   const int kv_head = head / (shape.num_q_heads / shape.num_kv_heads);
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
   const int group = lane / 4, quad = lane % 4;
-  const int tile = blockIdx.x * kRows;                 // of q and out
+  const int tile = blockIdx.x * kRows;  // of q and out
   const int own[2] = {tile + warp * 16 + group, tile + warp * 16 + group + 8};
   const float scale = rsqrtf(static_cast<float>(kDim));
 
@@ -84,8 +86,7 @@ __global__ void __launch_bounds__(kThreads) PrefillAttentionKernel(AttentionArgs
       const int row = own[part % 2], column = s * 16 + 2 * quad + (part / 2) * 8;
       float x = 0, y = 0;
       if (row < num_rows) {
-        const float* const q =
-            args.q + (int64_t{row} * shape.num_q_heads + head) * kDim + column;
+        const float* const q = args.q + (int64_t{row} * shape.num_q_heads + head) * kDim + column;
         x = q[0];
         y = q[1];
       }
@@ -119,10 +120,11 @@ __global__ void __launch_bounds__(kThreads) PrefillAttentionKernel(AttentionArgs
         const int token = key0 + i / kPieces, piece = i % kPieces;
         const bool there = token < length;
         const int64_t at =
-            there ? ((int64_t{pages[token / 16]} * shape.num_kv_heads + kv_head) * 16 + token % 16) *
-                            kDim +
-                        piece * 8
-                  : 0;
+            there
+                ? ((int64_t{pages[token / 16]} * shape.num_kv_heads + kv_head) * 16 + token % 16) *
+                          kDim +
+                      piece * 8
+                : 0;
         uint16_t* const to = stage + (i / kPieces) * kStride + piece * 8;
         CopyAsync(to, args.kv.keys + at, there);
         CopyAsync(to + kKeys * kStride, args.kv.values + at, there);

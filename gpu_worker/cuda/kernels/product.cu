@@ -7,7 +7,8 @@ namespace isotherm::gpu {
 namespace {
 
 template <class Format, int R>
-__global__ void __launch_bounds__(kProductThreads, R == 1 ? kBlocksAtOnce : 1) ProductKernel(ProductArgs args) {
+__global__ void __launch_bounds__(kProductThreads, R == 1 ? kBlocksAtOnce : 1)
+    ProductKernel(ProductArgs args) {
   LetNextBegin();
   const int row0 = blockIdx.y * R;
   const int rows = min(R, *args.in.num_rows - row0);
@@ -79,7 +80,8 @@ __device__ QkvTask DescribeQkv(const AttentionShape& shape, int task) {
 }
 
 template <class Format, int R>
-__global__ void __launch_bounds__(kProductThreads, R == 1 ? kBlocksAtOnce : 1) QkvKernel(QkvArgs args) {
+__global__ void __launch_bounds__(kProductThreads, R == 1 ? kBlocksAtOnce : 1)
+    QkvKernel(QkvArgs args) {
   LetNextBegin();
   const int row0 = blockIdx.y * R;
   const int rows = min(R, args.step.header->num_rows - row0);
@@ -137,10 +139,9 @@ __global__ void __launch_bounds__(kProductThreads, R == 1 ? kBlocksAtOnce : 1) Q
                                              where.position / 16];
       const bool is_key = task.head < shape.num_q_heads + shape.num_kv_heads;
       const int kv_head = task.head - shape.num_q_heads - (is_key ? 0 : shape.num_kv_heads);
-      uint16_t* const to = (is_key ? args.kv.keys : args.kv.values) +
-                           ((int64_t{page} * shape.num_kv_heads + kv_head) * 16 +
-                            where.position % 16) *
-                               head_dim;
+      uint16_t* const to =
+          (is_key ? args.kv.keys : args.kv.values) +
+          ((int64_t{page} * shape.num_kv_heads + kv_head) * 16 + where.position % 16) * head_dim;
       to[task.i0] = Bits16(a, shape.bf16);
       to[task.i1] = Bits16(b, shape.bf16);
     }

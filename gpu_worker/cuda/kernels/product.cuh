@@ -3,15 +3,15 @@
 #include "gpu_worker/cuda/kernels/formats.cuh"
 #include "gpu_worker/cuda/kernels/kernels.h"
 
-// The product of a weight matrix and a few rows: a warp takes kOutputs matrix rows at a time, x lies
-// in shared memory as F32. Bound by reading the weights.
+// The product of a weight matrix and a few rows: a warp takes kOutputs matrix rows at a time, x
+// lies in shared memory as F32. Bound by reading the weights.
 namespace isotherm::gpu {
 
 inline constexpr int kProductThreads = 256;
 inline constexpr int kProductWarps = kProductThreads / kWarp;
 
-// Shared memory holds x so that the lanes of a warp, each with kElems columns, read 16 bytes side by
-// side: the columns' groups of 4 lie in kElems / 4 planes.
+// Shared memory holds x so that the lanes of a warp, each with kElems columns, read 16 bytes side
+// by side: the columns' groups of 4 lie in kElems / 4 planes.
 template <int kElems>
 __device__ inline int StagedIndex(int column, int padded) {
   constexpr int kPlanes = kElems / 4;
@@ -60,8 +60,8 @@ __device__ inline float4* Staged4(float* xs, int column, int padded) {
 // Rows row0 .. row0 + rows of the input to shared memory, zero in the padding and in rows that are
 // not there. Ends with a barrier. Rows of x begin on 16 bytes where columns is a multiple of 4.
 template <int kElems, int R>
-__device__ inline void StageRows(const ProductInput& in, int row0, int rows, int columns, int padded,
-                                 float* xs) {
+__device__ inline void StageRows(const ProductInput& in, int row0, int rows, int columns,
+                                 int padded, float* xs) {
   __shared__ float scratch[32];
   const int step = 4 * static_cast<int>(blockDim.x);
   for (int r = 0; r < R; ++r) {
@@ -128,22 +128,22 @@ struct WeightBatch {
       const int c = c0 + u * kWarp;
 #pragma unroll
       for (int i = 0; i < kOutputs; ++i) {
-        const auto* const data =
-            reinterpret_cast<const uint4*>(static_cast<const unsigned char*>(w.data) +
-                                           rows[i] * Format::RowBytes(padded));
+        const auto* const data = reinterpret_cast<const uint4*>(
+            static_cast<const unsigned char*>(w.data) + rows[i] * Format::RowBytes(padded));
         raw[u][i] = c < chunks ? __ldcs(data + c) : uint4{0, 0, 0, 0};
         if constexpr (Format::kScaled) {
-          scale[u][i] = c < chunks ? __ldg(w.scales + int64_t{rows[i]} * (padded / 32) +
-                                           c * Format::kElems / 32)
-                                   : uint16_t{0};
+          scale[u][i] =
+              c < chunks
+                  ? __ldg(w.scales + int64_t{rows[i]} * (padded / 32) + c * Format::kElems / 32)
+                  : uint16_t{0};
         }
       }
     }
   }
 };
 
-// acc[i][r] = weights row i . x row r, in every lane. rows: the matrix rows, each inside the matrix;
-// `batch`: their first pieces, loaded from the lane's own on.
+// acc[i][r] = weights row i . x row r, in every lane. rows: the matrix rows, each inside the
+// matrix; `batch`: their first pieces, loaded from the lane's own on.
 template <class Format, int kOutputs, int R>
 __device__ inline void WarpDots(const DeviceMatrix& w, const int (&rows)[kOutputs], const float* xs,
                                 WeightBatch<Format, kOutputs>& batch, float (&acc)[kOutputs][R]) {
@@ -221,15 +221,16 @@ void ForRowTile(int max_rows, const Launch& launch) {
   return launch(std::integral_constant<int, 4>());
 }
 
-// Lets `kernel` use `bytes` of shared memory beside what it declares itself; 48 KiB of both together
-// need no leave.
+// Lets `kernel` use `bytes` of shared memory beside what it declares itself; 48 KiB of both
+// together need no leave.
 template <class Kernel>
 void AllowShared(Kernel kernel, int bytes) {
   if (bytes > 16 * 1024)
     cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
 }
 
-// Whether kernels here wait by themselves for the one before: compiled for it, on a device that can.
+// Whether kernels here wait by themselves for the one before: compiled for it, on a device that
+// can.
 template <class Kernel>
 bool CanLaunchEarly(Kernel kernel) {
   static const bool can = [&] {
@@ -244,8 +245,8 @@ bool CanLaunchEarly(Kernel kernel) {
   return can;
 }
 
-// Launches a kernel that calls AwaitPrevious. `early`: it may begin before the one ahead of it in the
-// stream has ended.
+// Launches a kernel that calls AwaitPrevious. `early`: it may begin before the one ahead of it in
+// the stream has ended.
 template <class Args>
 void LaunchEarly(void (*kernel)(Args), const Args& args, dim3 grid, int threads, int shared,
                  cudaStream_t stream, bool early = true) {

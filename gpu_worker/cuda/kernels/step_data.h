@@ -52,7 +52,7 @@ struct StepHeader {
   uint64_t next_sequence = 0;  // of the next post
   const LayerTable* tables = nullptr;
   const unsigned char* const* arena = nullptr;  // each layer's bundles, as mapped; null: none
-  SlotRing ring;  // base null: no cpu side
+  SlotRing ring;                                // base null: no cpu side
 };
 
 struct StepRow {
@@ -77,10 +77,10 @@ struct LayerTrace {
   uint64_t begin = 0;      // the layer's first kernel
   uint64_t predict = 0;    // attention was done
   uint64_t activated = 0;  // the active set was known
-  uint64_t posted = 0;    // the doorbell was rung
-  uint64_t gpu_done = 0;  // this side's share was done
-  uint64_t streamed = 0;  // the share read over PCIe was done
-  uint64_t resumed = 0;   // the cpu side's result was there
+  uint64_t posted = 0;     // the doorbell was rung
+  uint64_t gpu_done = 0;   // this side's share was done
+  uint64_t streamed = 0;   // the share read over PCIe was done
+  uint64_t resumed = 0;    // the cpu side's result was there
   uint64_t merged = 0;
   float cpu_us = 0;
   int32_t active = 0, hot = 0;  // of the rows' union
@@ -100,8 +100,8 @@ struct StepState {
   int32_t failure = kStepOk;
   int32_t failed_layer = -1;
   uint64_t owed_hash = 0;
-  uint64_t work_hash = 0;   // of neurons computed on this side
-  uint64_t cold_hash = 0;   // of the cpu side's accepted results
+  uint64_t work_hash = 0;  // of neurons computed on this side
+  uint64_t cold_hash = 0;  // of the cpu side's accepted results
   int64_t active_neurons = 0, hot_neurons = 0;
   int64_t open_neurons = 0;
   // Of the running layer.

@@ -285,8 +285,8 @@ TEST_F(SyntheticModelTest, AFileInMemoryHasTheSameBytes) {
   o.num_layers = 2;
   Generate(o, "disk.gguf");
   for (const bool huge_pages : {false, true}) {
-    const absl::Status status = GenerateSyntheticModel(
-        o, memory + "/m.gguf", {.num_threads = 3, .huge_pages = huge_pages});
+    const absl::Status status =
+        GenerateSyntheticModel(o, memory + "/m.gguf", {.num_threads = 3, .huge_pages = huge_pages});
     EXPECT_TRUE(status.ok()) << status;
     std::ifstream file(memory + "/m.gguf", std::ios::binary);
     const std::string got(std::istreambuf_iterator<char>(file), {});

@@ -193,7 +193,7 @@ TEST_F(ServeProcessTest, PlacementVerbsTalkToTheRunningServer) {
   ASSERT_TRUE(serve.ReadUntilOut("ask it")) << serve.err();
   EXPECT_THAT(serve.out(), HasSubstr("epoch 2: 50 % of the neurons hot in 1.00 MB"));
   const std::vector<std::pair<std::vector<std::string>, std::string>> cases = {
-      {{"show"}, "    0  ########........................    25 %"},
+      {{"show"}, "    0  #######.....................    25 %           50 %"},
       {{"show", "--json"}, R"("hot_share":0.5)"},
       {{"history"}, "    1  retired"},
       {{"history", "--last", "1", "--json"}, R"("state":"live")"},

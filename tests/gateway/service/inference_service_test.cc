@@ -310,8 +310,7 @@ TEST_F(SlowReaderTest, IsCutAndItsMateGoesOn) {
       gateway_->address(), grpc::InsecureChannelCredentials(), arguments));
   grpc::ClientContext context;
   auto reader = slow_stub->Generate(&context, big);  // and nobody reads
-  ASSERT_TRUE(
-      workers_.WaitUntil([](const FakeStepWorkers& w) { return w.known_sequences() > 0; }));
+  ASSERT_TRUE(workers_.WaitUntil([](const FakeStepWorkers& w) { return w.known_sequences() > 0; }));
   const Answer mate = Generate(Request(100));
   EXPECT_EQ(mate.tokens.at(0), Golden(100));
   EXPECT_TRUE(WorkersAreClean());

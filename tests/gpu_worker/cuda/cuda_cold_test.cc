@@ -1,6 +1,6 @@
-// The CUDA backend and a cpu_worker's engine, joined by the shared memory that the two processes use:
-// the integer-weight model, bit for bit, however the neurons are divided between hot ones, those read
-// over PCIe and those of the cpu side, and however many rows a step has.
+// The CUDA backend and a cpu_worker's engine, joined by the shared memory that the two processes
+// use: the integer-weight model, bit for bit, however the neurons are divided between hot ones,
+// those read over PCIe and those of the cpu side, and however many rows a step has.
 #include <stdlib.h>
 
 #include <filesystem>
@@ -73,8 +73,8 @@ class Pair {
     if (!device.ok()) return device.status();
     device_ = *std::move(device);
     constexpr int32_t kSharedRows = 256;
-    cpu_worker_ = std::make_unique<cpu::CpuWorker>(cpu::CpuWorker::Options{
-        .socket_dir = folder_, .num_threads = 2, .max_rows = kSharedRows});
+    cpu_worker_ = std::make_unique<cpu::CpuWorker>(
+        cpu::CpuWorker::Options{.socket_dir = folder_, .num_threads = 2, .max_rows = kSharedRows});
     auto source = cpu::SourceOf(model_);
     if (!source.ok()) return source.status();
     absl::Status status =
@@ -86,8 +86,8 @@ class Pair {
     auto offer = (*parts)->attachments->Open("test", shm::LayoutHash(ArenaShapeOf(layout)),
                                              kSharedRows, /*device_rings=*/true);
     if (!offer.ok()) return offer.status();
-    auto handoff = shm::TakeHandoff(offer->socket_path, offer->handoff_token,
-                                    std::chrono::milliseconds(2000));
+    auto handoff =
+        shm::TakeHandoff(offer->socket_path, offer->handoff_token, std::chrono::milliseconds(2000));
     if (!handoff.ok()) return handoff.status();
     auto attachment = ShmColdAttachment::Attach(*std::move(handoff),
                                                 {.nonce = offer->nonce,
@@ -145,8 +145,8 @@ class CudaColdTest : public testing::TestWithParam<Division> {
   }
 };
 
-// One prompt in steps of several sizes: through the graph, through products that the cpu side shares,
-// through products alone with listed neurons and, of mostly cold layers, with copied ones.
+// One prompt in steps of several sizes: through the graph, through products that the cpu side
+// shares, through products alone with listed neurons and, of mostly cold layers, with copied ones.
 TEST_P(CudaColdTest, PromptsOfAnyLengthGiveTheGoldenResidual) {
   const reference::IntegerModel model({.ffn_dim = GetParam().ffn_dim, .seed = 5});
   std::mt19937_64 random(3);
@@ -233,8 +233,8 @@ TEST_P(CudaColdTest, BatchesOfAnySizeGiveTheGoldenTokens) {
 INSTANTIATE_TEST_SUITE_P(
     Divisions, CudaColdTest,
     testing::Values(Division{0.0, 0.0}, Division{0.0, 0.5}, Division{0.0, 1.0}, Division{0.1, 0.5},
-                    Division{0.5, 0.4}, Division{1.0, 0.5},
-                    Division{0.0, -1}, Division{0.2, -1}, Division{0.6, -1, DType::kQ8_0}, Division{0.3, 0.5, DType::kBF16},
+                    Division{0.5, 0.4}, Division{1.0, 0.5}, Division{0.0, -1}, Division{0.2, -1},
+                    Division{0.6, -1, DType::kQ8_0}, Division{0.3, 0.5, DType::kBF16},
                     Division{0.3, 0.5, DType::kQ8_0}, Division{0.2, 0.5, DType::kQ4_0},
                     Division{0.2, 0.6, DType::kF16, 328}));
 

@@ -26,9 +26,9 @@ class Layer {
     double cpu = 0, streamed = 0;
     for (size_t n = 0; n < counts_.size(); ++n) {
       const bool to_cpu =
-          counts_[n] < whole || (counts_[n] == whole && static_cast<double>(n) <
-                                                            (level - whole) *
-                                                                static_cast<double>(counts_.size()));
+          counts_[n] < whole ||
+          (counts_[n] == whole &&
+           static_cast<double>(n) < (level - whole) * static_cast<double>(counts_.size()));
       (to_cpu ? cpu : streamed) += to_cpu ? 0.25 + us_a_row * counts_[n] : 0.5;
     }
     return {cpu, streamed};
