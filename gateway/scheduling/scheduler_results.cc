@@ -390,8 +390,10 @@ void Scheduler::RestartAfterFault(ScheduledRequest& request, FaultKind kind, boo
 
 void Scheduler::OnGpuLost(const absl::Status& why) {
   if (!gpu_hello_.has_value()) return;
-  SPDLOG_WARN("gpu_worker lost with {} requests running: {}", running_.size(),
-              std::string(why.message()));
+  if (!draining_ || !running_.empty()) {  // at an orderly end it is no loss
+    SPDLOG_WARN("gpu_worker lost with {} requests running: {}", running_.size(),
+                std::string(why.message()));
+  }
   ++step_failures_;
   std::vector<RequestHandle> at_work;
   for (const SentStep& step : ledger_.in_flight()) {

@@ -38,6 +38,8 @@ TEST_F(ShutdownTest, GatewayDrainsWhatRuns) {
   }
   EXPECT_EQ(cluster.process("gateway").WaitForExit(seconds(10)), 0)
       << cluster.process("gateway").Log();
+  // An orderly end alarms nobody.
+  EXPECT_THAT(cluster.process("gateway").Log(), testing::Not(testing::HasSubstr("warning")));
 }
 
 TEST_F(ShutdownTest, LoadSeesOnlyWholeAnswersAndClearRefusalsWhileAllStop) {
