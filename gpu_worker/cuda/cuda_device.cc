@@ -194,7 +194,7 @@ absl::Status CudaDevice::Allocate() {
     max_rank = std::max(max_rank, layer.fc1.rows);
   const int64_t words = CeilDiv<int64_t>(config_.ffn_dim, 64);
   const int64_t half = config_.rope_dims / 2;
-  const AttentionShape shape = AttentionShapeOf(config_, layout_.dtype == DType::kBF16);
+  const AttentionShape shape = StepParts{.config = &config_, .layout = &layout_}.Shape();
   input_layout_ = StepInputs::Make(config_.num_layers, all_rows, max_pages_);
   const auto carve = [&](Carver& carver) {
     StepBuffersCuda b;
@@ -248,34 +248,22 @@ absl::Status CudaDevice::Allocate() {
   ISOTHERM_ASSIGN_OR_RETURN(
       pool_memory_,
       HotMemory::Reserve(options_.device, layout_.layer_bytes() * layout_.num_layers));
-  graph_ = std::make_unique<StepGraph>(StepGraph::Parts{.config = &config_,
-                                                        .layout = &layout_,
-                                                        .weights = &weights_,
-                                                        .buffers = buffers_,
-                                                        .inputs = input_layout_,
-                                                        .kv = kv_.as<uint16_t>(),
-                                                        .kv_pages = options_.kv_pages,
-                                                        .pool = pool_memory_->data(),
-                                                        .host_inputs = inputs_.as<>(),
-                                                        .host_results = results_.as<>(),
-                                                        .logits_offset = logits_offset_,
-                                                        .max_rows = rows});
+  const StepParts parts{.config = &config_,
+                        .layout = &layout_,
+                        .weights = &weights_,
+                        .buffers = buffers_,
+                        .inputs = input_layout_,
+                        .kv = kv_.as<uint16_t>(),
+                        .kv_pages = options_.kv_pages,
+                        .pool = pool_memory_->data(),
+                        .host_inputs = inputs_.as<>(),
+                        .host_results = results_.as<>(),
+                        .logits_offset = logits_offset_};
+  graph_ = std::make_unique<StepGraph>(parts, rows);
   ISOTHERM_RETURN_IF_ERROR(graph_->Capture(stream_));
   if (all_rows < product_rows_) return absl::OkStatus();
-  ISOTHERM_ASSIGN_OR_RETURN(prefill_, PrefillPass::Create({.config = &config_,
-                                                           .layout = &layout_,
-                                                           .weights = &weights_,
-                                                           .buffers = buffers_,
-                                                           .inputs = input_layout_,
-                                                           .kv = kv_.as<uint16_t>(),
-                                                           .kv_pages = options_.kv_pages,
-                                                           .pool = pool_memory_->data(),
-                                                           .host_inputs = inputs_.as<>(),
-                                                           .host_results = results_.as<>(),
-                                                           .logits_offset = logits_offset_,
-                                                           .max_rows = all_rows,
-                                                           .graph_rows = rows},
-                                                          stream_));
+  ISOTHERM_ASSIGN_OR_RETURN(
+      prefill_, PrefillPass::Create(parts, {.max_rows = all_rows, .graph_rows = rows}, stream_));
   memory_.workspace += prefill_->bytes();
   return absl::OkStatus();
 }

@@ -4,7 +4,6 @@
 #include "common/base/checked_math.h"
 #include "common/base/status_macros.h"
 #include "gpu_worker/cuda/prefill_pass.h"
-#include "gpu_worker/kv_page.h"
 
 namespace isotherm::gpu {
 namespace {
@@ -68,14 +67,11 @@ absl::Status PrefillPass::Attend(const Step& step, int32_t l, cudaStream_t strea
   const ModelConfig& config = *parts_.config;
   const StepBuffersCuda& b = parts_.buffers;
   const CudaWeights::Layer& layer = parts_.weights->layers[static_cast<size_t>(l)];
-  const bool bf16 = parts_.layout->dtype == DType::kBF16;
+  const bool bf16 = parts_.bf16();
   const auto dim = static_cast<int32_t>(config.model_dim);
   const int64_t q_dim = config.num_q_heads * config.head_dim;
-  const AttentionShape shape = AttentionShapeOf(config, bf16);
-  const int64_t kv_elements =
-      int64_t{parts_.kv_pages} * kPageSize * config.num_kv_heads * config.head_dim;
-  const KvPages kv{.keys = parts_.kv + 2 * l * kv_elements,
-                   .values = parts_.kv + (2 * l + 1) * kv_elements};
+  const AttentionShape shape = parts_.Shape();
+  const KvPages kv = parts_.KvOf(l);
   for (int64_t first = 0; first < step.rows; first += tile_rows_) {
     const auto rows = static_cast<int32_t>(std::min<int64_t>(tile_rows_, step.rows - first));
     float* const x = b.x + first * dim;
@@ -83,13 +79,13 @@ absl::Status PrefillPass::Attend(const Step& step, int32_t l, cudaStream_t strea
                     .stride = dim,
                     .num_rows = rows,
                     .columns = dim,
-                    .norm = NormOf(layer.attention_norm),
+                    .norm = parts_.NormOf(layer.attention_norm),
                     .out = h16_},
                    stream);
     ISOTHERM_RETURN_IF_ERROR(Product(layer.qkv, 0, layer.qkv.rows, h16_, nullptr,
                                      /*exact_w=*/false, bf16, rows, 0.0f, qkv_, layer.qkv.rows,
                                      stream));
-    LaunchFinishQkv({.step = Pointers(),
+    LaunchFinishQkv({.step = parts_.Pointers(),
                      .shape = shape,
                      .first_row = static_cast<int32_t>(first),
                      .num_rows = rows,
@@ -100,7 +96,7 @@ absl::Status PrefillPass::Attend(const Step& step, int32_t l, cudaStream_t strea
                      .q = q_,
                      .kv = kv},
                     stream);
-    AttentionArgs attention{.step = Pointers(),
+    AttentionArgs attention{.step = parts_.Pointers(),
                             .shape = shape,
                             .first_row = static_cast<int32_t>(first),
                             .q = q_,
@@ -108,11 +104,11 @@ absl::Status PrefillPass::Attend(const Step& step, int32_t l, cudaStream_t strea
                             .splits = 1,
                             .out = attention_,
                             .early = !config.parallel_attention};
-    if (step.rows <= parts_.graph_rows && step.page_tables * 4 > step.rows) {
+    if (step.rows <= limits_.graph_rows && step.page_tables * 4 > step.rows) {
       // Many sequences of few rows: there is nothing to share between rows.
       attention.splits = kAttentionSplits;
       attention.scratch = b.attention_scratch;
-      attention.max_rows = parts_.graph_rows;
+      attention.max_rows = limits_.graph_rows;
       LaunchAttention(attention, rows, stream);
     } else {
       LaunchPrefillAttention(attention, rows, stream);
@@ -145,12 +141,12 @@ absl::Status PrefillPass::Predict(const Step& step, int32_t l, cudaStream_t stre
                   .stride = dim,
                   .num_rows = step.rows,
                   .columns = dim,
-                  .norm = NormOf(layer.ffn_norm),
+                  .norm = parts_.NormOf(layer.ffn_norm),
                   .out = b.z},
                  stream);
   for (int64_t first = 0; first < step.rows; first += pass_rows_) {
     const auto rows = static_cast<int32_t>(std::min<int64_t>(pass_rows_, step.rows - first));
-    ActivateRowsArgs activate{.step = Pointers(),
+    ActivateRowsArgs activate{.step = parts_.Pointers(),
                               .layer = l,
                               .first_row = static_cast<int32_t>(first),
                               .num_rows = rows,
@@ -200,38 +196,6 @@ absl::Status PrefillPass::Predict(const Step& step, int32_t l, cudaStream_t stre
     }
   }
   return absl::OkStatus();
-}
-
-void PrefillPass::PredictFew(const Step& step, int32_t l, cudaStream_t stream) {
-  const ModelConfig& config = *parts_.config;
-  const StepBuffersCuda& b = parts_.buffers;
-  const CudaWeights::Layer& layer = parts_.weights->layers[static_cast<size_t>(l)];
-  const auto dim = static_cast<int32_t>(config.model_dim);
-  LaunchPredict({.step = Pointers(),
-                 .layer = l,
-                 .x = b.x,
-                 .model_dim = dim,
-                 .norm = NormOf(layer.ffn_norm),
-                 .fc1 = layer.fc1,
-                 .hidden = b.hidden,
-                 .hidden_stride = b.hidden_stride,
-                 .z = b.z,
-                 .begins_layer = config.parallel_attention,
-                 .posts = false},
-                step.rows, stream);
-  LaunchActivate({.step = Pointers(),
-                  .layer = l,
-                  .num_neurons = static_cast<int32_t>(config.ffn_dim),
-                  .hidden = b.hidden,
-                  .hidden_stride = b.hidden_stride,
-                  .fc2 = layer.fc2,
-                  .threshold = config.sparse_threshold,
-                  .active = b.active,
-                  .predicted = b.predicted + l * config.ffn_dim,
-                  .z = b.z,
-                  .model_dim = dim,
-                  .posts = false},
-                 step.rows, stream);
 }
 
 }  // namespace isotherm::gpu

@@ -41,9 +41,10 @@ absl::Status CublasStatus(cublasStatus_t status, absl::string_view what) {
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<PrefillPass>> PrefillPass::Create(const Parts& parts,
+absl::StatusOr<std::unique_ptr<PrefillPass>> PrefillPass::Create(const StepParts& parts,
+                                                                 const Limits& limits,
                                                                  cudaStream_t stream) {
-  std::unique_ptr<PrefillPass> pass(new PrefillPass(parts));
+  std::unique_ptr<PrefillPass> pass(new PrefillPass(parts, limits));
   ISOTHERM_RETURN_IF_ERROR(pass->Allocate());
   return pass;
 }
@@ -65,10 +66,10 @@ absl::Status PrefillPass::Allocate() {
   const int64_t rank = RoundUp<int64_t>(parts_.buffers.hidden_stride, 32);  // 0: no predictor
   const int64_t bundle_elements =
       std::max<int64_t>(layout.rows * layout.model_dim, layout.bundle_bytes / 2);
-  tile_rows_ = std::min<int64_t>(kTileRows, parts_.max_rows);
-  pass_rows_ = std::min<int64_t>(kPassRows, parts_.max_rows);
+  tile_rows_ = std::min<int64_t>(kTileRows, limits_.max_rows);
+  pass_rows_ = std::min<int64_t>(kPassRows, limits_.max_rows);
   // Few rows never fetch more than they need, in slices that are soon there.
-  const int64_t slice_bytes = parts_.max_rows <= kFewRows ? kSliceBytes / 3 : kSliceBytes;
+  const int64_t slice_bytes = limits_.max_rows <= kFewRows ? kSliceBytes / 3 : kSliceBytes;
   slice_neurons_ = static_cast<int32_t>(std::max<int64_t>(
       kSliceStep,
       std::min(slice_bytes / (2 * bundle_elements), RoundUp(layout.num_neurons, kSliceStep)) /
@@ -141,27 +142,6 @@ absl::Status PrefillPass::Allocate() {
   return absl::OkStatus();
 }
 
-StepPointers PrefillPass::Pointers() const {
-  const unsigned char* const inputs = parts_.buffers.inputs;
-  const StepInputs& in = parts_.inputs;
-  return {.header = reinterpret_cast<const StepHeader*>(inputs + in.header),
-          .layers = reinterpret_cast<const LayerStep*>(inputs + in.layers),
-          .rows = reinterpret_cast<const StepRow*>(inputs + in.rows),
-          .logit_rows = reinterpret_cast<const int32_t*>(inputs + in.logit_rows),
-          .page_tables = reinterpret_cast<const int32_t*>(inputs + in.pages),
-          .state = parts_.buffers.state,
-          .times = parts_.buffers.times,
-          .traces = parts_.buffers.traces};
-}
-
-NormWeights PrefillPass::NormOf(const CudaWeights::Norm& norm) const {
-  return {.kind = parts_.config->norm == NormKind::kLayer ? NormOp::kLayer : NormOp::kRms,
-          .weight = norm.weight,
-          .bias = norm.bias,
-          .eps = parts_.config->norm_eps,
-          .bf16 = parts_.layout->dtype == DType::kBF16};
-}
-
 // Row-major y[n, m] (+)= alpha * x[n, k] * w[m, k]^T, which to cuBLAS is the transpose,
 // column-major.
 absl::Status PrefillPass::Gemm(bool bf16, int64_t m, int64_t n, int64_t k, float alpha,
@@ -194,17 +174,8 @@ int32_t PrefillPass::Read(int32_t layer) const {
 bool PrefillPass::Whole(const Step& step, int32_t l) const {
   const Layer& layer = step.layers[static_cast<size_t>(l)];
   return step.rows > kSelectRows && layer.arena != nullptr &&
-         (parts_.layout->dtype == DType::kF16 || parts_.layout->dtype == DType::kBF16) &&
+         (parts_.layout->dtype == DType::kF16 || parts_.bf16()) &&
          layer.cold >= kWholeShare * static_cast<double>(layer.hot + layer.cold);
-}
-
-DeviceBundles PrefillPass::Bundles() const {
-  const BundleLayout& layout = *parts_.layout;
-  return {.dtype = layout.dtype,
-          .rows = layout.rows,
-          .model_dim = layout.model_dim,
-          .row_bytes = layout.row_bytes,
-          .bundle_bytes = layout.bundle_bytes};
 }
 
 absl::Status PrefillPass::FetchAhead(const Step& step, size_t slices) {
@@ -220,9 +191,9 @@ absl::Status PrefillPass::FetchAhead(const Step& step, size_t slices) {
           slices_[buffer], from, static_cast<size_t>(slice.count * layout.bundle_bytes),
           cudaMemcpyHostToDevice, copy_stream_));
     } else {
-      LaunchGatherBundles({.step = Pointers(),
+      LaunchGatherBundles({.step = parts_.Pointers(),
                            .layer = slice.layer,
-                           .bundles = Bundles(),
+                           .bundles = parts_.Bundles(),
                            .bf16 = layout.dtype == DType::kBF16,
                            .streamed = true,
                            .list = ListOf(slice),
@@ -242,7 +213,7 @@ absl::Status PrefillPass::Multiply(const Step& step, int32_t l, const Weights& w
   const StepBuffersCuda& b = parts_.buffers;
   const int64_t dim = config.model_dim;
   const bool gated = parts_.layout->rows == 3;
-  const bool bf16 = parts_.layout->dtype == DType::kBF16;
+  const bool bf16 = parts_.bf16();
   const cudaDataType_t type = bf16 ? CUDA_R_16BF : CUDA_R_16F;
   const int count = PaddedCount(ids.count);
   const float one = 1.0f, zero = 0.0f;
@@ -255,7 +226,7 @@ absl::Status PrefillPass::Multiply(const Step& step, int32_t l, const Weights& w
         type, static_cast<int>(weights.stride), weights.row, z, type, static_cast<int>(dim), 0,
         &zero, gate_, CUDA_R_32F, slice_neurons_, gated ? up_ - gate_ : 0, gated ? 2 : 1,
         CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT));
-    LaunchNeuronValues({.step = Pointers(),
+    LaunchNeuronValues({.step = parts_.Pointers(),
                         .layer = l,
                         .first_row = static_cast<int32_t>(first),
                         .num_rows = rows,
@@ -299,7 +270,7 @@ absl::Status PrefillPass::List(const Step& step, int32_t l, cudaStream_t stream)
     AddSlices(l, layer.hot + layer.cold, From::kIds);
     return absl::OkStatus();
   }
-  LaunchListNeurons({.step = Pointers(),
+  LaunchListNeurons({.step = parts_.Pointers(),
                      .layer = l,
                      .num_rows = step.rows,
                      .num_neurons = static_cast<int32_t>(parts_.layout->num_neurons),
@@ -335,7 +306,7 @@ absl::Status PrefillPass::List(const Step& step, int32_t l, cudaStream_t stream)
 absl::Status PrefillPass::ListTop(const Step& step, int32_t l, cudaStream_t stream) {
   const Layer& layer = step.layers[static_cast<size_t>(l)];
   if (layer.num_top == 0) return absl::OkStatus();
-  LaunchListNeurons({.step = Pointers(),
+  LaunchListNeurons({.step = parts_.Pointers(),
                      .layer = l,
                      .num_rows = step.rows,
                      .num_neurons = static_cast<int32_t>(parts_.layout->num_neurons),
@@ -376,9 +347,9 @@ absl::Status PrefillPass::HotNeurons(const Step& step, int32_t l, cudaStream_t s
                  .stride = layout.bundle_bytes / 2,
                  .row = layout.row_bytes / 2};
     } else {
-      LaunchGatherBundles({.step = Pointers(),
+      LaunchGatherBundles({.step = parts_.Pointers(),
                            .layer = l,
-                           .bundles = Bundles(),
+                           .bundles = parts_.Bundles(),
                            .bf16 = layout.dtype == DType::kBF16,
                            .pool = parts_.pool,
                            .list = hot_slots_[l % 2] + first,
@@ -436,24 +407,7 @@ absl::Status PrefillPass::Launch(const Step& step, cudaStream_t stream) {
   plan_.clear();
   num_hot_.clear();
   fetched_ = used_ = 0;
-  cudaMemcpyAsync(const_cast<unsigned char*>(b.inputs), parts_.host_inputs,
-                  static_cast<size_t>(parts_.inputs.BytesFor(step.page_tables)),
-                  cudaMemcpyHostToDevice, stream);
-  LaunchEmbed({.step = Pointers(),
-               .dtype = weights.embedding.dtype,
-               .embedding = weights.embedding.memory.as<const unsigned char>(),
-               .embedding_row_bytes = weights.embedding.row_bytes,
-               .positions_dtype = weights.positions.dtype,
-               .positions = weights.positions.memory.as<const unsigned char>(),
-               .positions_row_bytes = weights.positions.row_bytes,
-               .position_offset = static_cast<int32_t>(config.position_offset),
-               .model_dim = dim,
-               .x = b.x,
-               .rope_frequencies = b.rope_frequencies,
-               .rope_half = static_cast<int32_t>(config.rope_dims / 2),
-               .rope_cos = b.rope_cos,
-               .rope_sin = b.rope_sin},
-              step.rows, stream);
+  parts_.Begin(step.rows, step.page_tables, stream);
   // What is listed without looking at the rows is listed a layer ahead, so that PCIe never waits
   // for attention.
   const bool ahead = step.rows > kSelectRows;
@@ -464,8 +418,8 @@ absl::Status PrefillPass::Launch(const Step& step, cudaStream_t stream) {
   ISOTHERM_RETURN_IF_ERROR(list_ahead(0));
   ISOTHERM_RETURN_IF_ERROR(FetchAhead(step, kBuffers));
   const auto predict = [&](int32_t l) -> absl::Status {
-    if (step.rows <= std::min(kFewPredictedRows, parts_.graph_rows)) {
-      PredictFew(step, l, stream);
+    if (step.rows <= std::min(kFewPredictedRows, limits_.graph_rows)) {
+      parts_.Predict(l, /*posts=*/false, step.rows, stream);
     } else {
       Mark(step, l, &LayerTrace::predict, stream);
       ISOTHERM_RETURN_IF_ERROR(Predict(step, l, stream));
@@ -473,7 +427,7 @@ absl::Status PrefillPass::Launch(const Step& step, cudaStream_t stream) {
     }
     if (!step.shared) return absl::OkStatus();
     LaunchDivideRows(
-        {.step = Pointers(),
+        {.step = parts_.Pointers(),
          .layer = l,
          .num_rows = step.rows,
          .num_neurons = static_cast<int32_t>(config.ffn_dim),
@@ -482,7 +436,7 @@ absl::Status PrefillPass::Launch(const Step& step, cudaStream_t stream) {
          .level = step.level != nullptr ? static_cast<float>(step.level->level(step.rows)) : -1.0f,
          .to_cpu = to_cpu_},
         stream);
-    LaunchPostRows({.step = Pointers(),
+    LaunchPostRows({.step = parts_.Pointers(),
                     .layer = l,
                     .num_rows = step.rows,
                     .num_neurons = static_cast<int32_t>(config.ffn_dim),
@@ -510,7 +464,7 @@ absl::Status PrefillPass::Launch(const Step& step, cudaStream_t stream) {
     ISOTHERM_RETURN_IF_ERROR(list_ahead(l + 1));
     ISOTHERM_RETURN_IF_ERROR(Neurons(step, l, stream));
     if (step.shared) {
-      LaunchMerge({.step = Pointers(),
+      LaunchMerge({.step = parts_.Pointers(),
                    .layer = l,
                    .model_dim = dim,
                    .num_neurons = static_cast<int32_t>(config.ffn_dim),
@@ -525,23 +479,7 @@ absl::Status PrefillPass::Launch(const Step& step, cudaStream_t stream) {
     if (layer.down_bias != nullptr) LaunchAddBias(b.x, layer.down_bias, step.rows, dim, stream);
     Mark(step, l, &LayerTrace::merged, stream);
   }
-  if (step.logits > 0) {
-    LaunchProduct({.in = {.x = b.x,
-                          .stride = dim,
-                          .gather = Pointers().logit_rows,
-                          .num_rows = &Pointers().header->num_logits,
-                          .norm = NormOf(weights.output_norm)},
-                   .w = weights.head,
-                   .y = b.logits,
-                   .y_stride = weights.head.rows,
-                   .output = ProductOutput::kStore},
-                  step.logits, stream);
-    cudaMemcpyAsync(parts_.host_results + parts_.logits_offset, b.logits,
-                    static_cast<size_t>(step.logits * weights.head.rows) * sizeof(float),
-                    cudaMemcpyDeviceToHost, stream);
-  }
-  cudaMemcpyAsync(parts_.host_results, b.state, static_cast<size_t>(StateBytes(config.num_layers)),
-                  cudaMemcpyDeviceToHost, stream);
+  parts_.End(step.logits, stream);
   return CudaStatus(cudaGetLastError(), "launching a prefill step");
 }
 

@@ -9,13 +9,10 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
-#include "gpu_worker/cuda/cuda_weights.h"
 #include "gpu_worker/cuda/device_memory.h"
 #include "gpu_worker/cuda/kernels/prefill.h"
 #include "gpu_worker/cuda/share_level.h"
-#include "gpu_worker/cuda/step_graph.h"
-#include "models/bundle_layout.h"
-#include "models/model_config.h"
+#include "gpu_worker/cuda/step_parts.h"
 
 namespace isotherm::gpu {
 
@@ -27,23 +24,13 @@ namespace isotherm::gpu {
 // StepGraph's: inputs, state and results lie in the same places.
 class PrefillPass {
  public:
-  struct Parts {
-    const ModelConfig* config = nullptr;
-    const BundleLayout* layout = nullptr;
-    const CudaWeights* weights = nullptr;
-    StepBuffersCuda buffers;  // x, z, active, rope, logits, inputs and state serve max_rows
-    StepInputs inputs;
-    uint16_t* kv = nullptr;
-    int32_t kv_pages = 0;
-    const unsigned char* pool = nullptr;
-    const std::byte* host_inputs = nullptr;
-    std::byte* host_results = nullptr;
-    int64_t logits_offset = 0;
-    int32_t max_rows = 0;
+  struct Limits {
+    int32_t max_rows = 0;    // that x, z, active, rope, logits, inputs and state serve
     int32_t graph_rows = 0;  // that hidden and attention_scratch serve
   };
   // Takes its memory and loads what it will run. FailedPrecondition without cuBLAS.
-  static absl::StatusOr<std::unique_ptr<PrefillPass>> Create(const Parts& parts,
+  static absl::StatusOr<std::unique_ptr<PrefillPass>> Create(const StepParts& parts,
+                                                             const Limits& limits,
                                                              cudaStream_t stream);
   ~PrefillPass();
 
@@ -95,11 +82,8 @@ class PrefillPass {
     int32_t first_id = 0, count = 0;
     bool over_pcie = false;
   };
-  explicit PrefillPass(const Parts& parts) : parts_(parts) {}
+  PrefillPass(const StepParts& parts, const Limits& limits) : parts_(parts), limits_(limits) {}
   absl::Status Allocate();
-  StepPointers Pointers() const;
-  NormWeights NormOf(const CudaWeights::Norm& norm) const;
-  DeviceBundles Bundles() const;
   // Columns [first, last) of y[rows, w.rows] = (beta *) y + x * w^T; x in 16 bits, `low` null or
   // what it lacks. Columns of y up to a multiple of 8 may be overwritten, with zeros.
   absl::Status Product(const DeviceMatrix& w, int64_t first, int64_t last, const uint16_t* x,
@@ -110,8 +94,6 @@ class PrefillPass {
                     int64_t y_stride);
   absl::Status Attend(const Step& step, int32_t layer, cudaStream_t stream);
   absl::Status Predict(const Step& step, int32_t layer, cudaStream_t stream);
-  // Of few rows, as in decoding; posts to the cpu side, too.
-  void PredictFew(const Step& step, int32_t layer, cudaStream_t stream);
   absl::Status Neurons(const Step& step, int32_t layer, cudaStream_t stream);
   absl::Status HotNeurons(const Step& step, int32_t layer, cudaStream_t stream);
   absl::Status Multiply(const Step& step, int32_t layer, const Weights& weights, const Ids& ids,
@@ -128,7 +110,8 @@ class PrefillPass {
   bool Whole(const Step& step, int32_t layer) const;
   void Mark(const Step& step, int32_t layer, uint64_t LayerTrace::*what, cudaStream_t stream);
 
-  const Parts parts_;
+  const StepParts parts_;
+  const Limits limits_;
   cublasHandle_t cublas_ = nullptr;
   cudaStream_t copy_stream_ = nullptr;
   cudaEvent_t ready_[kBuffers] = {}, free_[kBuffers] = {}, listed_ = nullptr, top_listed_ = nullptr;

@@ -6,63 +6,16 @@
 #include <map>
 
 #include "absl/status/status.h"
-#include "gpu_worker/cuda/cuda_weights.h"
-#include "gpu_worker/cuda/kernels/kernels.h"
-#include "models/bundle_layout.h"
-#include "models/model_config.h"
+#include "gpu_worker/cuda/step_parts.h"
 
 namespace isotherm::gpu {
-
-// Where the inputs of a step lie in their one block, the same on the host and on the device, and
-// what of it a step of `rows` rows needs: the front, so that a small step copies little.
-struct StepInputs {
-  int64_t header = 0, layers = 0, rows = 0, logit_rows = 0, pages = 0, bytes = 0;
-  int32_t max_rows = 0, max_pages = 0;
-
-  static StepInputs Make(int64_t num_layers, int32_t max_rows, int32_t max_pages);
-  int64_t BytesFor(int64_t page_tables) const { return pages + page_tables * max_pages * 4; }
-};
-
-// Device memory that a step works in.
-struct StepBuffersCuda {
-  float *x = nullptr, *q = nullptr, *attention = nullptr, *hidden = nullptr;
-  float *hot_partial = nullptr, *streamed_partial = nullptr;
-  int32_t *hot_computed = nullptr, *streamed_computed = nullptr;  // [row tiles]
-  float *rope_cos = nullptr, *rope_sin = nullptr, *logits = nullptr;
-  uint16_t* z = nullptr;
-  uint64_t* active = nullptr;
-  uint32_t *predicted = nullptr, *fired = nullptr;  // [num_layers, num_neurons]; never reset
-  uint64_t* read = nullptr;  // [num_layers], bundles read over PCIe; never reset
-  unsigned char* attention_scratch = nullptr;
-  double* rope_frequencies = nullptr;
-  const unsigned char* inputs = nullptr;
-  StepState* state = nullptr;   // StateBytes
-  LayerTimes* times = nullptr;  // behind it
-  LayerTrace* traces = nullptr;
-  int32_t hidden_stride = 0;
-};
-
-AttentionShape AttentionShapeOf(const ModelConfig& config, bool bf16);
 
 // The sequence of kernels of a step, launched one by one or, for small batches, as one graph that
 // is captured once.
 class StepGraph {
  public:
-  struct Parts {
-    const ModelConfig* config = nullptr;
-    const BundleLayout* layout = nullptr;
-    const CudaWeights* weights = nullptr;
-    StepBuffersCuda buffers;
-    StepInputs inputs;
-    uint16_t* kv = nullptr;
-    int32_t kv_pages = 0;
-    const unsigned char* pool = nullptr;     // hot neurons
-    const std::byte* host_inputs = nullptr;  // pinned
-    std::byte* host_results = nullptr;       // pinned: StateBytes, then logits
-    int64_t logits_offset = 0;               // in host_results
-    int32_t max_rows = 0;                    // of a step through here
-  };
-  explicit StepGraph(const Parts& parts);
+  // max_rows: of a step through here.
+  StepGraph(const StepParts& parts, int32_t max_rows);
   ~StepGraph();
 
   // Captures the graphs of small batches and runs each kernel once with no rows, so that nothing is
@@ -76,7 +29,8 @@ class StepGraph {
   void Record(int32_t max_rows, int64_t page_tables, int32_t logits, cudaStream_t stream);
   absl::Status CaptureOne(int32_t rows, cudaStream_t stream);
 
-  const Parts parts_;
+  const StepParts parts_;
+  const int32_t max_rows_;
   cudaStream_t side_stream_ = nullptr;  // reads over PCIe beside the hot neurons
   cudaEvent_t fork_ = nullptr, join_ = nullptr;
   std::map<int32_t, cudaGraphExec_t> graphs_;  // by rows
