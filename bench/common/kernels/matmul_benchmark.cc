@@ -2,6 +2,9 @@
 // Products of SmolLM2-135M's and a 7B's shapes. One row: bytes of weights a second beside the
 // linear read measured just before with the same threads (weights cycle through more copies than
 // caches hold). Many rows: products a second. Each result is checked before it is timed.
+#include <benchmark/benchmark.h>
+
+#include <algorithm>
 #include <cmath>
 #include <string>
 #include <vector>
