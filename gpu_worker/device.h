@@ -10,6 +10,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "common/step/device_memory_use.h"
 #include "common/step/placement_plan.h"
 #include "common/step/step.h"
 #include "common/telemetry/neuron_counters.h"
@@ -55,13 +56,6 @@ struct DeviceOutput {
   int64_t open_neurons = 0;  // of those computed on this side, (row, neuron) with an open gate
   bool cpu_recomputed = false;
   std::vector<LayerTiming> timings;  // of traced layers
-};
-
-// Where the bytes of a device's memory are; zero where a backend has no such thing.
-struct DeviceMemoryUse {
-  int64_t context = 0;  // the driver's, modules and graphs among them
-  int64_t dense = 0, head = 0, predictor = 0, kv = 0, workspace = 0, tables = 0, hot_pool = 0;
-  int64_t process = 0;  // in all, as the driver counts this process
 };
 
 struct DeviceInfo {

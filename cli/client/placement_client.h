@@ -24,6 +24,15 @@ struct LayerSeen {
   double gpu_us = 0, cpu_us = 0, wait_us = 0, merge_us = 0;  // of a decode step
 };
 
+// Where the bytes of the gpu_worker's device are; 0: it has no such thing.
+struct MemoryInfo {
+  std::string device;
+  int64_t context = 0, dense = 0, head = 0, predictor = 0, kv = 0, workspace = 0, tables = 0,
+          hot_pool = 0;
+  int64_t process = 0;  // in all, as the driver counts it
+  int64_t budget = 0;
+};
+
 struct PlacementInfo {
   int64_t epoch = 0;
   std::string etag;
@@ -42,7 +51,8 @@ struct PlacementInfo {
   std::string status;  // why neurons move or stay
   std::vector<LayerSeen> seen;
   double seen_hit_share = 0;
-  int64_t seen_tokens = 0;  // 0: nothing was seen yet
+  int64_t seen_tokens = 0;           // 0: nothing was seen yet
+  std::optional<MemoryInfo> memory;  // none: the gpu_worker is away, or of an older release
 };
 
 struct PlacementHistoryEntry {

@@ -5,6 +5,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "cli/placement/memory_text.h"
 #include "cli/serve/summary.h"
 #include "cli/ui/share_bar.h"
 #include "common/base/units.h"
@@ -70,6 +71,7 @@ std::string PlanText(const PlacementInfo& plan) {
   }
   if (!plan.status.empty()) absl::StrAppend(&out, plan.status, "\n");
   if (!plan.layers.empty()) AppendLayers(plan, &out);
+  if (plan.memory.has_value()) absl::StrAppend(&out, MemoryText(*plan.memory));
   return out;
 }
 
@@ -95,6 +97,7 @@ nlohmann::ordered_json PlanJson(const PlacementInfo& plan, bool with_layers) {
     json["seen_hit_share"] = plan.seen_hit_share;
     json["seen_tokens"] = plan.seen_tokens;
   }
+  if (plan.memory.has_value()) json["memory"] = MemoryJson(*plan.memory);
   json["layers"] = nlohmann::ordered_json::array();
   for (size_t l = 0; l < plan.layers.size(); ++l) {
     const LayerShare& layer = plan.layers[l];

@@ -328,6 +328,34 @@ PlacementCause CauseFromProto(v1::PlacementCause cause) {
 
 }  // namespace
 
+v1::DeviceMemory ToProto(const DeviceMemoryUse& use) {
+  v1::DeviceMemory out;
+  out.set_context_bytes(use.context);
+  out.set_dense_bytes(use.dense);
+  out.set_head_bytes(use.head);
+  out.set_predictor_bytes(use.predictor);
+  out.set_kv_bytes(use.kv);
+  out.set_workspace_bytes(use.workspace);
+  out.set_table_bytes(use.tables);
+  out.set_hot_pool_bytes(use.hot_pool);
+  out.set_process_bytes(use.process);
+  out.set_budget_bytes(use.budget);
+  return out;
+}
+
+DeviceMemoryUse FromProto(const v1::DeviceMemory& memory) {
+  return {.context = memory.context_bytes(),
+          .dense = memory.dense_bytes(),
+          .head = memory.head_bytes(),
+          .predictor = memory.predictor_bytes(),
+          .kv = memory.kv_bytes(),
+          .workspace = memory.workspace_bytes(),
+          .tables = memory.table_bytes(),
+          .hot_pool = memory.hot_pool_bytes(),
+          .process = memory.process_bytes(),
+          .budget = memory.budget_bytes()};
+}
+
 v1::PlacementPlan ToProto(const PlacementPlan& plan, bool include_bitmaps) {
   v1::PlacementPlan out;
   out.set_epoch(plan.epoch);

@@ -1,6 +1,7 @@
 #pragma once
 
 #include "absl/status/statusor.h"
+#include "common/step/device_memory_use.h"
 #include "common/step/placement_plan.h"
 #include "common/step/step.h"
 #include "isotherm/v1/worker.pb.h"
@@ -21,6 +22,9 @@ v1::KvDemand ToProto(const KvDemand& demand);
 absl::StatusOr<KvDemand> FromProto(const v1::KvDemand& demand);
 
 v1::TokenLogprobs ToProto(const TokenLogprobs& logprobs);
+
+v1::DeviceMemory ToProto(const DeviceMemoryUse& use);
+DeviceMemoryUse FromProto(const v1::DeviceMemory& memory);
 
 v1::PlacementPlan ToProto(const PlacementPlan& plan, bool include_bitmaps);
 absl::StatusOr<PlacementPlan> FromProto(const v1::PlacementPlan& plan);

@@ -303,14 +303,18 @@ absl::Status CudaDevice::AllocateHotPool() {
       slots == all ? all : slots - static_cast<int64_t>(kSpareShare * static_cast<double>(slots));
   hot_pool_ = std::make_unique<HotPool>(layout_, capacity, slots);
   memory_.hot_pool = pool_memory_->bytes();
+  memory_.budget = budget;
   ISOTHERM_ASSIGN_OR_RETURN(tables_, CudaTables::Create(layout_, slots, kEpochPlaces));
   memory_.tables = tables_->bytes();
   ISOTHERM_RETURN_IF_ERROR(tables_->Add(hot_pool_->Find(kBuiltInEpoch), copy_stream_));
   ISOTHERM_ASSIGN_OR_RETURN(memory_.process, UsedMemory(options_.device));
+  process_bytes_ = memory_.process;
   return absl::OkStatus();
 }
 
 DeviceInfo CudaDevice::Describe() const {
+  DeviceMemoryUse memory = memory_;
+  memory.process = process_bytes_;
   return {
       .name = name_,
       .isa = isa_,
@@ -321,7 +325,7 @@ DeviceInfo CudaDevice::Describe() const {
       .kv_pages = options_.kv_pages,
       .max_rows = options_.max_rows,
       .rings_by_itself = true,
-      .memory = memory_};
+      .memory = memory};
 }
 
 absl::StatusOr<std::shared_ptr<void>> CudaDevice::Map(const ColdSide& cold) {
@@ -396,11 +400,15 @@ absl::Status CudaDevice::Prepare(const PlacementPlan& plan, const NeuronStore* s
     return CudaStatus(cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, copy_stream_),
                       "copying a hot neuron");
   };
-  return hot_pool_->Prepare(plan, copy, progress,
-                            [&](const std::shared_ptr<const EpochTables>& tables) -> absl::Status {
-                              ISOTHERM_CUDA_RETURN_IF_ERROR(cudaStreamSynchronize(copy_stream_));
-                              return tables_->Add(tables, copy_stream_);
-                            });
+  ISOTHERM_RETURN_IF_ERROR(hot_pool_->Prepare(
+      plan, copy, progress, [&](const std::shared_ptr<const EpochTables>& tables) -> absl::Status {
+        ISOTHERM_CUDA_RETURN_IF_ERROR(cudaStreamSynchronize(copy_stream_));
+        return tables_->Add(tables, copy_stream_);
+      }));
+  // Steps have run since: what the driver loads late counts, too.
+  if (const absl::StatusOr<int64_t> used = UsedMemory(options_.device); used.ok())
+    process_bytes_ = *used;
+  return absl::OkStatus();
 }
 
 // Everything that indexes memory later.

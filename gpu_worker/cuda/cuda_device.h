@@ -1,5 +1,6 @@
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -127,7 +128,8 @@ class CudaDevice final : public Device {
   std::unique_ptr<CudaCounters> counters_;
   std::vector<CutController> cuts_;         // by layer
   std::vector<ShareLevel> product_levels_;  // by Bucket; none with a fixed share
-  DeviceMemoryUse memory_;
+  DeviceMemoryUse memory_;                  // fixed once loaded, but for:
+  std::atomic<int64_t> process_bytes_ = 0;
   std::mutex mapped_mu_;
   std::vector<std::weak_ptr<MappedCold>> mapped_;
   std::weak_ptr<const EpochTables> surveyed_;

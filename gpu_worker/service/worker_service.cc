@@ -1,6 +1,7 @@
 #include "gpu_worker/service/worker_service.h"
 
 #include "common/rpc/status.h"
+#include "common/rpc/step_convert.h"
 #include "common/shm/arena_layout.h"
 #include "gpu_worker/service/execute_reactor.h"
 #include "gpu_worker/service/prepare_reactor.h"
@@ -59,6 +60,7 @@ grpc::ServerUnaryReactor* WorkerService::Describe(grpc::CallbackServerContext* c
     response->set_bundle_bytes(layout.bundle_bytes);
     response->set_bundle_rows(layout.rows);
     response->set_spare_bytes(info.hot_spare_bytes);
+    *response->mutable_memory() = rpc::ToProto(info.memory);
     const WorkerHello hello = backend_.engine->Hello();
     for (const int64_t epoch : hello.epochs) response->add_epochs(epoch);
     response->set_committed_epoch(hello.epochs.empty() ? 0 : hello.epochs.back());

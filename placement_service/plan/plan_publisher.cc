@@ -145,6 +145,14 @@ absl::Status PlanPublisher::Run(std::chrono::milliseconds poll_interval) {
 }
 
 absl::Status PlanPublisher::LearnFacts() {
+  {
+    std::optional<WorkerMemory> memory;
+    if (gpu_.present() && gpu_.description().memory != DeviceMemoryUse{}) {
+      memory = {gpu_.description().device, gpu_.description().memory};
+    }
+    absl::MutexLock lock(&mu_);
+    memory_ = std::move(memory);
+  }
   // A worker that is away for a moment is still the one that counted what it reports.
   if (gpu_.present() && (cpu_ == nullptr || cpu_->present())) {
     traffic_.SetWorkers(gpu_.description().instance_id,
@@ -512,6 +520,11 @@ std::string PlanPublisher::blocked_by() const {
 std::string PlanPublisher::status() const {
   absl::MutexLock lock(&mu_);
   return blocked_by_.empty() ? move_status_ : blocked_by_;
+}
+
+std::optional<WorkerMemory> PlanPublisher::Memory() const {
+  absl::MutexLock lock(&mu_);
+  return memory_;
 }
 
 bool PlanPublisher::pinned() const {

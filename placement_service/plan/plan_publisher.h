@@ -44,6 +44,11 @@ struct PublisherOptions {
   std::chrono::milliseconds retire_timeout{1'000};
 };
 
+struct WorkerMemory {
+  std::string device;
+  DeviceMemoryUse use;
+};
+
 struct RollbackParams {
   std::string request_id;  // empty: not idempotent
   int64_t to_epoch = 0;
@@ -144,6 +149,8 @@ class PlanPublisher {
   }
   PlanFeed& feed() { return *feed_; }
   TrafficModel& traffic() { return traffic_; }
+  // The gpu_worker's, as it said last; nothing while it is away or does not say.
+  std::optional<WorkerMemory> Memory() const;
   bool pinned() const;
   // What stands between now and a live plan on all workers; empty: nothing.
   std::string blocked_by() const;
@@ -276,6 +283,7 @@ class PlanPublisher {
   std::shared_ptr<const PlanRecord> shown_ ABSL_GUARDED_BY(mu_);  // what Get(0) answers
   std::string blocked_by_ ABSL_GUARDED_BY(mu_), move_status_ ABSL_GUARDED_BY(mu_);
   bool pinned_ ABSL_GUARDED_BY(mu_) = false;
+  std::optional<WorkerMemory> memory_ ABSL_GUARDED_BY(mu_);
 };
 
 }  // namespace isotherm

@@ -9,6 +9,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
+#include "common/step/device_memory_use.h"
 #include "common/step/placement_plan.h"
 
 namespace isotherm {
@@ -28,6 +29,7 @@ struct WorkerDescription {
   int32_t bundle_rows = 3;
   int64_t spare_bytes = -1;  // gpu_worker: room beside what is hot in any epoch; -1: not said
   std::string device;        // gpu_worker: "cpu" is the host backend
+  DeviceMemoryUse memory;    // gpu_worker
 };
 
 // kPlan copies, kCommit lets steps name the epoch, kAbort forgets an epoch that was not committed,

@@ -45,7 +45,8 @@ WorkerDescription FromProto(const v1::DescribeResponse& response) {
           // A worker of an older release tells neither.
           .bundle_rows = response.bundle_rows() > 0 ? response.bundle_rows() : 3,
           .spare_bytes = response.bundle_rows() > 0 ? response.spare_bytes() : -1,
-          .device = response.device()};
+          .device = response.device(),
+          .memory = rpc::FromProto(response.memory())};
 }
 
 }  // namespace

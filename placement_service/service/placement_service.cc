@@ -49,6 +49,11 @@ grpc::ServerUnaryReactor* PlacementService::GetPlacement(grpc::CallbackServerCon
     *response->mutable_plan() = rpc::ToProto(record->plan, request->include_bitmaps());
     response->set_pinned(publisher_.pinned());
     response->set_status(publisher_.status());
+    const std::optional<WorkerMemory> memory = publisher_.Memory();
+    if (request->epoch() == 0 && memory.has_value()) {
+      response->set_device(memory->device);
+      *response->mutable_memory() = rpc::ToProto(memory->use);
+    }
     const Measurement measured = publisher_.traffic().Measured();
     if (measured.tokens > 0 && measured.epoch == record->plan.epoch) {
       for (const Measurement::Layer& layer : measured.layers) {

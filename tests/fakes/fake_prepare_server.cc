@@ -94,6 +94,8 @@ grpc::ServerUnaryReactor* FakePrepareServer::Describe(grpc::CallbackServerContex
     response->set_num_layers(description->num_layers);
     response->set_num_neurons(description->num_neurons);
     response->set_bundle_bytes(description->bundle_bytes);
+    response->set_device(description->device);
+    *response->mutable_memory() = rpc::ToProto(description->memory);
   }
   reactor->Finish(rpc::ToGrpcStatus(description.status()));
   return reactor;

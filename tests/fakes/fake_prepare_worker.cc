@@ -21,7 +21,9 @@ absl::StatusOr<WorkerDescription> FakePrepareWorker::Describe() {
                         .load_progress = load_progress_,
                         .num_layers = options_.num_layers,
                         .num_neurons = options_.num_neurons,
-                        .bundle_bytes = options_.bundle_bytes};
+                        .bundle_bytes = options_.bundle_bytes,
+                        .device = "fake",
+                        .memory = options_.memory};
   for (const auto& [epoch, entry] : epochs_) {
     out.epochs.push_back(epoch);
     if (entry.committed) out.committed_epoch = epoch;

@@ -16,7 +16,8 @@ struct FakePrepareOptions {
   std::string model_digest = "digest";
   int64_t num_layers = 2, num_neurons = 70, bundle_bytes = 10;
   int64_t capacity_bytes = 400;
-  int64_t max_epochs = 3;    // the built-in one, the live one and one being prepared
+  int64_t max_epochs = 3;  // the built-in one, the live one and one being prepared
+  DeviceMemoryUse memory;
   int64_t spare_bytes = -1;  // gpu_worker: of a pool so much larger than the capacity; -1: not told
 };
 

@@ -73,6 +73,16 @@ TEST_F(PlacementVerbsTest, AnOperatorsDay) {
   Ran run = Isotherm("placement show");
   EXPECT_EQ(run.code, 0) << run.out;
   EXPECT_THAT(run.out, HasSubstr("epoch 1, initial"));
+  // The worker is asked about once a second, so it tells of the plan's neurons in a moment.
+  nlohmann::json memory;
+  EXPECT_TRUE(Eventually(seconds(30), [&] {
+    memory = Isotherm("placement show --json").json()["memory"];
+    return memory["hot_pool_bytes"] > 0;
+  })) << memory;
+  EXPECT_GT(memory["kv_bytes"], 0);
+  run = Isotherm("placement show");
+  EXPECT_THAT(run.out, HasSubstr("\n  hot neurons "));
+  EXPECT_THAT(run.out, HasSubstr("\n  KV cache "));
   Serve(6);
   // What was counted comes with the next reports.
   ASSERT_TRUE(Eventually(seconds(30), [&] {

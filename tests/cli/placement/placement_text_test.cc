@@ -62,6 +62,47 @@ TEST(PlacementTextTest, ShowsWhatIsExpectedAndWhatWasSeen) {
   EXPECT_FALSE(PlanJson(plan, false).contains("layers"));
 }
 
+TEST(PlacementTextTest, MemoryShowsEveryPurposeThatTakesAnyAndWhatIsLeftOver) {
+  constexpr int64_t kMb = 1'000'000;
+  PlacementInfo plan = Plan(7, {0b1});
+  EXPECT_THAT(PlanText(plan), Not(HasSubstr("memory")));
+  EXPECT_FALSE(PlanJson(plan, true).contains("memory"));
+  MemoryInfo memory{.device = "H200",
+                    .context = 100 * kMb,
+                    .dense = 200 * kMb,
+                    .kv = 100 * kMb,
+                    .hot_pool = 400 * kMb,
+                    .process = 1'000 * kMb,
+                    .budget = 1'020 * kMb};
+  plan.memory = memory;
+  std::string text = PlanText(plan);
+  EXPECT_THAT(text, HasSubstr("memory of H200: 1.00 GB as the driver counts it, budget 1.02 GB\n"));
+  EXPECT_THAT(text,
+              HasSubstr("  hot neurons      ###########.................    40 %      400 MB"));
+  EXPECT_THAT(text,
+              HasSubstr("  modules, graphs  ######......................    20 %      200 MB"));
+  EXPECT_THAT(text, Not(HasSubstr("predictors")));  // takes nothing
+  const nlohmann::ordered_json json = PlanJson(plan, true)["memory"];
+  EXPECT_EQ(json["device"], "H200");
+  EXPECT_EQ(json["hot_pool_bytes"], 400 * kMb);
+  EXPECT_EQ(json["predictor_bytes"], 0);
+  EXPECT_EQ(json["other_bytes"], 200 * kMb);
+  EXPECT_EQ(json["process_bytes"], 1'000 * kMb);
+  EXPECT_EQ(json["budget_bytes"], 1'020 * kMb);
+
+  plan.memory->budget = 900 * kMb;
+  EXPECT_THAT(PlanText(plan), HasSubstr(", budget 900 MB, EXCEEDED by 100 MB\n"));
+
+  // CPU threads: no driver counts them.
+  plan.memory = {.device = "cpu", .kv = 3 * kMb, .hot_pool = kMb};
+  text = PlanText(plan);
+  EXPECT_THAT(text, HasSubstr("memory that cpu keeps apart: 4.00 MB\n"));
+  EXPECT_THAT(text, HasSubstr("  KV cache         #####################.......    75 %"));
+  EXPECT_THAT(text, Not(HasSubstr("driver")));
+  plan.memory = MemoryInfo{};
+  EXPECT_THAT(PlanText(plan), Not(HasSubstr("memory")));
+}
+
 TEST(PlacementTextTest, HistorySaysWhyAndWhatCameOfIt) {
   std::vector<PlacementHistoryEntry> entries(2);
   entries[0] = {.plan = Plan(3, {1}), .state = "live", .moved_neurons = 12, .reason = "drift"};

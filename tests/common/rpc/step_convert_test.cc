@@ -35,5 +35,19 @@ TEST(StepConvertTest, EveryFieldOfALayersTimesArrivesInItsPlace) {
   EXPECT_EQ(timing.post_us, 11);
 }
 
+TEST(StepConvertTest, EveryPurposeOfMemoryArrivesInItsPlace) {
+  const DeviceMemoryUse sent{.context = 1,
+                             .dense = 2,
+                             .head = 3,
+                             .predictor = 4,
+                             .kv = 5,
+                             .workspace = 6,
+                             .tables = 7,
+                             .hot_pool = 8,
+                             .process = 9,
+                             .budget = 10};
+  EXPECT_EQ(FromProto(ToProto(sent)), sent);
+}
+
 }  // namespace
 }  // namespace isotherm::rpc

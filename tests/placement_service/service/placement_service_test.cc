@@ -167,6 +167,31 @@ TEST_F(PlacementServiceTest, PublishesBudgetsAndRollbacksAndListsThem) {
   EXPECT_EQ(process_->WaitForExit(kPatience), 0) << process_->Log();
 }
 
+TEST_F(PlacementServiceTest, TellsTheWorkersMemoryBesideTheLivePlanOnly) {
+  FakePrepareOptions worker{.name = "gpu_worker"};
+  worker.memory = {.dense = 30, .kv = 20, .hot_pool = 40, .process = 95, .budget = 100};
+  gpu_.Restart(worker);
+  Start({"--budget", "300"});
+  v1::GetPlacementRequest request;
+  v1::GetPlacementResponse response;
+  ASSERT_TRUE(stub_->GetPlacement(Context().get(), request, &response).ok());
+  EXPECT_EQ(response.device(), "fake");
+  EXPECT_EQ(response.memory().dense_bytes(), 30);
+  EXPECT_EQ(response.memory().kv_bytes(), 20);
+  EXPECT_EQ(response.memory().hot_pool_bytes(), 40);
+  EXPECT_EQ(response.memory().process_bytes(), 95);
+  EXPECT_EQ(response.memory().budget_bytes(), 100);
+  request.set_epoch(response.plan().epoch());
+  ASSERT_TRUE(stub_->GetPlacement(Context().get(), request, &response).ok());
+  EXPECT_FALSE(response.has_memory());
+
+  // The worker is gone: nobody knows.
+  gpu_.SetAway(true);
+  do {
+    ASSERT_TRUE(stub_->GetPlacement(Context().get(), v1::GetPlacementRequest(), &response).ok());
+  } while (response.has_memory());
+}
+
 TEST_F(PlacementServiceTest, KilledAndStartedAgainKeepsThePlanAndServesItsRequests) {
   Start();
   v1::SetBudgetResponse budget;
