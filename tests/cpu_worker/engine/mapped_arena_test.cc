@@ -95,7 +95,7 @@ TEST(MappedArenaTest, AutoMapsWhatLiesInMemoryAndCopiesTheRest) {
   EXPECT_EQ((*arena)->is_model_file(), shm::LiesInMemory(disk.fd()));
   ExpectToyLayers(**arena);
   const ToyFile memory("/dev/shm");
-  if (!shm::LiesInMemory(memory.fd())) GTEST_SKIP() << "no /dev/shm to write to";
+  ASSERT_TRUE(shm::LiesInMemory(memory.fd()));
   arena = Arena::Load(memory.source(), {});
   ASSERT_TRUE(arena.ok()) << arena.status();
   EXPECT_TRUE((*arena)->is_model_file());
@@ -114,12 +114,16 @@ TEST(MappedArenaTest, MappingWhatIsNoFileIsTheUsersFault) {
   EXPECT_THAT(std::string(status.message()), HasSubstr("convert --arena"));
 }
 
+// A file in memory needs no more of it, wherever the temporary folder lies.
 TEST(MappedArenaTest, ADiskFileThatDoesNotFitMemoryIsAShortage) {
   const ToyFile file(testing::TempDir());
-  if (shm::LiesInMemory(file.fd())) GTEST_SKIP() << "the temporary folder is no disk";
   const auto arena =
       Arena::Load(file.source(), {.kind = ArenaKind::kMap, .limits = {.available = 1000}});
-  EXPECT_EQ(ExitCodeOf(arena.status()), ExitCode::kShortage);
+  if (shm::LiesInMemory(file.fd())) {
+    EXPECT_TRUE(arena.ok()) << arena.status();
+  } else {
+    EXPECT_EQ(ExitCodeOf(arena.status()), ExitCode::kShortage) << arena.status();
+  }
 }
 
 TEST(MappedArenaTest, LoadingCanBeStopped) {

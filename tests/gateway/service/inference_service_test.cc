@@ -5,6 +5,8 @@
 #include <gtest/gtest.h>
 
 #include <future>
+#include <memory>
+#include <optional>
 #include <thread>
 
 #include "common/base/error_reason.h"
@@ -443,6 +445,58 @@ TEST_F(InferenceServiceTest, BadMessagesAreErrorsAndTheServiceGoesOn) {
   EXPECT_TRUE(answer.status.ok()) << answer.status.error_message();
 }
 
+// A stream of questions to the reflection service of that version.
+class ReflectionStream {
+ public:
+  ReflectionStream(const std::string& address, const std::string& version)
+      : stub_(rpc::MakeChannel(address)),
+        call_(stub_.PrepareCall(
+            &context_, "/grpc.reflection." + version + ".ServerReflection/ServerReflectionInfo",
+            &queue_)) {
+    call_->StartCall(nullptr);
+    EXPECT_TRUE(Await());
+  }
+  void Write(const std::string& question) {
+    call_->Write(Bytes(question), nullptr);
+    EXPECT_TRUE(Await());
+  }
+  // Nothing once the stream has ended.
+  std::optional<std::string> Read() {
+    grpc::ByteBuffer answer;
+    call_->Read(&answer, nullptr);
+    if (!Await()) return std::nullopt;
+    return Text(answer);
+  }
+  std::string Ask(const std::string& question) {
+    Write(question);
+    const auto answer = Read();
+    EXPECT_TRUE(answer.has_value());
+    return answer.value_or("");
+  }
+  void WritesDone() {
+    call_->WritesDone(nullptr);
+    EXPECT_TRUE(Await());
+  }
+  grpc::Status Finish() {
+    grpc::Status status;
+    call_->Finish(&status, nullptr);
+    EXPECT_TRUE(Await());
+    return status;
+  }
+
+ private:
+  bool Await() {
+    void* tag = nullptr;
+    bool ok = false;
+    return queue_.Next(&tag, &ok) && ok;
+  }
+
+  grpc::GenericStub stub_;
+  grpc::ClientContext context_;
+  grpc::CompletionQueue queue_;
+  std::unique_ptr<grpc::GenericClientAsyncReaderWriter> call_;
+};
+
 // Both names of the service: tools of today ask for v1 first, older ones know v1alpha only.
 class ReflectionTest : public InferenceServiceTest,
                        public testing::WithParamInterface<const char*> {};
@@ -450,67 +504,26 @@ INSTANTIATE_TEST_SUITE_P(Names, ReflectionTest, testing::Values("v1", "v1alpha")
 
 TEST_P(ReflectionTest, NamesAndDescribesTheService) {
   StartGateway();
-  grpc::GenericStub stub(rpc::MakeChannel(gateway_->address()));
-  grpc::ClientContext context;
-  grpc::CompletionQueue queue;
-  const auto await = [&queue] {
-    void* tag = nullptr;
-    bool ok = false;
-    return queue.Next(&tag, &ok) && ok;
-  };
-  auto call = stub.PrepareCall(
-      &context,
-      std::string("/grpc.reflection.") + GetParam() + ".ServerReflection/ServerReflectionInfo",
-      &queue);
-  call->StartCall(nullptr);
-  ASSERT_TRUE(await());
-  const auto ask = [&](const std::string& question) {
-    call->Write(Bytes(question), nullptr);
-    EXPECT_TRUE(await());
-    grpc::ByteBuffer answer;
-    call->Read(&answer, nullptr);
-    EXPECT_TRUE(await());
-    return Text(answer);
-  };
-  EXPECT_THAT(ask("\x3a\x01*"),
+  ReflectionStream stream(gateway_->address(), GetParam());
+  EXPECT_THAT(stream.Ask("\x3a\x01*"),
               testing::HasSubstr("isotherm.v1.InferenceService"));  // list_services
   // file_containing_symbol; the descriptor has the messages' names.
-  EXPECT_THAT(ask("\x22\x1cisotherm.v1.InferenceService"), testing::HasSubstr("GenerateRequest"));
-  EXPECT_THAT(ask("\x22\x04none"), testing::HasSubstr("not found"));
-  call->WritesDone(nullptr);
-  ASSERT_TRUE(await());
-  grpc::Status status;
-  call->Finish(&status, nullptr);
-  ASSERT_TRUE(await());
+  EXPECT_THAT(stream.Ask("\x22\x1cisotherm.v1.InferenceService"),
+              testing::HasSubstr("GenerateRequest"));
+  EXPECT_THAT(stream.Ask("\x22\x04none"), testing::HasSubstr("not found"));
+  stream.WritesDone();
+  const grpc::Status status = stream.Finish();
   EXPECT_TRUE(status.ok()) << status.error_message();
 }
 
 TEST_F(InferenceServiceTest, AnOpenReflectionStreamDoesNotOutliveTheServer) {
   StartGateway();
-  grpc::GenericStub stub(rpc::MakeChannel(gateway_->address()));
-  grpc::ClientContext context;
-  grpc::CompletionQueue queue;
-  const auto await = [&queue] {
-    void* tag = nullptr;
-    bool ok = false;
-    return queue.Next(&tag, &ok) && ok;
-  };
-  auto call = stub.PrepareCall(&context,
-                               "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo", &queue);
-  call->StartCall(nullptr);
-  ASSERT_TRUE(await());
-  call->Write(Bytes("\x3a\x01*"), nullptr);
-  ASSERT_TRUE(await());
+  ReflectionStream stream(gateway_->address(), "v1");
+  stream.Write("\x3a\x01*");
   gateway_.reset();
   // An answer may have come meanwhile; the status is told only after all of them.
-  grpc::ByteBuffer answer;
-  do {
-    call->Read(&answer, nullptr);
-  } while (await());
-  grpc::Status status;
-  call->Finish(&status, nullptr);
-  EXPECT_TRUE(await());
-  EXPECT_FALSE(status.ok());
+  while (stream.Read().has_value()) continue;
+  EXPECT_FALSE(stream.Finish().ok());
 }
 
 TEST_F(InferenceServiceTest, UnknownMethodsAreUnimplemented) {

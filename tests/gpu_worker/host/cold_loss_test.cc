@@ -30,6 +30,18 @@ class ColdLossTest : public testing::Test {
   static std::vector<uint64_t> HotWords(int64_t neurons) {
     return std::vector<uint64_t>(static_cast<size_t>(neurons / 64), 0x1111111111111111u);
   }
+  static std::vector<int32_t> Pages() {
+    std::vector<int32_t> pages(16);
+    std::iota(pages.begin(), pages.end(), 0);
+    return pages;
+  }
+  // Feeds the prompt: what the step owed is what it did and what the link did for it, no more.
+  void ExpectWholeAccount(DeviceHarness& harness, const FakeColdLink& link) {
+    const uint64_t before = link.reported();
+    SamplingState greedy({.params = {.temperature = 0}});
+    harness.Feed(prompt_, 0, Pages(), &greedy);
+    EXPECT_EQ(harness.output().owed_hash, harness.output().work_hash + link.reported() - before);
+  }
 
   const reference::IntegerModel model_{reference::IntegerModelOptions{.seed = 51}};
   const std::vector<int32_t> prompt_ = model_.Prompts(52, 1)[0];
@@ -43,12 +55,7 @@ TEST_F(ColdLossTest, WithALinkThatLivesBothSidesTogetherOweNothing) {
   harness.SetLink(&link);
   EXPECT_EQ(harness.Greedy(prompt_, 20), model_.Golden(prompt_, 20));
   EXPECT_FALSE(harness.output().cpu_recomputed);
-  const uint64_t before = link.reported();
-  SamplingState greedy({.params = {.temperature = 0}});
-  std::vector<int32_t> pages(16);
-  std::iota(pages.begin(), pages.end(), 0);
-  harness.Feed(prompt_, 0, pages, &greedy);
-  EXPECT_EQ(harness.output().owed_hash, harness.output().work_hash + link.reported() - before);
+  ExpectWholeAccount(harness, link);
 }
 
 TEST_F(ColdLossTest, TheCutThatASlowPeerBringsAboutChangesNoToken) {
@@ -62,15 +69,11 @@ TEST_F(ColdLossTest, TheCutThatASlowPeerBringsAboutChangesNoToken) {
   EXPECT_EQ(link.cuts().front(), neurons);
   EXPECT_GT(std::count_if(link.cuts().begin(), link.cuts().end(), is_cut), 100);
   // The last step's account is whole, too.
-  const uint64_t before = link.reported();
-  SamplingState greedy({.params = {.temperature = 0}});
-  std::vector<int32_t> pages(16);
-  std::iota(pages.begin(), pages.end(), 0);
-  harness.Feed(prompt_, 0, pages, &greedy);
-  EXPECT_EQ(harness.output().owed_hash, harness.output().work_hash + link.reported() - before);
+  ExpectWholeAccount(harness, link);
   // And if the peer dies under a cut, what it owed is computed here and nothing twice.
   link.DieAt(FakeColdLink::Dies::kAtWait, 2);
-  harness.Feed(prompt_, 0, pages, &greedy);
+  SamplingState greedy({.params = {.temperature = 0}});
+  harness.Feed(prompt_, 0, Pages(), &greedy);
   EXPECT_TRUE(harness.output().cpu_recomputed);
 }
 
@@ -86,8 +89,7 @@ TEST_F(ColdLossTest, DeathInAnyLayerChangesNoBit) {
       FakeColdLink link(harness.neurons(), HotWords(model_.options().ffn_dim));
       harness.SetLink(&link);
       SamplingState greedy({.params = {.temperature = 0}});
-      std::vector<int32_t> pages(16);
-      std::iota(pages.begin(), pages.end(), 0);
+      const std::vector<int32_t> pages = Pages();
       EXPECT_EQ(harness.Feed(prompt_, 0, pages, &greedy), golden[0]);
       link.DieAt(dies, layer);
       const auto next = static_cast<int32_t>(prompt_.size());

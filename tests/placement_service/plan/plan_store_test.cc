@@ -54,6 +54,14 @@ class PlanStoreTest : public ::testing::Test {
     EXPECT_TRUE(store.ok()) << store.status();
     return store.ok() ? *std::move(store) : nullptr;
   }
+  // Runs SQL on the file itself, which no store may hold.
+  void Execute(const std::string& sql) {
+    sqlite3* db = nullptr;
+    ASSERT_EQ(sqlite3_open(path_.c_str(), &db), SQLITE_OK);
+    EXPECT_EQ(sqlite3_exec(db, sql.c_str(), nullptr, nullptr, nullptr), SQLITE_OK)
+        << sqlite3_errmsg(db);
+    sqlite3_close(db);
+  }
   std::string Contents() const {
     std::ifstream file(path_, std::ios::binary);
     return {std::istreambuf_iterator<char>(file), {}};
@@ -150,10 +158,7 @@ TEST_F(PlanStoreTest, RefusesGarbageAndLeavesItAlone) {
 TEST_F(PlanStoreTest, RefusesANewerSchemaAndOtherProgramsFiles) {
   Open();
   for (const char* change : {"PRAGMA user_version = 3", "PRAGMA application_id = 7"}) {
-    sqlite3* db = nullptr;
-    ASSERT_EQ(sqlite3_open(path_.c_str(), &db), SQLITE_OK);
-    ASSERT_EQ(sqlite3_exec(db, change, nullptr, nullptr, nullptr), SQLITE_OK);
-    sqlite3_close(db);
+    Execute(change);
     const std::string before = Contents();
     const auto store = PlanStore::Open({path_, ""});
     EXPECT_EQ(ExitCodeOf(store.status()), ExitCode::kBadData) << store.status();
@@ -184,9 +189,9 @@ PRAGMA user_version = 1;
 )sql";
 
 TEST_F(PlanStoreTest, BringsAnOlderStoreUpToDate) {
+  Execute(kVersion1);
   sqlite3* db = nullptr;
   ASSERT_EQ(sqlite3_open(path_.c_str(), &db), SQLITE_OK);
-  ASSERT_EQ(sqlite3_exec(db, kVersion1, nullptr, nullptr, nullptr), SQLITE_OK);
   sqlite3_stmt* insert = nullptr;
   ASSERT_EQ(sqlite3_prepare_v2(db,
                                "INSERT INTO plan VALUES (?, ?, 'digest', 'etag', 1000, 640, 2000, "
@@ -226,10 +231,7 @@ TEST_F(PlanStoreTest, BringsAnOlderStoreUpToDate) {
 }
 
 TEST_F(PlanStoreTest, AnUpgradeThatFailsChangesNothing) {
-  sqlite3* db = nullptr;
-  ASSERT_EQ(sqlite3_open(path_.c_str(), &db), SQLITE_OK);
-  ASSERT_EQ(sqlite3_exec(db, kVersion1, nullptr, nullptr, nullptr), SQLITE_OK);
-  sqlite3_close(db);
+  Execute(kVersion1);
   FaultyVfs vfs;
   int failures = 0;
   for (int n = 0; n < 200; ++n) {
@@ -240,11 +242,7 @@ TEST_F(PlanStoreTest, AnUpgradeThatFailsChangesNothing) {
     if (opened && n > 0) break;
     ++failures;
     // The old store is whole still: another try gets further.
-    ASSERT_EQ(sqlite3_open(path_.c_str(), &db), SQLITE_OK);
-    EXPECT_EQ(sqlite3_exec(db, "SELECT 1 FROM request WHERE request_id = 'old'", nullptr, nullptr,
-                           nullptr),
-              SQLITE_OK);
-    sqlite3_close(db);
+    Execute("SELECT 1 FROM request WHERE request_id = 'old'");
   }
   EXPECT_GT(failures, 2);
   EXPECT_NE(Open(), nullptr);
@@ -304,12 +302,7 @@ TEST_F(PlanStoreTest, KeepsTheProfile) {
     EXPECT_EQ((*read)->layers[1].fired_tokens, 6);
   }
   // Bytes that are no shares are refused, and the plans beside them serve on.
-  sqlite3* db = nullptr;
-  ASSERT_EQ(sqlite3_open(path_.c_str(), &db), SQLITE_OK);
-  ASSERT_EQ(
-      sqlite3_exec(db, "UPDATE profile_layer SET fired = x'0000c0ff'", nullptr, nullptr, nullptr),
-      SQLITE_OK);
-  sqlite3_close(db);
+  Execute("UPDATE profile_layer SET fired = x'0000c0ff'");
   auto store = Open();
   EXPECT_EQ(store->GetProfile().status().code(), absl::StatusCode::kDataLoss);
   ASSERT_TRUE(store->PutProfile(profile).ok());
@@ -365,12 +358,7 @@ TEST_F(PlanStoreTest, RefusesADamagedPlan) {
     auto store = Open();
     ASSERT_TRUE(store->InsertPreparing(Record(1, 1), {}).ok());
   }
-  sqlite3* db = nullptr;
-  ASSERT_EQ(sqlite3_open(path_.c_str(), &db), SQLITE_OK);
-  ASSERT_EQ(
-      sqlite3_exec(db, "UPDATE plan SET layers = x'0100000002000000'", nullptr, nullptr, nullptr),
-      SQLITE_OK);
-  sqlite3_close(db);
+  Execute("UPDATE plan SET layers = x'0100000002000000'");
   EXPECT_EQ(ExitCodeOf(PlanStore::Open({path_, ""}).status()), ExitCode::kBadData);
 }
 
