@@ -156,6 +156,18 @@ Answer Cluster::Generate(const v1::GenerateRequest& request, std::chrono::second
   return stream.Finish();
 }
 
+std::optional<v1::DescribeResponse> Cluster::Describe(const std::string& worker) const {
+  const auto stub = Worker(worker);
+  grpc::ClientContext context;
+  context.set_wait_for_ready(true);
+  context.set_deadline(std::chrono::system_clock::now() + std::chrono::seconds(5));
+  v1::DescribeRequest request;
+  request.set_protocol_version(1);
+  v1::DescribeResponse response;
+  if (!stub->Describe(&context, request, &response).ok()) return std::nullopt;
+  return response;
+}
+
 bool Cluster::WaitServing(std::chrono::seconds timeout) const {
   // ModelInfo is answered from the start; READY or DEGRADED means requests are admitted.
   const auto stub = Inference();

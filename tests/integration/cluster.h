@@ -63,6 +63,9 @@ class Cluster {
   Answer Generate(const isotherm::v1::GenerateRequest& request,
                   std::chrono::seconds timeout = std::chrono::seconds(60)) const;
 
+  // What the worker says of itself; nothing when it does not answer within 5 s.
+  std::optional<isotherm::v1::DescribeResponse> Describe(const std::string& worker) const;
+
   // Waits until the gateway's health says SERVING.
   bool WaitServing(std::chrono::seconds timeout) const;
   // Waits until the placement's live plan has another epoch than `epoch`; returns it.

@@ -35,15 +35,9 @@ class MemoryShareClusterTest : public testing::Test {
   }
 
   int64_t Capacity() {
-    grpc::ClientContext context;
-    context.set_deadline(std::chrono::system_clock::now() + seconds(5));
-    v1::DescribeRequest request;
-    request.set_protocol_version(1);
-    v1::DescribeResponse response;
-    const grpc::Status status =
-        cluster_.Worker("gpu-worker")->Describe(&context, request, &response);
-    EXPECT_TRUE(status.ok()) << status.error_message();
-    return response.capacity_bytes();
+    const auto described = cluster_.Describe("gpu-worker");
+    EXPECT_TRUE(described.has_value());
+    return described ? described->capacity_bytes() : 0;
   }
   int64_t HotBytes() {
     grpc::ClientContext context;

@@ -106,22 +106,11 @@ class MigrationDeathTest : public testing::TestWithParam<const char*> {
     }
     return response.plan();
   }
-  std::optional<v1::DescribeResponse> Describe(const std::string& worker) {
-    const auto stub = cluster_.Worker(worker);
-    grpc::ClientContext context;
-    context.set_wait_for_ready(true);
-    context.set_deadline(std::chrono::system_clock::now() + seconds(5));
-    v1::DescribeRequest request;
-    request.set_protocol_version(1);
-    v1::DescribeResponse response;
-    if (!stub->Describe(&context, request, &response).ok()) return std::nullopt;
-    return response;
-  }
   // Both workers hold the live plan and the built-in one alone, and nothing else takes memory.
   bool Settled() {
     return Eventually(seconds(30), [&] {
       const auto live = Live();
-      const auto gpu = Describe("gpu-worker"), cpu = Describe("cpu-worker");
+      const auto gpu = cluster_.Describe("gpu-worker"), cpu = cluster_.Describe("cpu-worker");
       if (!live || !gpu || !cpu) return false;
       const std::vector<int64_t> wanted = {0, live->epoch()};
       return std::vector<int64_t>(gpu->epochs().begin(), gpu->epochs().end()) == wanted &&

@@ -80,15 +80,8 @@ class PlacementClusterTest : public testing::Test {
   }
   bool WorkerHas(const std::string& worker, int64_t epoch) {
     return Eventually(seconds(10), [&] {
-      const auto stub = cluster_.Worker(worker);
-      grpc::ClientContext context;
-      context.set_wait_for_ready(true);
-      context.set_deadline(std::chrono::system_clock::now() + seconds(5));
-      v1::DescribeRequest request;
-      request.set_protocol_version(1);
-      v1::DescribeResponse response;
-      return stub->Describe(&context, request, &response).ok() &&
-             response.committed_epoch() == epoch;
+      const auto described = cluster_.Describe(worker);
+      return described && described->committed_epoch() == epoch;
     });
   }
 
