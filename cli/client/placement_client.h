@@ -8,6 +8,7 @@
 
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
+#include "common/step/device_memory_use.h"
 
 namespace isotherm::cli {
 
@@ -24,13 +25,10 @@ struct LayerSeen {
   double gpu_us = 0, cpu_us = 0, wait_us = 0, merge_us = 0;  // of a decode step
 };
 
-// Where the bytes of the gpu_worker's device are; 0: it has no such thing.
+// Where the bytes of the gpu_worker's device are.
 struct MemoryInfo {
   std::string device;
-  int64_t context = 0, dense = 0, head = 0, predictor = 0, kv = 0, workspace = 0, tables = 0,
-          hot_pool = 0;
-  int64_t process = 0;  // in all, as the driver counts it
-  int64_t budget = 0;
+  DeviceMemoryUse use;
 };
 
 struct PlacementInfo {

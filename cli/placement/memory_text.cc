@@ -19,7 +19,7 @@ struct Part {
 };
 
 // What the driver counts beyond what the worker asked for comes last.
-std::vector<Part> PartsOf(const MemoryInfo& memory) {
+std::vector<Part> PartsOf(const DeviceMemoryUse& memory) {
   std::vector<Part> parts = {{"hot neurons", "hot_pool_bytes", memory.hot_pool},
                              {"KV cache", "kv_bytes", memory.kv},
                              {"dense weights", "dense_bytes", memory.dense},
@@ -43,19 +43,19 @@ int64_t SumOf(const std::vector<Part>& parts) {
 }  // namespace
 
 std::string MemoryText(const MemoryInfo& memory) {
-  const std::vector<Part> parts = PartsOf(memory);
+  const std::vector<Part> parts = PartsOf(memory.use);
   const int64_t sum = SumOf(parts);
   if (sum == 0) return "";
   // A backend of CPU threads has no driver that counts, and no budget for all of it.
   std::string out =
-      memory.process > 0
-          ? absl::StrCat("memory of ", memory.device, ": ", FormatBytes(memory.process),
+      memory.use.process > 0
+          ? absl::StrCat("memory of ", memory.device, ": ", FormatBytes(memory.use.process),
                          " as the driver counts it")
           : absl::StrCat("memory that ", memory.device, " keeps apart: ", FormatBytes(sum));
-  if (memory.budget > 0) {
-    absl::StrAppend(&out, ", budget ", FormatBytes(memory.budget));
-    if (memory.process > memory.budget) {
-      absl::StrAppend(&out, ", EXCEEDED by ", FormatBytes(memory.process - memory.budget));
+  if (memory.use.budget > 0) {
+    absl::StrAppend(&out, ", budget ", FormatBytes(memory.use.budget));
+    if (memory.use.process > memory.use.budget) {
+      absl::StrAppend(&out, ", EXCEEDED by ", FormatBytes(memory.use.process - memory.use.budget));
     }
   }
   out.push_back('\n');
@@ -70,9 +70,9 @@ std::string MemoryText(const MemoryInfo& memory) {
 
 nlohmann::ordered_json MemoryJson(const MemoryInfo& memory) {
   nlohmann::ordered_json json = {{"device", memory.device}};
-  for (const Part& part : PartsOf(memory)) json[part.key] = part.bytes;
-  json["process_bytes"] = memory.process;
-  json["budget_bytes"] = memory.budget;
+  for (const Part& part : PartsOf(memory.use)) json[part.key] = part.bytes;
+  json["process_bytes"] = memory.use.process;
+  json["budget_bytes"] = memory.use.budget;
   return json;
 }
 

@@ -4,6 +4,8 @@
 #include <bit>
 #include <cstring>
 
+#include "common/rpc/step_convert.h"
+
 namespace isotherm::cli {
 namespace {
 
@@ -95,20 +97,8 @@ PlacementInfo FromProto(const v1::GetPlacementResponse& response) {
   info.status = response.status();
   info.seen_hit_share = response.measured_hit_share();
   info.seen_tokens = response.measured_tokens();
-  if (response.has_memory()) {
-    const v1::DeviceMemory& memory = response.memory();
-    info.memory = {.device = response.device(),
-                   .context = memory.context_bytes(),
-                   .dense = memory.dense_bytes(),
-                   .head = memory.head_bytes(),
-                   .predictor = memory.predictor_bytes(),
-                   .kv = memory.kv_bytes(),
-                   .workspace = memory.workspace_bytes(),
-                   .tables = memory.table_bytes(),
-                   .hot_pool = memory.hot_pool_bytes(),
-                   .process = memory.process_bytes(),
-                   .budget = memory.budget_bytes()};
-  }
+  if (response.has_memory())
+    info.memory = {.device = response.device(), .use = rpc::FromProto(response.memory())};
   for (const v1::LayerMeasurement& layer : response.measured()) {
     info.seen.push_back(
         {layer.hit_share(), layer.gpu_us(), layer.cpu_us(), layer.wait_us(), layer.merge_us()});

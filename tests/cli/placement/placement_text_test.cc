@@ -68,12 +68,12 @@ TEST(PlacementTextTest, MemoryShowsEveryPurposeThatTakesAnyAndWhatIsLeftOver) {
   EXPECT_THAT(PlanText(plan), Not(HasSubstr("memory")));
   EXPECT_FALSE(PlanJson(plan, true).contains("memory"));
   MemoryInfo memory{.device = "H200",
-                    .context = 100 * kMb,
-                    .dense = 200 * kMb,
-                    .kv = 100 * kMb,
-                    .hot_pool = 400 * kMb,
-                    .process = 1'000 * kMb,
-                    .budget = 1'020 * kMb};
+                    .use = {.context = 100 * kMb,
+                            .dense = 200 * kMb,
+                            .kv = 100 * kMb,
+                            .hot_pool = 400 * kMb,
+                            .process = 1'000 * kMb,
+                            .budget = 1'020 * kMb}};
   plan.memory = memory;
   std::string text = PlanText(plan);
   EXPECT_THAT(text, HasSubstr("memory of H200: 1.00 GB as the driver counts it, budget 1.02 GB\n"));
@@ -90,11 +90,11 @@ TEST(PlacementTextTest, MemoryShowsEveryPurposeThatTakesAnyAndWhatIsLeftOver) {
   EXPECT_EQ(json["process_bytes"], 1'000 * kMb);
   EXPECT_EQ(json["budget_bytes"], 1'020 * kMb);
 
-  plan.memory->budget = 900 * kMb;
+  plan.memory->use.budget = 900 * kMb;
   EXPECT_THAT(PlanText(plan), HasSubstr(", budget 900 MB, EXCEEDED by 100 MB\n"));
 
   // CPU threads: no driver counts them.
-  plan.memory = {.device = "cpu", .kv = 3 * kMb, .hot_pool = kMb};
+  plan.memory = {.device = "cpu", .use = {.kv = 3 * kMb, .hot_pool = kMb}};
   text = PlanText(plan);
   EXPECT_THAT(text, HasSubstr("memory that cpu keeps apart: 4.00 MB\n"));
   EXPECT_THAT(text, HasSubstr("  KV cache         #####################.......    75 %"));
