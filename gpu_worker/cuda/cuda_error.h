@@ -8,8 +8,8 @@
 namespace isotherm::gpu {
 
 // OK, ResourceExhausted when the device's memory is short, Internal else; the text names `what` and
-// the driver's reason. Errors that leave the context unusable ("sticky") are Internal with the
-// reason kGpuLost, and the process has to end: nothing on the device works any more.
+// the driver's reason. After one that leaves the context unusable, which IsSticky() tells, the
+// process has to end: nothing on the device works any more.
 absl::Status CudaStatus(cudaError_t error, absl::string_view what);
 
 // True for errors after which every further call fails.
