@@ -40,11 +40,9 @@ build() {
   echo "built in $dir/"
 }
 
-# run_tests DIR [ctest options]: ends with ctest's own summary. Tests of real processes depend on how the
-# machine schedules them: one that fails is run once more, and the log shows both runs.
+# run_tests DIR [ctest options]: ends with ctest's own summary.
 run_tests() {
   local dir="$1"
   shift
-  ctest --test-dir "$dir" --output-on-failure --no-tests=error -j "$(nproc)" \
-    --repeat until-pass:2 "$@"
+  ctest --test-dir "$dir" --output-on-failure --no-tests=error -j "$(nproc)" "$@"
 }

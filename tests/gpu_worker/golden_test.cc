@@ -6,7 +6,7 @@
 #include <numeric>
 
 #include "tests/gpu_worker/device_harness.h"
-#include "tests/integration/real_model.h"
+#include "tests/reference/real_model.h"
 #include "tests/reference/stored_logits.h"
 
 namespace isotherm::gpu {
@@ -23,8 +23,8 @@ const std::string kData = std::string(ISOTHERM_SOURCE_DIR) + "/tests/data/smollm
 
 TEST(GoldenTest, GreedyTokensEqualTheReferenceUpToTheFirstNarrowMargin) {
   ISOTHERM_SKIP_WITHOUT_DEVICE();
-  const std::string path = integration::RealModelPath();
-  if (path.empty()) GTEST_SKIP() << "no built model on this device; see docs/testing.md";
+  const std::string path = reference::RealModelPath();
+  ASSERT_NE(path, "") << reference::kNoRealModel;
   std::ifstream file(kData + "/golden.json");
   const nlohmann::json golden = nlohmann::json::parse(file);
   for (const double share : {0.0, 0.6}) {
@@ -75,8 +75,8 @@ double MeanDivergence(DeviceHarness& harness, const reference::StoredLogits& wan
 
 TEST(GoldenTest, MeanDivergenceOfTheLogitsStaysUnderTheBars) {
   ISOTHERM_SKIP_WITHOUT_DEVICE();
-  const std::string path = integration::RealModelPath();
-  if (path.empty()) GTEST_SKIP() << "no built model on this device; see docs/testing.md";
+  const std::string path = reference::RealModelPath();
+  ASSERT_NE(path, "") << reference::kNoRealModel;
   for (const std::string mode : {"dense", "predictor"}) {
     const bool exact = mode == "dense";
     const reference::StoredLogits want = reference::ReadStoredLogits(kData, mode);

@@ -11,7 +11,7 @@
 #include <tuple>
 
 #include "tests/integration/cluster.h"
-#include "tests/integration/real_model.h"
+#include "tests/reference/real_model.h"
 #include "tests/reference/stored_logits.h"
 
 namespace isotherm::integration {
@@ -83,12 +83,7 @@ double Divergence(const reference::StoredLogits& want, size_t position,
 // (transport, per cent of the neurons' bytes that are hot)
 class GoldenClusterTest : public testing::TestWithParam<std::tuple<const char*, int>> {
  protected:
-  void SetUp() override {
-    if (RealModelPath().empty()) {
-      GTEST_SKIP() << "the shipped model is not on this device: build it, or name it with "
-                      "ISOTHERM_TEST_MODEL";
-    }
-  }
+  void SetUp() override { ASSERT_NE(reference::RealModelPath(), "") << reference::kNoRealModel; }
 };
 
 INSTANTIATE_TEST_SUITE_P(Shm, GoldenClusterTest,
@@ -98,7 +93,7 @@ INSTANTIATE_TEST_SUITE_P(Grpc, GoldenClusterTest,
 
 TEST_P(GoldenClusterTest, TokensAreGoldenAloneAndInCompany) {
   const auto [transport, per_cent] = GetParam();
-  Cluster cluster({.model = RealModelPath(),
+  Cluster cluster({.model = reference::RealModelPath(),
                    .transport = transport,
                    .budget = std::to_string(kFfnBytes * per_cent / 100),
                    // Two cores are enough for the test, and no thread has to wait for one.

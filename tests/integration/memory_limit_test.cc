@@ -11,7 +11,7 @@
 
 #include "tests/integration/child_process.h"
 #include "tests/integration/process_state.h"
-#include "tests/integration/real_model.h"
+#include "tests/reference/real_model.h"
 
 namespace isotherm::integration {
 namespace {
@@ -62,7 +62,7 @@ class MemoryCgroup {
 class MemoryLimitTest : public testing::Test {
  protected:
   void SetUp() override {
-    if (RealModelPath().empty())
+    if (reference::RealModelPath().empty())
       GTEST_SKIP() << "no built model on this device; see docs/testing.md";
     std::string pattern = (fs::temp_directory_path() / "isotherm-XXXXXX").string();
     ASSERT_NE(::mkdtemp(pattern.data()), nullptr);
@@ -77,8 +77,8 @@ class MemoryLimitTest : public testing::Test {
         std::vector<std::string>{
             "/bin/sh", "-c", "echo $$ > " + cgroup.folder() + "/cgroup.procs && exec \"$0\" \"$@\"",
             std::string(ISOTHERM_BINARY_DIR) + "/bin/isotherm-cpu-worker", "--model",
-            RealModelPath(), "--listen", "unix:" + directory_ + "/cpu.sock", "--socket-dir",
-            directory_},
+            reference::RealModelPath(), "--listen", "unix:" + directory_ + "/cpu.sock",
+            "--socket-dir", directory_},
         directory_ + "/log");
   }
   std::string directory_;

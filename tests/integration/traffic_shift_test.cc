@@ -15,7 +15,7 @@
 
 #include "tests/integration/cluster.h"
 #include "tests/integration/process_state.h"
-#include "tests/integration/real_model.h"
+#include "tests/reference/real_model.h"
 
 namespace isotherm::integration {
 namespace {
@@ -79,10 +79,9 @@ class Traffic {
 
 class TrafficShiftTest : public testing::Test {
  protected:
-  void SetUp() override {
-    if (RealModelPath().empty()) GTEST_SKIP() << "the shipped model is not built";
-  }
-  std::unique_ptr<Cluster> Start(bool follow, const std::string& model = RealModelPath()) {
+  void SetUp() override { ASSERT_NE(reference::RealModelPath(), "") << reference::kNoRealModel; }
+  std::unique_ptr<Cluster> Start(bool follow,
+                                 const std::string& model = reference::RealModelPath()) {
     auto cluster = std::make_unique<Cluster>(ClusterOptions{.model = model,
                                                             .budget = std::to_string(kBudget),
                                                             .cpu_threads = 1,
@@ -193,7 +192,7 @@ TEST_F(TrafficShiftTest, LearnsTheTrafficWithoutAProfile) {
     std::string folder = testing::TempDir() + "/no-profile-XXXXXX";
     ASSERT_NE(::mkdtemp(folder.data()), nullptr);
     const std::string model = folder + "/model.gguf";
-    std::filesystem::create_symlink(std::filesystem::absolute(RealModelPath()), model);
+    std::filesystem::create_symlink(std::filesystem::absolute(reference::RealModelPath()), model);
     const auto cluster = Start(/*follow=*/true, model);
     Serve(*cluster, "chat", 3'000, &cold);
     EXPECT_TRUE(cluster->Stop());

@@ -1,13 +1,11 @@
-// SmolLM2's real vocabulary: set ISOTHERM_TEST_MODEL to a GGUF file of it.
-
-#include <cstdlib>
-
+// SmolLM2's real vocabulary, from the shipped model.
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "models/chat_template/chat_template.h"
 #include "models/tokenizer/gguf_spec.h"
 #include "models/tokenizer/tokenizer.h"
 #include "tests/models/tokenizer/vectors.h"
+#include "tests/reference/real_model.h"
 
 namespace isotherm {
 namespace {
@@ -17,14 +15,14 @@ using testing::ElementsAre;
 class SmolLm2Test : public testing::Test {
  protected:
   void SetUp() override {
-    const char* path = std::getenv("ISOTHERM_TEST_MODEL");
-    if (path == nullptr) GTEST_SKIP() << "no model: ISOTHERM_TEST_MODEL is not set";
+    const std::string path = reference::RealModelPath();
+    ASSERT_NE(path, "") << reference::kNoRealModel;
     auto file = GgufFile::Open(path);
     ASSERT_TRUE(file.ok()) << file.status();
     file_ = *std::move(file);
     auto spec = ReadTokenizerSpec(*file_);
     ASSERT_TRUE(spec.ok()) << spec.status();
-    if (spec->pre != "smollm") GTEST_SKIP() << "the model's tokenizer is not SmolLM2's";
+    ASSERT_EQ(spec->pre, "smollm") << path << " is not the shipped model";
     auto tokenizer = Tokenizer::Create(*std::move(spec));
     ASSERT_TRUE(tokenizer.ok()) << tokenizer.status();
     tokenizer_ = *std::move(tokenizer);

@@ -4,10 +4,14 @@
 #include <filesystem>
 #include <string>
 
-namespace isotherm::integration {
+namespace isotherm::reference {
+
+inline constexpr char kNoRealModel[] =
+    "the shipped model is not there: `build/bin/isotherm models build smollm2-relu --out "
+    "build/models/smollm2-relu-q8_0.gguf` makes it, or name it with ISOTHERM_TEST_MODEL";
 
 // The shipped model as `./check` builds it, or the file that ISOTHERM_TEST_MODEL names; empty when
-// absent.
+// absent, and then a test fails with kNoRealModel.
 inline std::string RealModelPath() {
   if (const char* path = std::getenv("ISOTHERM_TEST_MODEL"); path != nullptr && *path != '\0')
     return path;
@@ -15,4 +19,4 @@ inline std::string RealModelPath() {
   return std::filesystem::exists(built) ? built : "";
 }
 
-}  // namespace isotherm::integration
+}  // namespace isotherm::reference
