@@ -42,12 +42,17 @@ void WorkerView::Refresh() {
   }
   if (!absent_reason_.empty()) SPDLOG_INFO("{} is there", std::string(name()));
   absent_reason_.clear();
+  seen_ = true;
   description_ = *std::move(description);
 }
 
 absl::Status WorkerView::NoteAbsence(absl::Status status) {
   if (absent_reason_ != status.message()) {
-    SPDLOG_WARN("waiting for {}: {}", std::string(name()), std::string(status.message()));
+    // One that was never there, and only does not answer, is starting.
+    const bool starts = !seen_ && IsTransient(status);
+    SPDLOG_LOGGER_CALL(spdlog::default_logger_raw(),
+                       starts ? spdlog::level::info : spdlog::level::warn, "waiting for {}: {}",
+                       std::string(name()), std::string(status.message()));
     absent_reason_ = std::string(status.message());
   }
   description_.reset();

@@ -40,6 +40,7 @@ class WorkerView {
   WorkerPort& port_;
   std::optional<WorkerDescription> description_;
   std::string absent_reason_ = "not asked yet";
+  bool seen_ = false;  // was present once
 };
 
 // Whether the worker is away or slow, rather than refusing.

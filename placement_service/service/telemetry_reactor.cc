@@ -25,7 +25,10 @@ void TelemetryReactor::OnReadDone(bool ok) {
   if (status.ok()) {
     ++accepted_;
   } else if (dropped_++ == 0) {  // a worker that is wrong once is wrong again
-    SPDLOG_WARN("a telemetry report was dropped: {}", std::string(status.message()));
+    // Of a worker that this service has not met yet: the next ones count.
+    SPDLOG_LOGGER_CALL(spdlog::default_logger_raw(),
+                       absl::IsNotFound(status) ? spdlog::level::info : spdlog::level::warn,
+                       "a telemetry report was dropped: {}", std::string(status.message()));
   }
   StartRead(&request_);
 }
