@@ -57,6 +57,7 @@ function(isotherm_cc_test)
   target_link_libraries(${ARG_NAME} PRIVATE ${ARG_DEPS} GTest::gmock GTest::gtest_main isotherm_warnings)
   target_compile_definitions(${ARG_NAME} PRIVATE
     ISOTHERM_SOURCE_DIR="${CMAKE_SOURCE_DIR}" ISOTHERM_BINARY_DIR="${CMAKE_BINARY_DIR}")
+  isotherm_compile_together(${ARG_NAME} ${ARG_SRCS})
   if(NOT ARG_LABELS)
     set(ARG_LABELS unit)
   endif()
