@@ -7,6 +7,8 @@
 #include <array>
 #include <vector>
 
+#include "gpu_worker/cuda/cuda_error.h"
+
 namespace isotherm::gpu {
 namespace {
 
@@ -59,6 +61,14 @@ std::optional<int64_t> ProcessDeviceMemory(int device) {
       return static_cast<int64_t>(found[i].used_bytes);
   }
   return std::nullopt;
+}
+
+absl::StatusOr<int64_t> UsedDeviceMemory(int device) {
+  if (const std::optional<int64_t> bytes = ProcessDeviceMemory(device); bytes.has_value())
+    return *bytes;
+  size_t free = 0, total = 0;
+  ISOTHERM_CUDA_RETURN_IF_ERROR(cudaMemGetInfo(&free, &total));
+  return static_cast<int64_t>(total - free);
 }
 
 }  // namespace isotherm::gpu
