@@ -366,6 +366,7 @@ absl::Status CudaDevice::RunStep(const DeviceBatch& batch, const ColdSide& cold,
                                  DeviceOutput* output) {
   *output = DeviceOutput();
   ISOTHERM_CUDA_RETURN_IF_ERROR(cudaSetDevice(options_.device));
+  const StepGate::Step step(gate_);  // outlives what this step holds of the epoch
   const std::shared_ptr<const EpochTables> epoch = hot_pool_->Find(batch.epoch);
   const LayerTable* const tables = epoch != nullptr ? tables_->Find(epoch.get()) : nullptr;
   if (tables == nullptr)

@@ -18,8 +18,6 @@ namespace isotherm::gpu {
 namespace {
 // Epochs whose tables the device holds: the live one, the next, and two that are being retired.
 constexpr int kEpochPlaces = 4;
-// Of the pool, kept free so that neurons can move while the live epoch keeps all of its own.
-constexpr double kSpareShare = 0.015;
 // Room for copies from memory that is not pinned.
 constexpr int64_t kBounceBytes = int64_t{4} << 20;
 // Of a device's free memory, left alone when no budget is given.
@@ -168,21 +166,28 @@ absl::Status CudaDevice::AllocateHotPool() {
   ISOTHERM_RETURN_IF_ERROR(
       pool_memory_->Resize(RoundUp(slots * layout_.bundle_bytes, pool_memory_->granularity())));
   slots = std::min(all, pool_memory_->bytes() / layout_.bundle_bytes);
-  const int64_t capacity =
-      slots == all ? all : slots - static_cast<int64_t>(kSpareShare * static_cast<double>(slots));
-  hot_pool_ = std::make_unique<HotPool>(layout_, capacity, slots);
-  memory_.hot_pool = pool_memory_->bytes();
+  hot_pool_ = std::make_unique<HotPool>(layout_, HotPoolBudget::Capacity(slots, all), slots);
+  hot_budget_ =
+      std::make_unique<HotPoolBudget>(*hot_pool_, *pool_memory_, gate_, layout_.bundle_bytes);
   memory_.budget = budget;
   ISOTHERM_ASSIGN_OR_RETURN(tables_, CudaTables::Create(layout_, slots, kEpochPlaces));
   memory_.tables = tables_->bytes();
   ISOTHERM_RETURN_IF_ERROR(tables_->Add(hot_pool_->Find(kBuiltInEpoch), copy_stream_));
-  ISOTHERM_ASSIGN_OR_RETURN(memory_.process, UsedDeviceMemory(options_.device));
-  process_bytes_ = memory_.process;
+  // What the driver loads with the first copy of this kind it loads now, not during a step.
+  if (slots > 1) ISOTHERM_RETURN_IF_ERROR(MoveBundle(0, 1));
+  ISOTHERM_CUDA_RETURN_IF_ERROR(cudaStreamSynchronize(copy_stream_));
+  ISOTHERM_ASSIGN_OR_RETURN(process_bytes_, UsedDeviceMemory(options_.device));
   return absl::OkStatus();
+}
+
+void CudaDevice::MeasureProcess() {
+  if (const absl::StatusOr<int64_t> used = UsedDeviceMemory(options_.device); used.ok())
+    process_bytes_ = *used;
 }
 
 DeviceInfo CudaDevice::Describe() const {
   DeviceMemoryUse memory = memory_;
+  memory.hot_pool = hot_budget_->memory_bytes();
   memory.process = process_bytes_;
   return {
       .name = name_,
@@ -269,15 +274,34 @@ absl::Status CudaDevice::Prepare(const PlacementPlan& plan, const NeuronStore* s
     return CudaStatus(cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, copy_stream_),
                       "copying a hot neuron");
   };
-  ISOTHERM_RETURN_IF_ERROR(hot_pool_->Prepare(
-      plan, copy, progress, [&](const std::shared_ptr<const EpochTables>& tables) -> absl::Status {
-        ISOTHERM_CUDA_RETURN_IF_ERROR(cudaStreamSynchronize(copy_stream_));
-        return tables_->Add(tables, copy_stream_);
-      }));
-  // Steps have run since: what the driver loads late counts, too.
-  if (const absl::StatusOr<int64_t> used = UsedDeviceMemory(options_.device); used.ok())
-    process_bytes_ = *used;
-  return absl::OkStatus();
+  const absl::Status status = hot_budget_->Prepare(
+      plan, copy, progress,
+      [this](const std::shared_ptr<const EpochTables>& tables) { return Publish(tables); });
+  MeasureProcess();
+  return status;
+}
+
+absl::Status CudaDevice::Retire(int64_t epoch) {
+  ISOTHERM_CUDA_RETURN_IF_ERROR(cudaSetDevice(options_.device));
+  const absl::Status status = hot_budget_->Retire(
+      epoch, [this](int32_t from, int32_t to) { return MoveBundle(from, to); },
+      [this](const std::shared_ptr<const EpochTables>& tables) { return Publish(tables); });
+  MeasureProcess();
+  return status;
+}
+
+absl::Status CudaDevice::MoveBundle(int32_t from, int32_t to) {
+  const auto at = [this](int32_t slot) {
+    return pool_memory_->data() + slot * layout_.bundle_bytes;
+  };
+  return CudaStatus(cudaMemcpyAsync(at(to), at(from), static_cast<size_t>(layout_.bundle_bytes),
+                                    cudaMemcpyDeviceToDevice, copy_stream_),
+                    "moving a hot neuron");
+}
+
+absl::Status CudaDevice::Publish(const std::shared_ptr<const EpochTables>& tables) {
+  ISOTHERM_CUDA_RETURN_IF_ERROR(cudaStreamSynchronize(copy_stream_));
+  return tables_->Add(tables, copy_stream_);
 }
 
 }  // namespace isotherm::gpu

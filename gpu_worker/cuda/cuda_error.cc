@@ -2,6 +2,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "common/base/exit_code.h"
+#include "gpu_worker/device_shortage.h"
 
 namespace isotherm::gpu {
 
@@ -22,6 +23,18 @@ bool IsSticky(cudaError_t error) {
     default:
       return false;
   }
+}
+
+absl::Status DeviceShort(absl::string_view what, int64_t needed_bytes, absl::string_view remedy) {
+  size_t free = 0, total = 0;
+  if (const cudaError_t error = cudaMemGetInfo(&free, &total); error != cudaSuccess)
+    return CudaStatus(error, what);
+  cudaGetLastError();
+  return ShortageStatus({.what = what,
+                         .needed_bytes = needed_bytes,
+                         .free_bytes = static_cast<int64_t>(free),
+                         .total_bytes = static_cast<int64_t>(total),
+                         .remedy = remedy});
 }
 
 absl::Status CudaStatus(cudaError_t error, absl::string_view what) {
