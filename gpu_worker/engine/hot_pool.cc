@@ -245,6 +245,12 @@ absl::Status HotPool::Retire(int64_t epoch) {
   return absl::OkStatus();
 }
 
+bool HotPool::FreeRetired() {
+  std::lock_guard lock(mu_);
+  FreeUnpinned();
+  return retired_.empty();
+}
+
 absl::Status HotPool::Compact(const MoveBundle& move, const Publish& publish,
                               std::optional<int64_t> limit) {
   // Holes of less than an eighth fill up again by themselves, as low slots are taken first.

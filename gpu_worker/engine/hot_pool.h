@@ -75,6 +75,8 @@ class HotPool {
   // have memory from now on; no others are taken. No Prepare, Retire or Compact runs meanwhile, and
   // the caller sees to it that no step does.
   void Resize(int64_t slots, const std::function<int64_t(int64_t slots)>& resize);
+  // Frees what retired tables alone held, but for tables that a step still holds: false then.
+  bool FreeRetired();
   // Called for every slot that is freed, under a lock: tests overwrite what nobody may read.
   void SetOnFreed(std::function<void(int32_t slot)> on_freed) { on_freed_ = std::move(on_freed); }
 

@@ -69,6 +69,8 @@ absl::Status HotPoolBudget::Retire(int64_t epoch, const HotPool::MoveBundle& mov
                                    const HotPool::Publish& publish) {
   std::lock_guard lock(mu_);
   ISOTHERM_RETURN_IF_ERROR(pool_.Retire(epoch));
+  // Nothing moves while a step holds tables of before.
+  if (!pool_.FreeRetired()) gate_.Between([this] { pool_.FreeRetired(); });
   ISOTHERM_RETURN_IF_ERROR(pool_.Compact(move, publish, Target()));
   return Shrink();
 }
