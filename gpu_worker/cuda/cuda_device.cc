@@ -1,11 +1,7 @@
 #include "gpu_worker/cuda/cuda_device.h"
 
-#include <immintrin.h>
-#include <unistd.h>
-
 #include <algorithm>
 #include <bit>
-#include <cstdio>
 #include <cstring>
 #include <iterator>
 #include <utility>
@@ -17,13 +13,12 @@
 #include "common/kernels/work_hash.h"
 #include "common/shm/slot_client.h"
 #include "gpu_worker/cuda/driver_memory.h"
+#include "gpu_worker/engine/device_wait.h"
 #include "gpu_worker/kv_page.h"
 
 namespace isotherm::gpu {
 namespace {
 
-// Kernels end by themselves at a step's deadline; a device that is still busy so much later hangs.
-constexpr std::chrono::milliseconds kHangGrace{250};
 // A step of more rows than the graph serves is a prefill pass; so are smaller ones, if the neurons'
 // memory is mapped: in a large model from where reading each weight once for all rows saves more
 // than the many launches cost. A device made for few rows does without: products take memory of
@@ -119,6 +114,7 @@ CudaDevice::~CudaDevice() {
 // The context, as small as it can be made: no device heap, no printf buffer, small stacks.
 absl::Status CudaDevice::Open() {
   AllowEarlyLaunch(options_.early_launch);
+  ISOTHERM_RETURN_IF_ERROR(CheckUsable(options_.device));
   ISOTHERM_CUDA_RETURN_IF_ERROR(cudaSetDevice(options_.device));
   ISOTHERM_CUDA_RETURN_IF_ERROR(cudaSetDeviceFlags(cudaDeviceScheduleSpin | cudaDeviceMapHost));
   ISOTHERM_CUDA_RETURN_IF_ERROR(cudaDeviceSetLimit(cudaLimitMallocHeapSize, 0));
@@ -244,18 +240,13 @@ void CudaDevice::FillInputs(const DeviceBatch& batch, const MappedCold* cold, co
 // Waits for the queued step, and meanwhile wakes a cpu side that sleeps: the device cannot.
 absl::Status CudaDevice::AwaitStep(TimePoint deadline, ColdLink* link) {
   shm::SlotClient* const slots = link != nullptr ? link->slots() : nullptr;
-  while (true) {
-    const cudaError_t state = cudaStreamQuery(stream_);
-    if (state == cudaSuccess) return absl::OkStatus();
-    if (state != cudaErrorNotReady) return CudaStatus(state, "a step");
-    if (slots != nullptr) slots->RingSleeper();
-    if (std::chrono::steady_clock::now() > deadline + kHangGrace) {
-      // Nothing can be freed or awaited any more: whoever supervises this process starts a new one.
-      std::fprintf(stderr, "isotherm-gpu-worker: the GPU did not finish a step by its deadline\n");
-      ::_exit(static_cast<int>(ExitCode::kInternal));
-    }
-    for (int i = 0; i < 32; ++i) _mm_pause();
-  }
+  cudaError_t state = cudaSuccess;
+  AwaitDevice(
+      deadline, [&] { return (state = cudaStreamQuery(stream_)) == cudaErrorNotReady; },
+      [&] {
+        if (slots != nullptr) slots->RingSleeper();
+      });
+  return CudaStatus(state, "a step");
 }
 
 bool CudaDevice::InProducts(int32_t rows, const MappedCold* cold) const {
@@ -348,6 +339,7 @@ absl::Status CudaDevice::RunOnce(const DeviceBatch& batch, const MappedCold* col
   shared_ = ring.base != nullptr;
   if (shared_) ISOTHERM_RETURN_IF_ERROR(cold->slots()->AwaitIdle(batch.deadline));
   FillInputs(batch, cold, ring, tables, nonce);
+  if (options_.before_step) options_.before_step(stream_);
   if (in_products_) {
     ISOTHERM_RETURN_IF_ERROR(prefill_->Launch(
         ProductStep(batch, *cold, ring.base != nullptr ? link : nullptr), stream_));

@@ -46,6 +46,8 @@ struct CudaDeviceOptions {
   // Steps of so many rows on go through matrix products; 0: by the size of the model and max_rows.
   int32_t product_rows = 0;
   bool early_launch = true;  // AllowEarlyLaunch, for the whole process
+  // No flag sets it. Tests enqueue here what goes wrong on the device in front of a step.
+  std::function<void(cudaStream_t)> before_step;
 };
 
 // A step of a batch on one CUDA device. Small batches run as one captured graph; see Device for the

@@ -12,6 +12,7 @@
 #include "common/shm/slot_client.h"
 #include "gpu_worker/cuda/cuda_device.h"
 #include "gpu_worker/cuda/driver_memory.h"
+#include "gpu_worker/device_shortage.h"
 #include "gpu_worker/kv_page.h"
 
 namespace isotherm::gpu {
@@ -51,7 +52,7 @@ absl::Status CudaDevice::Allocate() {
   for (const int64_t factor : {config_.num_layers, config_.num_kv_heads, config_.head_dim}) {
     ISOTHERM_ASSIGN_OR_RETURN(kv_bytes, CheckedMul(kv_bytes, factor));
   }
-  ISOTHERM_ASSIGN_OR_RETURN(kv_, DeviceBytes::Make(kv_bytes));
+  ISOTHERM_ASSIGN_OR_RETURN(kv_, DeviceBytes::Make(kv_bytes, "the KV cache"));
   memory_.kv = kv_bytes;
 
   const int32_t all_rows = options_.max_rows, rows = graph_rows_;
@@ -93,7 +94,7 @@ absl::Status CudaDevice::Allocate() {
   };
   Carver counting(nullptr);
   carve(counting);
-  ISOTHERM_ASSIGN_OR_RETURN(work_memory_, DeviceBytes::Make(counting.bytes()));
+  ISOTHERM_ASSIGN_OR_RETURN(work_memory_, DeviceBytes::Make(counting.bytes(), "the workspace"));
   memory_.workspace = counting.bytes();
   Carver carver(work_memory_.as<>());
   buffers_ = carve(carver);
@@ -144,23 +145,31 @@ absl::Status CudaDevice::AllocateHotPool() {
       kEpochPlaces * layout_.num_layers *
       (static_cast<int64_t>(sizeof(LayerTable)) + 16 * CeilDiv<int64_t>(layout_.num_neurons, 64));
   ISOTHERM_ASSIGN_OR_RETURN(const int64_t used, UsedDeviceMemory(options_.device));
-  int64_t budget = options_.vram_budget;
-  if (budget < 0) {
-    size_t free = 0, total = 0;
-    ISOTHERM_CUDA_RETURN_IF_ERROR(cudaMemGetInfo(&free, &total));
-    budget = used + static_cast<int64_t>(free) - kReserveBytes;
-  }
+  size_t free = 0, total = 0;
+  ISOTHERM_CUDA_RETURN_IF_ERROR(cudaMemGetInfo(&free, &total));
+  const bool automatic = options_.vram_budget < 0;
+  const int64_t budget =
+      automatic ? used + static_cast<int64_t>(free) - kReserveBytes : options_.vram_budget;
   // Each place's tables and the pool itself end on a step of the driver's.
-  const int64_t rounding = (kEpochPlaces + 1) * pool_memory_->granularity();
-  const int64_t left = budget - used - fixed_tables - rounding;
-  if (left < 0) {
-    return WithExitCode(
-        absl::ResourceExhaustedError(absl::StrCat(
-            "--vram-budget ", FormatBytes(budget), " is below the ",
-            FormatBytes(used + fixed_tables + rounding),
-            " that context, dense weights, predictors, KV and workspace take; raise it, or lower "
-            "--context or --max-rows")),
-        ExitCode::kCannotFit);
+  const int64_t least = used + fixed_tables + (kEpochPlaces + 1) * pool_memory_->granularity();
+  const int64_t left = budget - least;
+  if (left < 0 && automatic) {
+    return ShortageStatus({.what = "the rest of the start, with a reserve of 512 MiB,",
+                           .needed_bytes = least - used + kReserveBytes,
+                           .free_bytes = static_cast<int64_t>(free),
+                           .total_bytes = static_cast<int64_t>(total) - used,
+                           .remedy = kLessOfTheDevice});
+  }
+  if (left < 0 || budget > static_cast<int64_t>(total)) {
+    const std::string cause =
+        left < 0 ? absl::StrCat("below the ", FormatBytes(least),
+                                " that context, dense weights, predictors, KV and workspace take; "
+                                "raise it, or lower --context or --max-rows")
+                 : absl::StrCat("more than the ", FormatBytes(static_cast<int64_t>(total)),
+                                " that the GPU has; lower it");
+    return WithExitCode(absl::ResourceExhaustedError(
+                            absl::StrCat("--vram-budget ", FormatBytes(budget), " is ", cause)),
+                        ExitCode::kCannotFit);
   }
   int64_t slots = std::min(all, left / (layout_.bundle_bytes + kTableBytes));
   ISOTHERM_RETURN_IF_ERROR(

@@ -11,6 +11,9 @@ namespace isotherm::gpu {
 // Nothing where the management library is not installed or does not say.
 std::optional<int64_t> ProcessDeviceMemory(int device);
 
+// FailedPrecondition when the driver says that the device has to be reset first; see NvmlUsable.
+absl::Status CheckUsable(int device);
+
 // What the driver says this process holds; else all that is taken on the device, which is no less.
 absl::StatusOr<int64_t> UsedDeviceMemory(int device);
 

@@ -141,25 +141,28 @@ absl::Status HotMemory::Shrink(int64_t wanted) {
 }
 
 absl::Status HotMemory::Grow(int64_t wanted) {
-  if (bytes_ < wanted) ISOTHERM_CUDA_RETURN_IF_ERROR(cudaSetDevice(device_));
+  const int64_t before = bytes_;
+  if (before < wanted) ISOTHERM_CUDA_RETURN_IF_ERROR(cudaSetDevice(device_));
   while (bytes_ < wanted) {
-    ISOTHERM_RETURN_IF_ERROR(AddChunk(std::min(chunk_bytes_, wanted - bytes_), wanted));
+    absl::Status status = AddChunk(std::min(chunk_bytes_, wanted - bytes_));
+    if (absl::IsResourceExhausted(status)) {
+      return DeviceShort("the hot pool", wanted - before,
+                         "lower the budget of hot neurons or --vram-budget, or end what else holds "
+                         "memory of this GPU",
+                         bytes_ - before);
+    }
+    ISOTHERM_RETURN_IF_ERROR(status);
   }
   return absl::OkStatus();
 }
 
-// Of the way to `wanted`, which an error names.
-absl::Status HotMemory::AddChunk(int64_t bytes, int64_t wanted) {
+absl::Status HotMemory::AddChunk(int64_t bytes) {
   const Driver& driver = GetDriver();
   Chunk chunk{.handle = 0, .bytes = bytes};
   const CUmemAllocationProp properties = Properties(device_);
   const auto size = static_cast<size_t>(bytes);
-  const CUresult created = driver.create(&chunk.handle, size, &properties, 0);
-  if (created == CUDA_ERROR_OUT_OF_MEMORY) {
-    return DeviceShort("the hot pool", wanted - bytes_,
-                       "lower the budget of hot neurons or --vram-budget, or end what else holds "
-                       "memory of this GPU");
-  }
+  const CUresult created = AllocationFails() ? CUDA_ERROR_OUT_OF_MEMORY
+                                             : driver.create(&chunk.handle, size, &properties, 0);
   ISOTHERM_RETURN_IF_ERROR(DriverStatus(created, "taking memory for the hot pool"));
   const CUdeviceptr at = base_ + static_cast<CUdeviceptr>(bytes_);
   absl::Status status =

@@ -39,7 +39,7 @@ class HotMemory final : public PoolMemory {
   };
   absl::Status Shrink(int64_t wanted);
   absl::Status Grow(int64_t wanted);
-  absl::Status AddChunk(int64_t bytes, int64_t wanted);
+  absl::Status AddChunk(int64_t bytes);
 
   int device_ = 0;
   CUdeviceptr base_ = 0;
