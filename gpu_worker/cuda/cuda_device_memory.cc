@@ -157,7 +157,7 @@ absl::Status CudaDevice::AllocateHotPool() {
     return ShortageStatus({.what = "the rest of the start, with a reserve of 512 MiB,",
                            .needed_bytes = least - used + kReserveBytes,
                            .free_bytes = static_cast<int64_t>(free),
-                           .total_bytes = static_cast<int64_t>(total) - used,
+                           .total_bytes = static_cast<int64_t>(total),
                            .remedy = kLessOfTheDevice});
   }
   if (left < 0 || budget > static_cast<int64_t>(total)) {

@@ -229,7 +229,7 @@ TEST_F(CudaFaultTest, EachAllocationThatFailsIsNamedAndLeavesNothingBehind) {
     EXPECT_THAT(message, HasSubstr(" needs "));
     EXPECT_THAT(message, testing::AnyOf(HasSubstr(" are free; lower "), HasSubstr("; end what")));
     EXPECT_EQ(cudaPeekAtLastError(), cudaSuccess);
-    EXPECT_GE(FreeBytes(), before - (int64_t{8} << 20)) << message;
+    EXPECT_GE(FreeBytes(), before - (int64_t{32} << 20)) << message;
   }
   EXPECT_GT(n, 20);
   EXPECT_LT(n, 1000);
