@@ -15,38 +15,38 @@ namespace {
 
 using testing::HasSubstr;
 
-constexpr BundleLayout kLayout{.dtype = DType::kF16,
-                               .rows = 3,
-                               .model_dim = 32,
-                               .row_bytes = 64,
-                               .bundle_bytes = 192,
-                               .num_neurons = 70,
-                               .num_layers = 2};
-constexpr int64_t kAll = kLayout.num_neurons * kLayout.num_layers;
-constexpr int64_t kSlots = 100, kCapacity = 99;
-constexpr int64_t kStep = 256, kChunk = 1024;  // bundles lie across both
-constexpr int64_t kFull = kSlots * kLayout.bundle_bytes;
-constexpr size_t kBundle = static_cast<size_t>(kLayout.bundle_bytes);
-
-// Neurons `first` .. of the model, layer by layer.
-PlacementPlan Plan(int64_t epoch, int64_t first, int64_t count, int64_t budget_slots) {
-  PlacementPlan plan{.epoch = epoch, .budget_bytes = budget_slots * kLayout.bundle_bytes};
-  for (int64_t l = 0; l < kLayout.num_layers; ++l) {
-    LayerPlacement layer{.num_neurons = kLayout.num_neurons};
-    layer.hot.assign(2, 0);
-    for (int64_t n = 0; n < kLayout.num_neurons; ++n) {
-      const int64_t at = l * kLayout.num_neurons + n;
-      if (at < first || at >= first + count) continue;
-      layer.hot[static_cast<size_t>(n / 64)] |= uint64_t{1} << n % 64;
-      ++layer.num_hot;
-    }
-    plan.layers.push_back(layer);
-  }
-  return plan;
-}
-
 class HotPoolBudgetTest : public testing::Test {
  protected:
+  static constexpr BundleLayout kLayout{.dtype = DType::kF16,
+                                        .rows = 3,
+                                        .model_dim = 32,
+                                        .row_bytes = 64,
+                                        .bundle_bytes = 192,
+                                        .num_neurons = 70,
+                                        .num_layers = 2};
+  static constexpr int64_t kAll = kLayout.num_neurons * kLayout.num_layers;
+  static constexpr int64_t kSlots = 100, kCapacity = 99;
+  static constexpr int64_t kStep = 256, kChunk = 1024;  // bundles lie across both
+  static constexpr int64_t kFull = kSlots * kLayout.bundle_bytes;
+  static constexpr size_t kBundle = static_cast<size_t>(kLayout.bundle_bytes);
+
+  // Neurons `first` .. of the model, layer by layer.
+  static PlacementPlan Plan(int64_t epoch, int64_t first, int64_t count, int64_t budget_slots) {
+    PlacementPlan plan{.epoch = epoch, .budget_bytes = budget_slots * kLayout.bundle_bytes};
+    for (int64_t l = 0; l < kLayout.num_layers; ++l) {
+      LayerPlacement layer{.num_neurons = kLayout.num_neurons};
+      layer.hot.assign(2, 0);
+      for (int64_t n = 0; n < kLayout.num_neurons; ++n) {
+        const int64_t at = l * kLayout.num_neurons + n;
+        if (at < first || at >= first + count) continue;
+        layer.hot[static_cast<size_t>(n / 64)] |= uint64_t{1} << n % 64;
+        ++layer.num_hot;
+      }
+      plan.layers.push_back(layer);
+    }
+    return plan;
+  }
+
   HotPoolBudgetTest() {
     EXPECT_TRUE(memory_.Resize(kFull).ok());
     budget_ = std::make_unique<HotPoolBudget>(pool_, memory_, gate_, kLayout.bundle_bytes);
