@@ -54,6 +54,15 @@ int64_t PlanPublisher::SpareBytes() const {
   return gpu_.present() ? gpu_.description().spare_bytes : -1;
 }
 
+int64_t PlanPublisher::RoomFor(const PlacementPlan& next, const PlacementPlan& live) const {
+  const int64_t spare = SpareBytes();
+  if (spare < 0) return spare;
+  const auto within = [this](const PlacementPlan& plan) {
+    return std::min(plan.budget_bytes, facts_->capacity_bytes);
+  };
+  return spare + std::max<int64_t>(0, within(next) - within(live));
+}
+
 MoveInput PlanPublisher::MoveInputFor(int64_t budget_bytes, const PlanRecord* live,
                                       const TrafficEstimate& estimate) const {
   MoveInput input{.traffic = &estimate, .layers = Geometry(), .budget_bytes = budget_bytes};
@@ -137,10 +146,8 @@ void PlanPublisher::RecordGain() {
 absl::Status PlanPublisher::ContinueGoal() {
   const PlanRecord* live = UsableLive();
   Goal goal = *std::exchange(goal_, std::nullopt);
-  const int64_t spare = SpareBytes();
-  if (live == nullptr || spare < 0) {
-    return absl::UnavailableError("the gpu_worker went away; ask again");
-  }
+  const int64_t spare = live != nullptr ? RoomFor(goal.record.plan, live->plan) : -1;
+  if (spare < 0) return absl::UnavailableError("the gpu_worker went away; ask again");
   const std::vector<LayerPlacement>& target = goal.record.plan.layers;
   int64_t in = 0, out = 0;
   for (size_t l = 0; l < target.size(); ++l) {

@@ -241,7 +241,7 @@ absl::Status PlanPublisher::Begin(PlanRecord record, std::optional<ControlReques
   record.plan.model_digest = facts_->shape.digest;
   record.start_options = options_.start_options;
   record.message.clear();
-  const int64_t spare = SpareBytes();
+  const int64_t spare = live != nullptr ? RoomFor(record.plan, live->plan) : -1;
   if (live != nullptr && spare >= 0 && BytesIn(*live, record, facts_->shape) > spare) {
     goal_ = Goal{.record = std::move(record), .request = std::move(request)};
     return ContinueGoal();

@@ -228,6 +228,8 @@ class PlanPublisher {
                                    const PlanRecord* live);
   std::vector<LayerGeometry> Geometry() const;
   int64_t SpareBytes() const;
+  // For what `next` brings in beside `live`: with a larger budget comes memory. -1: not told.
+  int64_t RoomFor(const PlacementPlan& next, const PlacementPlan& live) const;
 
   absl::Status Begin(PlanRecord record, std::optional<ControlRequest> request);
   absl::Status BeginStep(PlanRecord record, const std::optional<ControlRequest>& request);
