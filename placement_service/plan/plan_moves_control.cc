@@ -159,9 +159,10 @@ absl::Status PlanPublisher::ContinueGoal() {
   } else {
     PlanRecord step = goal.record;
     step.plan.layers = live->plan.layers;
-    // Both ends reach the goal together, so that no step needs more than both plans do.
+    // Twice as many go as come, so that the next step has twice the room: a few epochs do what one
+    // for each roomful would take dozens for. What goes is worth less than what then comes sooner.
     const int64_t leave =
-        room > 0 ? CeilDiv(out * room, in) : std::max<int64_t>(1, CeilDiv(out, kDepartureShare));
+        std::max({room > 0 ? std::min(out, 2 * room) : CeilDiv(out, kDepartureShare), int64_t{1}});
     StepTowards(target, room, leave, step.plan.layers);
     step.plan.used_bytes = 0;
     for (const LayerPlacement& layer : step.plan.layers) {

@@ -19,6 +19,8 @@ namespace {
 // Attempts at a plan nobody asked for, before a worker restarts or an operator changes something.
 constexpr int kMaxFailures = 5;
 constexpr std::chrono::seconds kMaxBackOff{60};
+// Between the epochs that lead to one plan.
+constexpr std::chrono::milliseconds kStepInterval{50};
 
 // Of what is hot in `to` and not in `from`.
 int64_t BytesIn(const PlanRecord& from, const PlanRecord& to, const ModelShape& shape) {
@@ -135,7 +137,8 @@ absl::Status PlanPublisher::Run(std::chrono::milliseconds poll_interval) {
     const auto work = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
       return stopped_ || !controls_.empty();
     };
-    if (status.ok()) mu_.AwaitWithTimeout(absl::Condition(&work), absl::FromChrono(poll_interval));
+    const auto wait = goal_.has_value() ? std::min(poll_interval, kStepInterval) : poll_interval;
+    if (status.ok()) mu_.AwaitWithTimeout(absl::Condition(&work), absl::FromChrono(wait));
     stopped = stopped_;
   }
   Stop();

@@ -103,8 +103,8 @@ using ControlDone = std::function<void(const absl::StatusOr<PlanRecord>&)>;
 // leaves the old one live. Aborted by a worker means that another placement_service with a higher
 // term took over: this one then changes nothing any more.
 //
-// A gpu_worker with little room beside its hot neurons is led to a plan in several epochs, each of
-// which moves as many as fit.
+// A gpu_worker with little room beside its hot neurons is led to a plan in several epochs: each
+// brings as many as fit and lets twice as many go, so that the next has twice the room.
 //
 // One thread calls RunOnce(); everything else is thread-safe. The store, ports, traffic model and
 // clock outlive it.
@@ -121,7 +121,7 @@ class PlanPublisher {
   // disk. An error is final (exit code 65: the profile is another model's).
   absl::Status RunOnce();
   // Rounds until Stop() or a final error: one each `poll_interval`, at once for a control
-  // operation. Saves what was learnt at the end.
+  // operation and soon on the way to a plan in several epochs. Saves what was learnt at the end.
   absl::Status Run(std::chrono::milliseconds poll_interval);
   // Ends Run() and calls to workers; control operations fail with Unavailable from now on.
   void Stop();
