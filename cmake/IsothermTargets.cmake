@@ -4,6 +4,25 @@
 # isotherm_cc_benchmark(NAME sparse_ffn_benchmark SRCS ... DEPS ...)
 # Sources are listed, never globbed; includes start at the repository root.
 
+# The sources of a target read the same headers, which take longer to compile than what follows them:
+# with ISOTHERM_UNITY a compiler run takes up to eight of them (CMake's unity build). Not those that
+# Highway compiles once per instruction set, nor those with options of their own.
+function(isotherm_compile_together target)
+  if(NOT ISOTHERM_UNITY)
+    return()
+  endif()
+  set_target_properties(${target} PROPERTIES UNITY_BUILD ON UNITY_BUILD_BATCH_SIZE 8)
+  foreach(source ${ARGN})
+    if(NOT source MATCHES "[.]cc$")
+      continue()
+    endif()
+    file(STRINGS "${source}" per_target LIMIT_COUNT 1 REGEX "hwy/foreach_target[.]h")
+    if(per_target)
+      set_source_files_properties("${source}" PROPERTIES SKIP_UNITY_BUILD_INCLUSION ON)
+    endif()
+  endforeach()
+endfunction()
+
 set(CMAKE_RUNTIME_OUTPUT_DIRECTORY "${CMAKE_BINARY_DIR}/bin")
 
 function(isotherm_cc_library)
@@ -13,6 +32,7 @@ function(isotherm_cc_library)
     add_library(${target} STATIC ${ARG_SRCS} ${ARG_HDRS})
     target_include_directories(${target} PUBLIC "${CMAKE_SOURCE_DIR}")
     target_link_libraries(${target} PUBLIC ${ARG_DEPS} PRIVATE ${ARG_PRIVATE_DEPS} isotherm_warnings)
+    isotherm_compile_together(${target} ${ARG_SRCS})
   else()
     add_library(${target} INTERFACE)
     target_include_directories(${target} INTERFACE "${CMAKE_SOURCE_DIR}")
@@ -26,6 +46,7 @@ function(isotherm_cc_binary)
   add_executable(${ARG_NAME} ${ARG_SRCS})
   target_include_directories(${ARG_NAME} PRIVATE "${CMAKE_SOURCE_DIR}")
   target_link_libraries(${ARG_NAME} PRIVATE ${ARG_DEPS} isotherm_warnings)
+  isotherm_compile_together(${ARG_NAME} ${ARG_SRCS})
 endfunction()
 
 function(isotherm_cc_test)
@@ -36,6 +57,7 @@ function(isotherm_cc_test)
   target_link_libraries(${ARG_NAME} PRIVATE ${ARG_DEPS} GTest::gmock GTest::gtest_main isotherm_warnings)
   target_compile_definitions(${ARG_NAME} PRIVATE
     ISOTHERM_SOURCE_DIR="${CMAKE_SOURCE_DIR}" ISOTHERM_BINARY_DIR="${CMAKE_BINARY_DIR}")
+  isotherm_compile_together(${ARG_NAME} ${ARG_SRCS})
   if(NOT ARG_LABELS)
     set(ARG_LABELS unit)
   endif()

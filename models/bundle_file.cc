@@ -11,11 +11,6 @@
 namespace isotherm {
 namespace {
 
-absl::Status Bad(const GgufFile& file, absl::string_view what) {
-  return WithExitCode(absl::DataLossError(absl::StrCat(file.path(), ": ", what)),
-                      ExitCode::kBadData);
-}
-
 std::string TensorName(int64_t layer, absl::string_view stem) {
   return absl::StrCat("blk.", layer, ".", stem, ".weight");
 }
@@ -31,16 +26,18 @@ bool IsBundleOrdered(const GgufFile& file, int64_t num_layers) {
 absl::Status CheckKeys(const GgufFile& file, const ModelConfig& config) {
   const int rows = config.bundle_rows();
   if (!file.is_powerinfer()) {
-    return Bad(file, "a bundle-ordered model has the magic PWRI, this file GGUF");
+    return BadDataError(file.path(), "a bundle-ordered model has the magic PWRI, this file GGUF");
   }
   ISOTHERM_ASSIGN_OR_RETURN(const int64_t stored, file.GetInt(kBundleRowsKey));
   if (stored != rows) {
-    return Bad(file, absl::StrCat("key ", kBundleRowsKey, " is ", stored, "; a neuron of ",
-                                  config.architecture_name, " has ", rows, " rows"));
+    return BadDataError(file.path(),
+                        absl::StrCat("key ", kBundleRowsKey, " is ", stored, "; a neuron of ",
+                                     config.architecture_name, " has ", rows, " rows"));
   }
   const absl::StatusOr<int64_t> alignment = file.GetInt(kAlignmentKey);
   if (!alignment.ok() || *alignment % kBundleAlignment != 0) {
-    return Bad(file, absl::StrCat(kAlignmentKey, " is ",
+    return BadDataError(
+        file.path(), absl::StrCat(kAlignmentKey, " is ",
                                   alignment.ok() ? absl::StrCat(*alignment) : "absent, so 32",
                                   "; bundles that are computed from in place need a multiple of ",
                                   kBundleAlignment));
@@ -53,29 +50,32 @@ absl::StatusOr<const GgufTensor*> CheckLayer(const GgufFile& file, const ModelCo
   const std::string name = TensorName(layer, "ffn_bundle");
   const GgufTensor* tensor = file.FindTensor(name);
   if (tensor == nullptr) {
-    return Bad(file, absl::StrCat("tensor ", name,
-                                  " is missing, of a file whose neurons are in bundle order"));
+    return BadDataError(
+        file.path(),
+        absl::StrCat("tensor ", name, " is missing, of a file whose neurons are in bundle order"));
   }
   for (const char* stem : {"ffn_gate", "ffn_up", "ffn_down", "ffn_down_t"}) {
     if (file.FindTensor(TensorName(layer, stem)) != nullptr) {
-      return Bad(file, absl::StrCat("tensors ", name, " and ", TensorName(layer, stem),
-                                    " both hold the layer's neurons; one of them must go"));
+      return BadDataError(file.path(),
+                          absl::StrCat("tensors ", name, " and ", TensorName(layer, stem),
+                                       " both hold the layer's neurons; one of them must go"));
     }
   }
   const absl::StatusOr<DType> dtype = DTypeFromGgml(tensor->ggml_type);
   if (!dtype.ok() || (*dtype != DType::kF16 && *dtype != DType::kBF16 && *dtype != DType::kQ8_0 &&
                       *dtype != DType::kQ4_0)) {
-    return Bad(
-        file, absl::StrCat("tensor ", name, " has type ",
-                           dtype.ok() ? std::string(Name(*dtype)) : absl::StrCat(tensor->ggml_type),
-                           "; bundles are F16, BF16, Q8_0 or Q4_0"));
+    return BadDataError(file.path(), absl::StrCat("tensor ", name, " has type ",
+                                                  dtype.ok() ? std::string(Name(*dtype))
+                                                             : absl::StrCat(tensor->ggml_type),
+                                                  "; bundles are F16, BF16, Q8_0 or Q4_0"));
   }
   ISOTHERM_RETURN_IF_ERROR(RowBytes(*dtype, config.model_dim).status());
   const int64_t columns = BundleColumns(*dtype, config.bundle_rows(), config.model_dim);
   const auto& shape = tensor->shape;
   if (shape[0] != columns || shape[1] != config.ffn_dim || shape[2] != 1 || shape[3] != 1) {
-    return Bad(file, absl::StrCat("tensor ", name, " is [", absl::StrJoin(shape, ", "), "]; [",
-                                  columns, ", ", config.ffn_dim, "] is wanted"));
+    return BadDataError(file.path(),
+                        absl::StrCat("tensor ", name, " is [", absl::StrJoin(shape, ", "), "]; [",
+                                     columns, ", ", config.ffn_dim, "] is wanted"));
   }
   return tensor;
 }
@@ -94,7 +94,8 @@ absl::StatusOr<std::optional<BundleFile>> ReadBundleFile(const GgufFile& file,
       bundles.dtype = dtype;
       ISOTHERM_ASSIGN_OR_RETURN(bundles.bundle_bytes, RowBytes(dtype, tensor->columns()));
     } else if (dtype != bundles.dtype) {
-      return Bad(file, absl::StrCat("tensor ", tensor->name, " is ", Name(dtype), ", layer 0 ",
+      return BadDataError(
+          file.path(), absl::StrCat("tensor ", tensor->name, " is ", Name(dtype), ", layer 0 ",
                                     Name(bundles.dtype), "; all layers' bundles are of one type"));
     }
     bundles.layer_offsets.push_back(tensor->offset);

@@ -16,11 +16,6 @@
 namespace isotherm {
 namespace {
 
-absl::Status Bad(const GgufFile& file, absl::string_view what) {
-  return WithExitCode(absl::DataLossError(absl::StrCat(file.path(), ": ", what)),
-                      ExitCode::kBadData);
-}
-
 // The type a stored tensor is computed in.
 DType ComputeType(DType stored) {
   switch (stored) {
@@ -69,15 +64,18 @@ absl::StatusOr<std::unique_ptr<ModelFile>> ModelFile::Open(const std::string& pa
 absl::StatusOr<const GgufTensor*> ModelFile::Expect(const std::string& name, int64_t columns,
                                                     int64_t rows) {
   const GgufTensor* tensor = file_->FindTensor(name);
-  if (tensor == nullptr) return Bad(*file_, absl::StrCat("tensor ", name, " is missing"));
+  if (tensor == nullptr)
+    return BadDataError(file_->path(), absl::StrCat("tensor ", name, " is missing"));
   const auto& shape = tensor->shape;
   if (shape[0] != columns || shape[1] != rows || shape[2] != 1 || shape[3] != 1) {
-    return Bad(*file_, absl::StrCat("tensor ", name, " is [", absl::StrJoin(shape, ", "), "]; [",
-                                    columns, ", ", rows, "] is wanted"));
+    return BadDataError(file_->path(),
+                        absl::StrCat("tensor ", name, " is [", absl::StrJoin(shape, ", "), "]; [",
+                                     columns, ", ", rows, "] is wanted"));
   }
   const absl::StatusOr<DType> dtype = DTypeFromGgml(tensor->ggml_type);
   if (!dtype.ok()) {
-    return Bad(*file_, absl::StrCat("tensor ", name, ": ", dtype.status().message()));
+    return BadDataError(file_->path(),
+                        absl::StrCat("tensor ", name, ": ", dtype.status().message()));
   }
   used_.insert(tensor->name);
   return tensor;
@@ -212,7 +210,7 @@ absl::Status ModelFile::ChooseLayout() {
   repacked_ = absl::StrJoin(changes, "; ");
 
   const absl::StatusOr<int64_t> row_bytes = RowBytes(dtype, config_.model_dim);
-  if (!row_bytes.ok()) return Bad(*file_, row_bytes.status().message());
+  if (!row_bytes.ok()) return BadDataError(file_->path(), row_bytes.status().message());
   layout_ = {.dtype = dtype,
              .rows = config_.bundle_rows(),
              .model_dim = config_.model_dim,
@@ -226,7 +224,8 @@ absl::Status ModelFile::ChooseLayout() {
 
 absl::StatusOr<Matrix> ModelFile::ReadMatrix(absl::string_view name) const {
   const GgufTensor* tensor = file_->FindTensor(name);
-  if (tensor == nullptr) return Bad(*file_, absl::StrCat("tensor ", name, " is missing"));
+  if (tensor == nullptr)
+    return BadDataError(file_->path(), absl::StrCat("tensor ", name, " is missing"));
   ISOTHERM_ASSIGN_OR_RETURN(const DType stored, DTypeFromGgml(tensor->ggml_type));
   Matrix matrix{.dtype = ComputeType(stored), .rows = tensor->rows(), .columns = tensor->columns()};
   ISOTHERM_ASSIGN_OR_RETURN(matrix.row_bytes, RowBytes(matrix.dtype, matrix.columns));
@@ -247,7 +246,8 @@ absl::StatusOr<Matrix> ModelFile::ReadMatrix(absl::string_view name) const {
 
 absl::StatusOr<std::vector<float>> ModelFile::ReadVector(absl::string_view name) const {
   const GgufTensor* tensor = file_->FindTensor(name);
-  if (tensor == nullptr) return Bad(*file_, absl::StrCat("tensor ", name, " is missing"));
+  if (tensor == nullptr)
+    return BadDataError(file_->path(), absl::StrCat("tensor ", name, " is missing"));
   if (tensor->rows() != 1) {
     return absl::InvalidArgumentError(
         absl::StrCat("tensor ", name, " has ", tensor->rows(), " rows; a vector has one"));

@@ -21,7 +21,7 @@
 namespace isotherm::cli {
 namespace {
 
-constexpr char kExamples[] = R"(Examples:
+constexpr char kBenchExamples[] = R"(Examples:
   isotherm bench smollm2-relu
   isotherm bench smollm2-relu --prompt 64 --gen 128 --concurrency 1,4 --repeat 5
   isotherm bench smollm2-relu --json > result.json
@@ -142,7 +142,7 @@ absl::Status Bench(const BenchArgs& args, VerbContext& context) {
 void AddBenchVerb(CLI::App& app, VerbContext& context) {
   auto args = std::make_shared<BenchArgs>();
   CLI::App* verb = app.add_subcommand("bench", "Measures speed: first token, tokens/s, hit share.");
-  verb->footer(kExamples);
+  verb->footer(kBenchExamples);
   verb->add_option("MODEL", args->model, "model file, or a name in --model-dir")
       ->required()
       ->type_name("");

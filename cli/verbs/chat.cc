@@ -21,7 +21,7 @@
 namespace isotherm::cli {
 namespace {
 
-constexpr char kExamples[] = R"(Examples:
+constexpr char kChatExamples[] = R"(Examples:
   isotherm chat smollm2-relu
   isotherm chat smollm2-relu --system "Answer in one sentence." --temperature 0.7
 
@@ -91,7 +91,7 @@ absl::Status Chat(const ChatArgs& args, VerbContext& context) {
 void AddChatVerb(CLI::App& app, VerbContext& context) {
   auto args = std::make_shared<ChatArgs>();
   CLI::App* verb = app.add_subcommand("chat", "Talks with a model.");
-  verb->footer(kExamples);
+  verb->footer(kChatExamples);
   verb->add_option("MODEL", args->model, "model file, or a name in --model-dir")
       ->required()
       ->type_name("");

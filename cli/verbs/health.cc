@@ -15,7 +15,7 @@
 namespace isotherm::cli {
 namespace {
 
-constexpr char kExamples[] = R"(Examples:
+constexpr char kHealthExamples[] = R"(Examples:
   isotherm health
   isotherm health --url 127.0.0.1:8001 --timeout 2s
 
@@ -51,7 +51,7 @@ void AddHealthVerb(CLI::App& app, VerbContext& context) {
   auto args = std::make_shared<HealthArgs>();
   CLI::App* verb =
       app.add_subcommand("health", "Asks whether a server serves (exit code 0 or 69).");
-  verb->footer(kExamples);
+  verb->footer(kHealthExamples);
   args->target.AddTo(*verb, "gateway, or any other service");
   verb->add_option("--service", args->service, "full service name [the whole process]")
       ->type_name("");

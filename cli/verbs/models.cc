@@ -25,7 +25,7 @@ namespace isotherm::cli {
 namespace fs = std::filesystem;
 namespace {
 
-constexpr char kExamples[] = R"(Examples:
+constexpr char kModelsExamples[] = R"(Examples:
   isotherm models build smollm2-relu                  fetch the base, merge the adapter: Q8_0
   isotherm models build smollm2-relu --format f16 --base SmolLM2-135M-Instruct.Q4_1.gguf
   isotherm models ls
@@ -195,7 +195,7 @@ void AddModelsVerb(CLI::App& app, VerbContext& context) {
   auto args = std::make_shared<ModelsArgs>();
   CLI::App* verb =
       app.add_subcommand("models", "Lists, builds, inspects, verifies and converts model files.");
-  verb->footer(kExamples);
+  verb->footer(kModelsExamples);
   verb->require_subcommand(1);
   verb->fallthrough();
   verb->add_option("--model-dir", args->model_dir,

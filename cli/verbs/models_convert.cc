@@ -19,7 +19,7 @@ namespace isotherm::cli {
 namespace fs = std::filesystem;
 namespace {
 
-constexpr char kExamples[] = R"(Examples:
+constexpr char kModelsConvertExamples[] = R"(Examples:
   isotherm models convert relu-7b.powerinfer.gguf relu-7b-q4.powerinfer.gguf --type q4_0
   isotherm models convert relu-7b.powerinfer.gguf relu-7b.arena.gguf --arena
   isotherm models convert relu-falcon.gguf relu-falcon.powerinfer.gguf --to pwri --relu
@@ -111,7 +111,7 @@ void AddModelsConvertVerb(CLI::App& models, std::function<fs::path()> model_dir,
   auto args = std::make_shared<ConvertArgs>();
   CLI::App* verb = models.add_subcommand(
       "convert", "Writes a model in PowerInfer's or the plain GGUF layout, or in another type.");
-  verb->footer(kExamples);
+  verb->footer(kModelsConvertExamples);
   verb->add_option("IN", args->in, "model file, or a name in --model-dir")
       ->required()
       ->type_name("");

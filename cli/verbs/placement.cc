@@ -19,7 +19,7 @@
 namespace isotherm::cli {
 namespace {
 
-constexpr char kExamples[] =
+constexpr char kPlacementExamples[] =
     R"(Neurons that fire often are hot: the GPU side keeps a copy of them, the rest is computed by the
 CPU side. A placement says which are hot; each change of it is a new epoch, made while requests run,
 and never changes a token. By itself the server follows the traffic: `history` says why each epoch
@@ -209,7 +209,7 @@ absl::Status Import(const PlacementArgs& args, VerbContext& context) {
 void AddPlacementVerb(CLI::App& app, VerbContext& context) {
   auto args = std::make_shared<PlacementArgs>();
   CLI::App* verb = app.add_subcommand("placement", "Shows and changes which neurons are hot.");
-  verb->footer(kExamples);
+  verb->footer(kPlacementExamples);
   verb->require_subcommand(1);
   args->target.AddTo(*verb, "placement service");
   verb->fallthrough();

@@ -21,7 +21,7 @@ namespace {
 
 constexpr std::chrono::milliseconds kAskInterval{200};
 
-constexpr char kExamples[] =
+constexpr char kRecomputeExamples[] =
     R"(The server moves neurons by itself, a little at a time. This asks for the best plan at once, under
 another budget if one is given: the answer tells how many neurons move, what they are predicted to
 gain and why, or that nothing gains more than its noise and its copy. Asked again with the same --id
@@ -84,7 +84,7 @@ void AddRecomputeVerb(CLI::App& app, VerbContext& context) {
   CLI::App* verb = app.add_subcommand(
       "recompute",
       "Solves anew for what was learnt of the traffic and moves neurons if that pays.");
-  verb->footer(kExamples);
+  verb->footer(kRecomputeExamples);
   args->target.AddTo(*verb, "placement service");
   verb->add_flag("--dry-run", args->request.dry_run, "tells what would move, moves nothing");
   verb->add_option("--budget", args->budget, "bytes of hot neurons from now on, like 24MiB")

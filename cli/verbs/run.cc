@@ -23,7 +23,7 @@ namespace isotherm::cli {
 namespace {
 
 constexpr size_t kMaxPromptBytes = 4 << 20;
-constexpr char kExamples[] = R"(Examples:
+constexpr char kRunExamples[] = R"(Examples:
   isotherm run smollm2-relu "Why is the sky blue?"
   isotherm run smollm2-relu --temperature 0 --max-tokens 64 "Name three rivers."
   cat question.txt | isotherm run smollm2-relu -
@@ -107,7 +107,7 @@ absl::Status Run(const RunArgs& args, VerbContext& context) {
 void AddRunVerb(CLI::App& app, VerbContext& context) {
   auto args = std::make_shared<RunArgs>();
   CLI::App* verb = app.add_subcommand("run", "Answers one prompt.");
-  verb->footer(kExamples);
+  verb->footer(kRunExamples);
   verb->add_option("MODEL", args->model, "model file, or a name in --model-dir")
       ->required()
       ->type_name("");

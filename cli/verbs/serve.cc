@@ -24,7 +24,7 @@ namespace {
 
 constexpr char kHelp[] =
     "Runs the four services on this host: gateway, gpu-worker, cpu-worker, placement.";
-constexpr char kExamples[] = R"(Examples:
+constexpr char kServeExamples[] = R"(Examples:
   isotherm serve smollm2-relu
   isotherm serve model.gguf --grpc-listen 127.0.0.1:9001 --parallel 8
   ISOTHERM_CONTEXT=4K isotherm serve smollm2-relu --config isotherm.yaml
@@ -90,7 +90,7 @@ absl::Status Serve(const ServeArgs& args, VerbContext& context) {
 void AddServeVerb(CLI::App& app, VerbContext& context) {
   auto args = std::make_shared<ServeArgs>();
   CLI::App* verb = app.add_subcommand("serve", kHelp);
-  verb->footer(kExamples);
+  verb->footer(kServeExamples);
   verb->add_option("MODEL", args->model, "model file, or a name in --model-dir")->type_name("");
   args->flags.AddTo(*verb, {});
   verb->callback([args, &context] { context.status = Serve(*args, context); });

@@ -10,20 +10,20 @@
 
 namespace isotherm {
 namespace {
-constexpr char kPayloadUrl[] = "isotherm/error-reason";
+constexpr char kErrorReasonUrl[] = "isotherm/error-reason";
 }  // namespace
 
 absl::Status WithErrorReason(absl::Status status, const ErrorReason& reason) {
   if (!status.ok()) {
     const int64_t retry_ms = reason.retry_after.has_value() ? reason.retry_after->count() : -1;
-    status.SetPayload(kPayloadUrl,
+    status.SetPayload(kErrorReasonUrl,
                       absl::Cord(absl::StrCat(reason.reason, "\n", reason.field, "\n", retry_ms)));
   }
   return status;
 }
 
 std::optional<ErrorReason> ErrorReasonOf(const absl::Status& status) {
-  const auto payload = status.GetPayload(kPayloadUrl);
+  const auto payload = status.GetPayload(kErrorReasonUrl);
   if (!payload.has_value()) return std::nullopt;
   const std::string text(*payload);
   const std::vector<std::string> parts = absl::StrSplit(text, '\n');

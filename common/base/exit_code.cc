@@ -9,19 +9,23 @@
 
 namespace isotherm {
 namespace {
-constexpr char kPayloadUrl[] = "isotherm/exit-code";
+constexpr char kExitCodeUrl[] = "isotherm/exit-code";
 }  // namespace
 
 absl::Status WithExitCode(absl::Status status, ExitCode code) {
   if (!status.ok()) {
-    status.SetPayload(kPayloadUrl, absl::Cord(absl::StrCat(static_cast<int>(code))));
+    status.SetPayload(kExitCodeUrl, absl::Cord(absl::StrCat(static_cast<int>(code))));
   }
   return status;
 }
 
+absl::Status BadDataError(absl::string_view where, absl::string_view what) {
+  return WithExitCode(absl::DataLossError(absl::StrCat(where, ": ", what)), ExitCode::kBadData);
+}
+
 ExitCode ExitCodeOf(const absl::Status& status) {
   if (status.ok()) return ExitCode::kOk;
-  if (const auto payload = status.GetPayload(kPayloadUrl); payload.has_value()) {
+  if (const auto payload = status.GetPayload(kExitCodeUrl); payload.has_value()) {
     int code = 0;
     if (absl::SimpleAtoi(std::string(*payload), &code)) return static_cast<ExitCode>(code);
   }

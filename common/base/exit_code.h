@@ -1,6 +1,7 @@
 #pragma once
 
 #include "absl/status/status.h"
+#include "absl/strings/string_view.h"
 
 namespace isotherm {
 
@@ -20,6 +21,9 @@ enum class ExitCode : int {
 // A start-up failure carries its exit code as a status payload, so that the place that knows the
 // cause chooses the code and main() only reads it.
 absl::Status WithExitCode(absl::Status status, ExitCode code);
+
+// DataLoss with kBadData: "<where>: <what>". `where` is the file, or what of the store is bad.
+absl::Status BadDataError(absl::string_view where, absl::string_view what);
 
 // The payload's code, else one derived from the status code: InvalidArgument 64, NotFound and
 // DataLoss 65, Unavailable 69, ResourceExhausted 71, anything else 70; OK 0.

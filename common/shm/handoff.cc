@@ -252,7 +252,7 @@ absl::StatusOr<Handoff> TakeHandoff(const std::string& path, absl::string_view t
                      "; both workers need the same --socket-dir"));
   }
   ISOTHERM_ASSIGN_OR_RETURN(const pid_t peer, CheckPeer(fd));
-  if (SharesPidNamespace(peer)) handoff.peer = IdentityOf(peer);
+  if (SharesPidNamespace(peer)) handoff.peer = ProcessIdentityOf(peer);
   if (::send(fd, token.data(), token.size(), MSG_NOSIGNAL) != static_cast<ssize_t>(token.size())) {
     return absl::UnavailableError(absl::StrCat("handoff: ", std::strerror(errno)));
   }

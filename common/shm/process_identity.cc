@@ -14,7 +14,7 @@
 
 namespace isotherm::shm {
 
-ProcessIdentity IdentityOf(pid_t pid) {
+ProcessIdentity ProcessIdentityOf(pid_t pid) {
   ProcessIdentity identity{.pid = pid};
   std::ifstream file(absl::StrCat("/proc/", pid, "/stat"));
   const std::string text{std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
@@ -31,7 +31,7 @@ ProcessIdentity IdentityOf(pid_t pid) {
   return identity;
 }
 
-ProcessIdentity OwnIdentity() { return IdentityOf(::getpid()); }
+ProcessIdentity OwnIdentity() { return ProcessIdentityOf(::getpid()); }
 
 bool SharesPidNamespace(pid_t pid) {
   if (pid <= 0) return false;

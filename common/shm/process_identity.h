@@ -16,7 +16,7 @@ struct ProcessIdentity {
 ProcessIdentity OwnIdentity();
 
 // What `pid`, a number of our PID namespace, is now; start_ticks 0 when it cannot be read.
-ProcessIdentity IdentityOf(pid_t pid);
+ProcessIdentity ProcessIdentityOf(pid_t pid);
 
 // True when `pid` is known to live in our own PID namespace, so that its own number is `pid` too.
 bool SharesPidNamespace(pid_t pid);

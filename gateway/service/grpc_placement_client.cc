@@ -10,10 +10,6 @@
 #include "isotherm/v1/placement.grpc.pb.h"
 
 namespace isotherm {
-namespace {
-constexpr auto kFirstBackoff = std::chrono::milliseconds(50);
-constexpr auto kMaxBackoff = std::chrono::milliseconds(1000);
-}  // namespace
 
 GrpcPlacementClient::GrpcPlacementClient(std::string address) : address_(std::move(address)) {}
 
@@ -42,7 +38,7 @@ bool GrpcPlacementClient::connected() const {
 
 void GrpcPlacementClient::Loop(SchedulerThread& scheduler) {
   const auto stub = v1::PlacementService::NewStub(rpc::MakeChannel(address_));
-  auto backoff = kFirstBackoff;
+  auto backoff = rpc::kFirstBackoff;
   bool said_so = false;
   while (true) {
     grpc::ClientContext context;
@@ -80,7 +76,7 @@ void GrpcPlacementClient::Loop(SchedulerThread& scheduler) {
     if (heard) {
       SPDLOG_WARN("lost the placement_service: {}; the last plan serves on",
                   status.error_message());
-      backoff = kFirstBackoff;
+      backoff = rpc::kFirstBackoff;
       said_so = true;
     } else if (!said_so) {
       SPDLOG_INFO("waiting for the placement_service at {}", address_);
@@ -88,7 +84,7 @@ void GrpcPlacementClient::Loop(SchedulerThread& scheduler) {
     }
     absl::MutexLock lock(&mu_);
     mu_.AwaitWithTimeout(absl::Condition(&stopping_), absl::FromChrono(backoff));
-    backoff = std::min(2 * backoff, kMaxBackoff);
+    backoff = std::min(2 * backoff, rpc::kMaxBackoff);
   }
 }
 

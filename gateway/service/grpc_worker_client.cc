@@ -15,9 +15,6 @@
 namespace isotherm {
 namespace {
 
-constexpr auto kFirstBackoff = std::chrono::milliseconds(50);
-constexpr auto kMaxBackoff = std::chrono::milliseconds(1000);
-
 const char* Name(WorkerKind kind) { return kind == WorkerKind::kGpu ? "gpu_worker" : "cpu_worker"; }
 
 }  // namespace
@@ -46,7 +43,7 @@ void GrpcWorkerClient::Stop() {
 void GrpcWorkerClient::Loop(SchedulerThread& scheduler) {
   const auto channel = rpc::MakeChannel(address_);
   const auto stub = v1::WorkerService::NewStub(channel);
-  auto backoff = kFirstBackoff;
+  auto backoff = rpc::kFirstBackoff;
   bool said_so = false;
   while (true) {
     auto greeted = std::make_shared<std::atomic<bool>>(false);
@@ -90,7 +87,7 @@ void GrpcWorkerClient::Loop(SchedulerThread& scheduler) {
     if (greeted->load()) {
       if (!ours) SPDLOG_WARN("lost the {}: {}", Name(kind_), status.error_message());
       said_so = true;
-      backoff = kFirstBackoff;
+      backoff = rpc::kFirstBackoff;
       scheduler.Post([this, stream, why = rpc::FromGrpcStatus(status)](Scheduler& s) {
         if (current_ != stream) return;
         current_.reset();
@@ -102,7 +99,7 @@ void GrpcWorkerClient::Loop(SchedulerThread& scheduler) {
     }
     absl::MutexLock lock(&mu_);
     mu_.AwaitWithTimeout(absl::Condition(&stopping_), absl::FromChrono(backoff));
-    backoff = std::min(2 * backoff, kMaxBackoff);
+    backoff = std::min(2 * backoff, rpc::kMaxBackoff);
   }
 }
 

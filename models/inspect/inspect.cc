@@ -23,10 +23,6 @@
 namespace isotherm {
 namespace {
 
-absl::Status Bad(const std::string& path, absl::string_view what) {
-  return WithExitCode(absl::DataLossError(absl::StrCat(path, ": ", what)), ExitCode::kBadData);
-}
-
 // `padding_bytes` at the end of each row must be zero.
 absl::Status VerifyTensor(const GgufFile& file, const GgufTensor& tensor, int64_t padding_bytes,
                           const std::function<void(int64_t)>& advance) {
@@ -46,14 +42,16 @@ absl::Status VerifyTensor(const GgufFile& file, const GgufTensor& tensor, int64_
     for (int64_t r = 0; r < rows; ++r) {
       const std::byte* const end = bytes.data() + (r + 1) * row_bytes;
       if (std::any_of(end - padding_bytes, end, [](std::byte b) { return b != std::byte{0}; })) {
-        return Bad(file.path(), absl::StrCat("tensor ", tensor.name, " row ", row + r,
-                                             " has other padding than zeros: the file is damaged; "
-                                             "convert it again"));
+        return BadDataError(file.path(),
+                            absl::StrCat("tensor ", tensor.name, " row ", row + r,
+                                         " has other padding than zeros: the file is damaged; "
+                                         "convert it again"));
       }
       if (!AllFinite(*dtype, bytes.data() + r * row_bytes, tensor.columns())) {
-        return Bad(file.path(), absl::StrCat("tensor ", tensor.name, " row ", row + r,
-                                             " holds a value that is infinite or no number: the "
-                                             "file is damaged; get it again"));
+        return BadDataError(file.path(),
+                            absl::StrCat("tensor ", tensor.name, " row ", row + r,
+                                         " holds a value that is infinite or no number: the "
+                                         "file is damaged; get it again"));
       }
     }
     advance(rows * row_bytes);
@@ -77,8 +75,8 @@ absl::string_view Spelled(Activation activation) {
 absl::Status VerifyTokenizer(const GgufFile& file, int64_t vocab_size) {
   const auto check_count = [&](absl::string_view key, size_t count) {
     if (static_cast<int64_t>(count) == vocab_size) return absl::OkStatus();
-    return Bad(file.path(),
-               absl::StrCat("key ", key, " has ", count, " elements, the vocabulary ", vocab_size));
+    return BadDataError(file.path(), absl::StrCat("key ", key, " has ", count,
+                                                  " elements, the vocabulary ", vocab_size));
   };
   if (file.Has("tokenizer.ggml.token_type")) {
     ISOTHERM_ASSIGN_OR_RETURN(const std::vector<int32_t> types,
@@ -95,8 +93,9 @@ absl::Status VerifyTokenizer(const GgufFile& file, int64_t vocab_size) {
     if (!file.Has(key)) continue;
     ISOTHERM_ASSIGN_OR_RETURN(const int64_t id, file.GetInt(key));
     if (id >= vocab_size) {
-      return Bad(file.path(), absl::StrCat("key ", key, " is ", id, ", the vocabulary has ",
-                                           vocab_size, " tokens"));
+      return BadDataError(
+          file.path(),
+          absl::StrCat("key ", key, " is ", id, ", the vocabulary has ", vocab_size, " tokens"));
     }
   }
   return absl::OkStatus();

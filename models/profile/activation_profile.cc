@@ -19,10 +19,6 @@ constexpr char kType[] = "activation_profile";
 constexpr int64_t kMaxLayers = 1024;
 constexpr size_t kMaxProfiles = 64;
 
-absl::Status Bad(const std::string& path, absl::string_view what) {
-  return WithExitCode(absl::DataLossError(absl::StrCat(path, ": ", what)), ExitCode::kBadData);
-}
-
 std::string TensorName(int64_t layer, absl::string_view profile) {
   return absl::StrCat("blk.", layer, ".activation_frequency.", profile);
 }
@@ -38,18 +34,18 @@ absl::StatusOr<std::vector<ActivationProfile>> ReadActivationProfiles(const std:
   ISOTHERM_ASSIGN_OR_RETURN(const std::unique_ptr<GgufFile> file, GgufFile::Open(path));
   ISOTHERM_ASSIGN_OR_RETURN(const std::string type, file->GetString("general.type"));
   if (type != kType)
-    return Bad(path,
-               absl::StrCat("general.type is '", Printable(type), "'; '", kType, "' is wanted"));
+    return BadDataError(
+        path, absl::StrCat("general.type is '", Printable(type), "'; '", kType, "' is wanted"));
   ISOTHERM_ASSIGN_OR_RETURN(const std::vector<std::string> names,
                             file->GetStrings("isotherm.profile.names"));
   ISOTHERM_ASSIGN_OR_RETURN(const int64_t num_layers, file->GetInt("isotherm.profile.block_count"));
   if (num_layers < 1 || num_layers > kMaxLayers)
-    return Bad(path, absl::StrCat("isotherm.profile.block_count is ", num_layers, "; 1 to ",
-                                  kMaxLayers, " wanted"));
+    return BadDataError(path, absl::StrCat("isotherm.profile.block_count is ", num_layers,
+                                           "; 1 to ", kMaxLayers, " wanted"));
   std::vector<ActivationProfile> profiles;
   if (names.size() > kMaxProfiles) {
-    return Bad(path, absl::StrCat("isotherm.profile.names has ", names.size(),
-                                  " profiles; at most ", kMaxProfiles));
+    return BadDataError(path, absl::StrCat("isotherm.profile.names has ", names.size(),
+                                           " profiles; at most ", kMaxProfiles));
   }
   for (const std::string& name : names) {
     ActivationProfile profile{.name = name};
@@ -58,19 +54,21 @@ absl::StatusOr<std::vector<ActivationProfile>> ReadActivationProfiles(const std:
       const GgufTensor* tensor = file->FindTensor(tensor_name);
       if (tensor == nullptr || tensor->ggml_type != static_cast<uint32_t>(DType::kF32) ||
           tensor->rows() != 1) {
-        return Bad(path, absl::StrCat("tensor ", Printable(tensor_name),
-                                      " is missing or not one row of F32"));
+        return BadDataError(path, absl::StrCat("tensor ", Printable(tensor_name),
+                                               " is missing or not one row of F32"));
       }
       std::vector<float> frequency(static_cast<size_t>(tensor->columns()));
       ISOTHERM_RETURN_IF_ERROR(
           file->Read(*tensor, 0, std::as_writable_bytes(std::span(frequency))));
       for (const float value : frequency) {
         if (!(value >= 0 && value <= 1))
-          return Bad(path, absl::StrCat("tensor ", tensor_name, " has ", value, "; 0 to 1 wanted"));
+          return BadDataError(
+              path, absl::StrCat("tensor ", tensor_name, " has ", value, "; 0 to 1 wanted"));
       }
       if (!profile.frequency.empty() && frequency.size() != profile.frequency.front().size()) {
-        return Bad(path, absl::StrCat("tensor ", tensor_name, " has ", frequency.size(),
-                                      " neurons, layer 0 ", profile.frequency.front().size()));
+        return BadDataError(path,
+                            absl::StrCat("tensor ", tensor_name, " has ", frequency.size(),
+                                         " neurons, layer 0 ", profile.frequency.front().size()));
       }
       profile.frequency.push_back(std::move(frequency));
     }

@@ -19,13 +19,9 @@ namespace {
 constexpr char kArchitecture[] = "generic.gpu_index";
 constexpr char kBlockCount[] = "generic.gpu_index.block_count";
 constexpr char kCapacity[] = "split.vram_capacity";
-constexpr int64_t kMaxLayers = 1'024;
+constexpr int64_t kMaxIndexLayers = 1'024;
 constexpr int64_t kMaxNeurons = int64_t{1} << 24;
 constexpr uint32_t kI32 = 26;  // as GgufFile renumbers PowerInfer's 18
-
-absl::Status Bad(const std::string& path, absl::string_view what) {
-  return WithExitCode(absl::DataLossError(absl::StrCat(path, ": ", what)), ExitCode::kBadData);
-}
 
 std::string Name(int64_t layer, absl::string_view what) {
   return absl::StrCat("blk.", layer, ".", what);
@@ -35,8 +31,9 @@ absl::StatusOr<std::vector<int32_t>> ReadInts(const GgufFile& file, const std::s
   const GgufTensor* tensor = file.FindTensor(name);
   if (tensor == nullptr || tensor->ggml_type != kI32 || tensor->num_dims != 1 ||
       tensor->shape[0] > kMaxNeurons) {
-    return Bad(file.path(), absl::StrCat("tensor ", name, " is missing or not one row of up to ",
-                                         kMaxNeurons, " I32"));
+    return BadDataError(
+        file.path(),
+        absl::StrCat("tensor ", name, " is missing or not one row of up to ", kMaxNeurons, " I32"));
   }
   std::vector<int32_t> out(static_cast<size_t>(tensor->shape[0]));
   if (out.empty()) return out;
@@ -51,16 +48,16 @@ absl::StatusOr<std::vector<uint64_t>> ReadLayer(const GgufFile& file, int64_t la
   ISOTHERM_ASSIGN_OR_RETURN(const std::vector<int32_t> bucket, ReadInts(file, bucket_name));
   const auto neurons = static_cast<int64_t>(idx.size());
   if (num_neurons != 0 && neurons != num_neurons) {
-    return Bad(file.path(), absl::StrCat("tensor ", idx_name, " has ", neurons,
-                                         " neurons, layer 0 ", num_neurons));
+    return BadDataError(file.path(), absl::StrCat("tensor ", idx_name, " has ", neurons,
+                                                  " neurons, layer 0 ", num_neurons));
   }
   std::vector<uint64_t> hot(static_cast<size_t>(CeilDiv<int64_t>(neurons, 64)), 0);
   int64_t count = 0;
   for (int64_t n = 0; n < neurons; ++n) {
     const int32_t value = idx[static_cast<size_t>(n)];
     if (value != 0 && value != 1) {
-      return Bad(file.path(), absl::StrCat("tensor ", idx_name, " has ", value, " at neuron ", n,
-                                           "; 0 or 1 wanted"));
+      return BadDataError(file.path(), absl::StrCat("tensor ", idx_name, " has ", value,
+                                                    " at neuron ", n, "; 0 or 1 wanted"));
     }
     if (value == 0) continue;
     hot[static_cast<size_t>(n / 64)] |= uint64_t{1} << (n % 64);
@@ -69,14 +66,15 @@ absl::StatusOr<std::vector<uint64_t>> ReadLayer(const GgufFile& file, int64_t la
   int64_t last = -1;
   for (const int32_t id : bucket) {
     if (id <= last || id >= neurons || (hot[static_cast<size_t>(id / 64)] >> (id % 64) & 1) == 0) {
-      return Bad(file.path(), absl::StrCat("tensor ", bucket_name, " has id ", id, " after ", last,
-                                           "; ascending ids that ", idx_name, " marks are wanted"));
+      return BadDataError(file.path(),
+                          absl::StrCat("tensor ", bucket_name, " has id ", id, " after ", last,
+                                       "; ascending ids that ", idx_name, " marks are wanted"));
     }
     last = id;
   }
   if (static_cast<int64_t>(bucket.size()) != count) {
-    return Bad(file.path(), absl::StrCat("tensor ", bucket_name, " has ", bucket.size(), " ids, ",
-                                         idx_name, " marks ", count));
+    return BadDataError(file.path(), absl::StrCat("tensor ", bucket_name, " has ", bucket.size(),
+                                                  " ids, ", idx_name, " marks ", count));
   }
   return hot;
 }
@@ -88,17 +86,18 @@ absl::StatusOr<GpuIndex> ReadGpuIndex(const std::string& path) {
   ISOTHERM_ASSIGN_OR_RETURN(const std::string architecture,
                             file->GetString("general.architecture"));
   if (!file->is_powerinfer() || architecture != kArchitecture) {
-    return Bad(path,
-               absl::StrCat("is not a GPU split: its architecture is '", Printable(architecture),
-                            "', '", kArchitecture, "' under the magic PWRI is wanted"));
+    return BadDataError(
+        path, absl::StrCat("is not a GPU split: its architecture is '", Printable(architecture),
+                           "', '", kArchitecture, "' under the magic PWRI is wanted"));
   }
   ISOTHERM_ASSIGN_OR_RETURN(const int64_t num_layers, file->GetInt(kBlockCount));
-  if (num_layers < 1 || num_layers > kMaxLayers) {
-    return Bad(path, absl::StrCat(kBlockCount, " is ", num_layers, "; 1 to ", kMaxLayers));
+  if (num_layers < 1 || num_layers > kMaxIndexLayers) {
+    return BadDataError(path,
+                        absl::StrCat(kBlockCount, " is ", num_layers, "; 1 to ", kMaxIndexLayers));
   }
   if (static_cast<int64_t>(file->tensors().size()) != 2 * num_layers) {
-    return Bad(path, absl::StrCat("has ", file->tensors().size(), " tensors, ", num_layers,
-                                  " layers need ", 2 * num_layers));
+    return BadDataError(path, absl::StrCat("has ", file->tensors().size(), " tensors, ", num_layers,
+                                           " layers need ", 2 * num_layers));
   }
   GpuIndex index;
   ISOTHERM_ASSIGN_OR_RETURN(index.vram_capacity, file->GetInt(kCapacity));

@@ -23,10 +23,6 @@ constexpr int64_t kLastCause = static_cast<int64_t>(PlacementCause::kImport);
 // service that follows its traffic makes hundreds a day.
 constexpr int64_t kKeptContents = 512;
 
-absl::Status BadStore(absl::string_view what) {
-  return WithExitCode(absl::DataLossError(std::string(what)), ExitCode::kBadData);
-}
-
 absl::StatusOr<PlanRecord> ReadPlan(const SqliteStatement& row, bool bitmaps) {
   PlanRecord record;
   PlacementPlan& plan = record.plan;
@@ -50,7 +46,8 @@ absl::StatusOr<PlanRecord> ReadPlan(const SqliteStatement& row, bool bitmaps) {
   if (plan.epoch < 1 || row.Int(1) < 0 || row.Int(1) > 3 || row.Int(7) < 0 ||
       row.Int(7) > kLastCause || plan.budget_bytes < 0 || plan.used_bytes < 0 ||
       record.requested_bytes < kAutoBudget) {
-    return BadStore(absl::StrCat("the stored plan of epoch ", plan.epoch, " is out of bounds"));
+    return BadDataError("plan store",
+                        absl::StrCat("the stored plan of epoch ", plan.epoch, " is out of bounds"));
   }
   record.reason = row.Bytes(17);
   record.predicted_gain = row.Double(18);
@@ -62,7 +59,8 @@ absl::StatusOr<PlanRecord> ReadPlan(const SqliteStatement& row, bool bitmaps) {
   record.contents_kept = !layers.empty();
   if (!record.contents_kept &&
       (record.state == PlanState::kLive || record.state == PlanState::kPreparing)) {
-    return BadStore(absl::StrCat("the stored plan of epoch ", plan.epoch, " has no contents"));
+    return BadDataError("plan store",
+                        absl::StrCat("the stored plan of epoch ", plan.epoch, " has no contents"));
   }
   if (record.contents_kept) {
     ISOTHERM_ASSIGN_OR_RETURN(plan.layers, DecodeLayers(layers, bitmaps));
@@ -106,7 +104,8 @@ absl::StatusOr<int64_t> PlanStore::ClaimTerm(int64_t at_least) {
   ISOTHERM_RETURN_IF_ERROR(Write([&](Sqlite& db) -> absl::Status {
     ISOTHERM_ASSIGN_OR_RETURN(const int64_t last, db.QueryInt("SELECT term FROM term"));
     if (last < 0 || last == std::numeric_limits<int64_t>::max()) {
-      return BadStore(absl::StrCat("the stored term ", last, " has no successor"));
+      return BadDataError("plan store",
+                          absl::StrCat("the stored term ", last, " has no successor"));
     }
     term = std::max(last + 1, at_least);
     ISOTHERM_ASSIGN_OR_RETURN(SqliteStatement update, db.Prepare("UPDATE term SET term = ?"));

@@ -11,7 +11,7 @@
 namespace isotherm::shm {
 namespace {
 
-constexpr int64_t kBytes = 3 * kHugePage + 12'288;
+constexpr int64_t kHugePagesBytes = 3 * kHugePage + 12'288;
 
 int64_t BytesReserved(int fd) {
   struct stat info {};
@@ -20,25 +20,25 @@ int64_t BytesReserved(int fd) {
 }
 
 TEST(ReservePagesTest, ReservesEveryPageOfItsRangeOnly) {
-  auto fd = CreateUnreservedMemory("test", kBytes, {});
+  auto fd = CreateUnreservedMemory("test", kHugePagesBytes, {});
   ASSERT_TRUE(fd.ok()) << fd.status();
-  EXPECT_TRUE(CheckSealedMemory(fd->get(), kBytes).ok());
+  EXPECT_TRUE(CheckSealedMemory(fd->get(), kHugePagesBytes).ok());
   EXPECT_EQ(BytesReserved(fd->get()), 0);
-  auto mapping = MapShared(fd->get(), kBytes, Access::kReadWrite);
+  auto mapping = MapShared(fd->get(), kHugePagesBytes, Access::kReadWrite);
   ASSERT_TRUE(mapping.ok()) << mapping.status();
   ASSERT_TRUE(ReservePages(fd->get(), *mapping, kHugePage, kHugePage, "test").ok());
   EXPECT_EQ(BytesReserved(fd->get()), kHugePage);
-  ASSERT_TRUE(ReservePages(fd->get(), *mapping, 0, kBytes, "test").ok());
-  EXPECT_EQ(BytesReserved(fd->get()), kBytes);
-  for (int64_t at = 0; at < kBytes; at += 4096) EXPECT_EQ(mapping->data()[at], std::byte{0});
+  ASSERT_TRUE(ReservePages(fd->get(), *mapping, 0, kHugePagesBytes, "test").ok());
+  EXPECT_EQ(BytesReserved(fd->get()), kHugePagesBytes);
+  for (int64_t at = 0; at < kHugePagesBytes; at += 4096) EXPECT_EQ(mapping->data()[at], std::byte{0});
 }
 
 TEST(ReservePagesTest, KeepsWhatIsWrittenAlready) {
-  auto fd = *CreateSealedMemory("test", kBytes, {});
-  auto mapping = *MapShared(fd.get(), kBytes, Access::kReadWrite);
-  std::memset(mapping.data(), 7, kBytes);
-  ASSERT_TRUE(ReservePages(fd.get(), mapping, 0, kBytes, "test").ok());
-  for (int64_t at = 0; at < kBytes; at += 1001) ASSERT_EQ(mapping.data()[at], std::byte{7});
+  auto fd = *CreateSealedMemory("test", kHugePagesBytes, {});
+  auto mapping = *MapShared(fd.get(), kHugePagesBytes, Access::kReadWrite);
+  std::memset(mapping.data(), 7, kHugePagesBytes);
+  ASSERT_TRUE(ReservePages(fd.get(), mapping, 0, kHugePagesBytes, "test").ok());
+  for (int64_t at = 0; at < kHugePagesBytes; at += 1001) ASSERT_EQ(mapping.data()[at], std::byte{7});
 }
 
 TEST(ReservePagesTest, ARefusedReservationIsAShortage) {
@@ -51,7 +51,7 @@ TEST(ReservePagesTest, ARefusedReservationIsAShortage) {
 }
 
 TEST(CreateUnreservedMemoryTest, AsksForTheMemoryFirst) {
-  EXPECT_EQ(ExitCodeOf(CreateUnreservedMemory("test", kBytes, {.available = 100}).status()),
+  EXPECT_EQ(ExitCodeOf(CreateUnreservedMemory("test", kHugePagesBytes, {.available = 100}).status()),
             ExitCode::kShortage);
 }
 

@@ -13,7 +13,7 @@
 namespace isotherm {
 namespace {
 
-struct Instance {
+struct CostsInstance {
   std::vector<LayerGeometry> layers;
   std::vector<std::vector<float>> frequency;
   std::vector<std::vector<float>> reads;
@@ -38,8 +38,8 @@ class Random {
   std::mt19937 engine_;
 };
 
-Instance RandomInstance(Random& random, int max_layers, int max_neurons, int num_bins) {
-  Instance out;
+CostsInstance RandomInstance(Random& random, int max_layers, int max_neurons, int num_bins) {
+  CostsInstance out;
   const int64_t bytes = 1 + random.Below(20);
   std::vector<int64_t> total(static_cast<size_t>(num_bins), 0);
   for (int l = 0, layers = 1 + random.Below(max_layers); l < layers; ++l) {
@@ -60,7 +60,7 @@ Instance RandomInstance(Random& random, int max_layers, int max_neurons, int num
   return out;
 }
 
-std::vector<LayerPlacement> PlacementOf(const Instance& instance, uint32_t subset) {
+std::vector<LayerPlacement> PlacementOf(const CostsInstance& instance, uint32_t subset) {
   std::vector<LayerPlacement> out;
   for (const LayerGeometry& layer : instance.layers) {
     const uint64_t bits = subset & ((uint64_t{1} << layer.num_neurons) - 1);
@@ -71,7 +71,7 @@ std::vector<LayerPlacement> PlacementOf(const Instance& instance, uint32_t subse
   return out;
 }
 
-bool KeepsBudgets(const Instance& instance, const std::vector<LayerPlacement>& placement) {
+bool KeepsBudgets(const CostsInstance& instance, const std::vector<LayerPlacement>& placement) {
   std::vector<int64_t> used(instance.bins.size(), 0);
   for (size_t l = 0; l < placement.size(); ++l) {
     used[static_cast<size_t>(instance.layers[l].bin)] +=
@@ -83,7 +83,7 @@ bool KeepsBudgets(const Instance& instance, const std::vector<LayerPlacement>& p
   return true;
 }
 
-double BruteForce(const Instance& instance) {
+double BruteForceCosts(const CostsInstance& instance) {
   double best = std::numeric_limits<double>::infinity();
   for (uint32_t subset = 0; subset < uint32_t{1} << instance.num_neurons(); ++subset) {
     const std::vector<LayerPlacement> placement = PlacementOf(instance, subset);
@@ -95,7 +95,7 @@ double BruteForce(const Instance& instance) {
 }
 
 // What one neuron of each layer can be worth at most: the solver's promise.
-double OneNeuronEach(const Instance& instance) {
+double OneNeuronEach(const CostsInstance& instance) {
   double sum = 0;
   for (size_t l = 0; l < instance.layers.size(); ++l) {
     const SolveBin& bin = instance.bins[static_cast<size_t>(instance.layers[l].bin)];
@@ -108,7 +108,7 @@ double OneNeuronEach(const Instance& instance) {
   return sum;
 }
 
-PlacementPlan Solve(const Instance& instance, SolveHints* hints = nullptr) {
+PlacementPlan Solve(const CostsInstance& instance, SolveHints* hints = nullptr) {
   absl::StatusOr<PlacementPlan> plan = SolvePlacement(instance.input(), hints);
   EXPECT_TRUE(plan.ok()) << plan.status();
   if (!plan.ok()) return {};
@@ -121,13 +121,13 @@ PlacementPlan Solve(const Instance& instance, SolveHints* hints = nullptr) {
 TEST(SolveCostsTest, StopsWhereTheHotSideBecomesTheSlowerOne) {
   Random random(1);
   for (int i = 0; i < 400; ++i) {
-    Instance instance = RandomInstance(random, 3, 4, 1);
+    CostsInstance instance = RandomInstance(random, 3, 4, 1);
     instance.bins[0].cold_per_byte = 0.5 + random.Unit();
     instance.bins[0].hot_per_byte = random.Unit() * (i % 2 == 0 ? 0.2 : 2);
     instance.bins[0].hot_fixed = random.Below(2) * 3 * random.Unit();
     instance.bins[0].cold_fixed = instance.bins[0].hot_fixed;  // no layer gains by being whole
     const PlacementPlan plan = Solve(instance);
-    const double best = BruteForce(instance);
+    const double best = BruteForceCosts(instance);
     EXPECT_LE(plan.bound_ns, best + 1e-6) << i;
     EXPECT_LE(plan.predicted_ns, best + OneNeuronEach(instance) + 1e-6) << i;
   }
@@ -137,11 +137,11 @@ TEST(SolveCostsTest, KeepsLayersWholeWhereThatSavesTheHandOff) {
   Random random(2);
   int optima = 0;
   for (int i = 0; i < 400; ++i) {
-    Instance instance = RandomInstance(random, 4, 3, 1);
+    CostsInstance instance = RandomInstance(random, 4, 3, 1);
     instance.bins[0].cold_fixed = 10 * random.Unit();
     instance.bins[0].hot_per_byte = 0.1 * random.Unit();
     const PlacementPlan plan = Solve(instance);
-    const double best = BruteForce(instance);
+    const double best = BruteForceCosts(instance);
     EXPECT_LE(plan.bound_ns, best + 1e-6) << i;
     // Which layers to keep whole is a knapsack: the relaxation decides, at most one layer off.
     EXPECT_LE(plan.predicted_ns,
@@ -155,9 +155,9 @@ TEST(SolveCostsTest, KeepsLayersWholeWhereThatSavesTheHandOff) {
 TEST(SolveCostsTest, EveryBinKeepsItsOwnBudget) {
   Random random(3);
   for (int i = 0; i < 300; ++i) {
-    const Instance instance = RandomInstance(random, 4, 3, 3);
+    const CostsInstance instance = RandomInstance(random, 4, 3, 3);
     const PlacementPlan plan = Solve(instance);
-    EXPECT_NEAR(plan.predicted_ns, BruteForce(instance), 1e-5);
+    EXPECT_NEAR(plan.predicted_ns, BruteForceCosts(instance), 1e-5);
     EXPECT_NEAR(plan.bound_ns, plan.predicted_ns, OneNeuronEach(instance) + 1e-6);
   }
 }
@@ -165,28 +165,28 @@ TEST(SolveCostsTest, EveryBinKeepsItsOwnBudget) {
 TEST(SolveCostsTest, NodesAreKeptInBalance) {
   Random random(4);
   for (int i = 0; i < 300; ++i) {
-    Instance instance = RandomInstance(random, 2, 6, 1);
+    CostsInstance instance = RandomInstance(random, 2, 6, 1);
     instance.nodes = {{0.5, 1}, {1, 1 + random.Below(2) * random.Unit()}};
     const PlacementPlan plan = Solve(instance);
-    const double best = BruteForce(instance);
+    const double best = BruteForceCosts(instance);
     EXPECT_LE(plan.bound_ns, best + 1e-5) << i;
     EXPECT_LE(plan.predicted_ns, best + OneNeuronEach(instance) + 1e-6) << i;
   }
   // One node alone is the slow one: its neurons go first, although the other's fire more often.
-  const Instance skewed{.layers = {{4, 1}},
-                        .frequency = {{0.9f, 0.9f, 0.5f, 0.5f}},
-                        .reads = {{0.9f, 0.9f, 0.5f, 0.5f}},
-                        .bins = {{.budget_bytes = 2}},
-                        .nodes = {{0.5, 1}, {1, 10}}};
+  const CostsInstance skewed{.layers = {{4, 1}},
+                             .frequency = {{0.9f, 0.9f, 0.5f, 0.5f}},
+                             .reads = {{0.9f, 0.9f, 0.5f, 0.5f}},
+                             .bins = {{.budget_bytes = 2}},
+                             .nodes = {{0.5, 1}, {1, 10}}};
   EXPECT_EQ(Solve(skewed).layers[0].hot[0], 0b1100u);
 }
 
 TEST(SolveCostsTest, ANeuronThatDoesNotPayItsMoveStaysCold) {
-  const Instance instance{.layers = {{4, 1}},
-                          .frequency = {{0.4f, 0.3f, 0.2f, 0.1f}},
-                          .reads = {{0.4f, -0.1f, 0.2f, -0.3f}},
-                          .bins = {{.budget_bytes = 4}},
-                          .nodes = {}};
+  const CostsInstance instance{.layers = {{4, 1}},
+                               .frequency = {{0.4f, 0.3f, 0.2f, 0.1f}},
+                               .reads = {{0.4f, -0.1f, 0.2f, -0.3f}},
+                               .bins = {{.budget_bytes = 4}},
+                               .nodes = {}};
   EXPECT_EQ(Solve(instance).layers[0].hot[0], 0b0101u);
 }
 
@@ -202,7 +202,7 @@ INSTANTIATE_TEST_SUITE_P(Nodes, WindowTest,
 TEST_P(WindowTest, WindowsAndHintsChangeNothing) {
   std::mt19937 engine(5);
   std::exponential_distribution<float> gap(1.0f);
-  Instance instance;
+  CostsInstance instance;
   instance.nodes = GetParam();
   double all_reads = 0;
   for (int l = 0; l < 6; ++l) {
@@ -250,26 +250,26 @@ TEST_P(WindowTest, WindowsAndHintsChangeNothing) {
 TEST(SolveCostsTest, OneNodeCostsWhatItSays) {
   Random random(7);
   for (int i = 0; i < 100; ++i) {
-    Instance instance = RandomInstance(random, 2, 6, 1);
+    CostsInstance instance = RandomInstance(random, 2, 6, 1);
     instance.bins[0].hot_per_byte = random.Unit();
     instance.nodes = {{1, 0.5 + 2 * random.Unit()}};
     const PlacementPlan plan = Solve(instance);
-    const double best = BruteForce(instance);
+    const double best = BruteForceCosts(instance);
     EXPECT_LE(plan.bound_ns, best + 1e-5) << i;
     EXPECT_LE(plan.predicted_ns, best + OneNeuronEach(instance) + 1e-6) << i;
   }
 }
 
 TEST(SolveCostsTest, PredictsTimeAndShareOfAnyPlan) {
-  const Instance instance{.layers = {{2, 8}, {2, 8}},
-                          .frequency = {{0.5f, 0.25f}, {0.75f, 0}},
-                          .reads = {{4, 2}, {6, 0}},
-                          .bins = {{.budget_bytes = 100,
-                                    .cold_fixed = 5,
-                                    .cold_per_byte = 2,
-                                    .hot_fixed = 1,
-                                    .hot_per_byte = 0.5}},
-                          .nodes = {}};
+  const CostsInstance instance{.layers = {{2, 8}, {2, 8}},
+                               .frequency = {{0.5f, 0.25f}, {0.75f, 0}},
+                               .reads = {{4, 2}, {6, 0}},
+                               .bins = {{.budget_bytes = 100,
+                                         .cold_fixed = 5,
+                                         .cold_per_byte = 2,
+                                         .hot_fixed = 1,
+                                         .hot_per_byte = 0.5}},
+                               .nodes = {}};
   std::vector<LayerPlacement> layers = {{{0b01}, 2, 1}, {{0b11}, 2, 2}};
   // max(5 + 2 * 2, 1 + 0.5 * 4) and, whole, 1 + 0.5 * 6.
   EXPECT_DOUBLE_EQ(PredictStepNs(instance.input(), layers), 9 + 4);
@@ -280,16 +280,16 @@ TEST(SolveCostsTest, PredictsTimeAndShareOfAnyPlan) {
 
 TEST(SolveCostsTest, RefusesImpossibleCosts) {
   Random random(6);
-  const Instance good = RandomInstance(random, 2, 3, 1);
+  const CostsInstance good = RandomInstance(random, 2, 3, 1);
   ASSERT_TRUE(SolvePlacement(good.input()).ok());
-  const auto refuses = [](const Instance& bad) {
+  const auto refuses = [](const CostsInstance& bad) {
     return SolvePlacement(bad.input()).status().code() == absl::StatusCode::kInvalidArgument;
   };
   const double nan = std::numeric_limits<double>::quiet_NaN();
   for (double SolveBin::*cost : {&SolveBin::cold_fixed, &SolveBin::cold_per_byte,
                                  &SolveBin::hot_fixed, &SolveBin::hot_per_byte}) {
     for (const double value : {nan, -1.0, std::numeric_limits<double>::infinity()}) {
-      Instance bad = good;
+      CostsInstance bad = good;
       bad.bins[0].*cost = value;
       EXPECT_TRUE(refuses(bad)) << value;
     }
@@ -299,11 +299,11 @@ TEST(SolveCostsTest, RefusesImpossibleCosts) {
                                               {{0.5, 0}, {1, 1}},
                                               {{nan, 1}, {1, 1}},
                                               {{0.5, nan}, {1, 1}}}) {
-    Instance bad = good;
+    CostsInstance bad = good;
     bad.nodes = nodes;
     EXPECT_TRUE(refuses(bad)) << nodes.size();
   }
-  Instance bad = good;
+  CostsInstance bad = good;
   bad.reads[0][0] = static_cast<float>(nan);
   EXPECT_TRUE(refuses(bad));
   // Of a layer that is large enough for a window, under a budget for all of it.

@@ -14,7 +14,7 @@ using std::chrono::milliseconds;
 using std::chrono::seconds;
 using testing::ElementsAre;
 
-constexpr int64_t kNeurons = 4;
+constexpr int64_t kModelNeurons = 4;
 
 class TrafficModelTest : public testing::Test {
  protected:
@@ -24,7 +24,7 @@ class TrafficModelTest : public testing::Test {
     clock_.Advance(seconds(10));
   }
   static ModelShape Shape() {
-    return {.digest = "model", .num_layers = 2, .num_neurons = kNeurons, .bundle_bytes = 30};
+    return {.digest = "model", .num_layers = 2, .num_neurons = kModelNeurons, .bundle_bytes = 30};
   }
   TelemetryReport Report(const std::string& instance, int64_t sequence, uint64_t tokens = 10) {
     TelemetryReport report{.instance_id = instance,
@@ -33,12 +33,12 @@ class TrafficModelTest : public testing::Test {
                            .interval_us = 1'000'000,
                            .epoch = 3,
                            .steps = tokens,
-                           .num_neurons = kNeurons};
+                           .num_neurons = kModelNeurons};
     report.layers.resize(2);
     for (LayerTelemetry& layer : report.layers) {
       layer.counts.tokens = tokens;
-      layer.fired.assign(kNeurons, static_cast<uint32_t>(tokens / 2));
-      if (instance[0] == 'g') layer.predicted.assign(kNeurons, static_cast<uint32_t>(tokens));
+      layer.fired.assign(kModelNeurons, static_cast<uint32_t>(tokens / 2));
+      if (instance[0] == 'g') layer.predicted.assign(kModelNeurons, static_cast<uint32_t>(tokens));
     }
     return report;
   }
@@ -48,8 +48,8 @@ class TrafficModelTest : public testing::Test {
   }
   static PlacementPlan Plan(int64_t epoch, uint64_t hot0, uint64_t hot1) {
     PlacementPlan plan{.epoch = epoch, .objective = 0.5};
-    plan.layers = {{.hot = {hot0}, .num_neurons = kNeurons},
-                   {.hot = {hot1}, .num_neurons = kNeurons}};
+    plan.layers = {{.hot = {hot0}, .num_neurons = kModelNeurons},
+                   {.hot = {hot1}, .num_neurons = kModelNeurons}};
     return plan;
   }
 
@@ -107,7 +107,7 @@ TEST_F(TrafficModelTest, ImpossibleReportsAreDroppedAndChangeNothing) {
   bad.layers[0].counts.gpu_ns = std::numeric_limits<uint64_t>::max();
   EXPECT_EQ(Accept(bad), kInvalidArgument);
   bad = Report("cpu-1", 7);
-  bad.layers[0].predicted.assign(kNeurons, 1);
+  bad.layers[0].predicted.assign(kModelNeurons, 1);
   EXPECT_EQ(Accept(bad), kInvalidArgument);
   EXPECT_EQ(traffic_.counts().dropped, 7);
   EXPECT_EQ(traffic_.Estimate().tokens, 0);
@@ -141,8 +141,8 @@ TEST_F(TrafficModelTest, BothWorkersMakeOneProfile) {
 }
 
 TEST_F(TrafficModelTest, AnotherModelStartsOverAndTheSameGoesOn) {
-  traffic_.SetPrior("chat", std::vector<std::vector<float>>(2, std::vector<float>(kNeurons, 0.5f)),
-                    {}, 0);
+  traffic_.SetPrior(
+      "chat", std::vector<std::vector<float>>(2, std::vector<float>(kModelNeurons, 0.5f)), {}, 0);
   EXPECT_EQ(traffic_.Estimate().profile, "chat");
   Accept(Report("gpu-1", 1, 100));
   EXPECT_EQ(traffic_.Estimate().profile, "chat + live");
