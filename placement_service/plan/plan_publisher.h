@@ -191,18 +191,36 @@ class PlanPublisher {
   PlanPublisher(const PublisherOptions& options, PlanStore& store, WorkerPort& gpu, WorkerPort* cpu,
                 PlacementProfile profile, TrafficModel& traffic, const Clock& clock);
 
-  static absl::Status StoppingStatus();
+  // plan_publisher.cc: what a round knows, and whether it needs a plan.
   absl::Status LearnFacts();
   bool WorkersAgree();
-  void RestoreLive();
   void PlanIfNeeded();
   bool MayGrow(const PlanRecord& live) const;
+  const PlanRecord* UsableLive() const;  // null: there is none for this model
+  PlanRecord BuiltIn() const;
+  void ShowLive();
+  void FinishWaiters(const absl::StatusOr<PlanRecord>& result);
+  void Fence(const absl::Status& status);
+  void Block(const std::string& reason);
+  void Notify(const PlacementPlan& plan, PlanState state, const std::string& notice);
+
+  // plan_migration.cc: one plan's way to being live. Begin() sets pending_ (and goal_, where it
+  // takes several epochs), each round's AdvancePending() goes on with it, GoLive() or FailPending()
+  // ends it.
+  absl::Status Begin(PlanRecord record, std::optional<ControlRequest> request);
+  absl::Status BeginStep(PlanRecord record, const std::optional<ControlRequest>& request);
+  absl::Status ContinueGoal();
   void AdvancePending();
   void GoLive();
+  void FailPending(const absl::Status& status);
+  void Refused(const absl::Status& status);
+  void RestoreLive();
   void RetireExtras();
   bool RetireOn(WorkerView& worker);
+  int64_t NextEpoch();
+  int64_t SpareBytes() const;  // -1: the gpu_worker is away or does not say
 
-  // plan_control.cc
+  // plan_control.cc: what operators ask for.
   void Enqueue(Control control);
   void RunControls();
   void RunControl(Control control);
@@ -213,34 +231,20 @@ class PlanPublisher {
   bool AnswerRepeated(Control& control);
   absl::Status ApplyPin(const Control& control);
   absl::Status ApplyProfile(const Control& control);
+  static absl::Status StoppingStatus();
 
-  // plan_moves_control.cc
+  // plan_moves_control.cc: which neurons move, because of the traffic or when asked to recompute.
+  absl::StatusOr<PlanRecord> Solve(int64_t requested_bytes, PlacementCause cause,
+                                   const PlanRecord* live);
+  void FollowTraffic();
+  void RecordGain();
   absl::StatusOr<RecomputationRecord> EnqueueRecomputation(Control control);
   void RunRecomputation(Control control);
   absl::StatusOr<MoveDecision> Decide(const Control& control, const PlanRecord* live);
   absl::StatusOr<MoveDecision> DecideImport(const Control& control, const PlanRecord* live);
-  void FollowTraffic();
-  void RecordGain();
-  absl::Status ContinueGoal();
   MoveInput MoveInputFor(int64_t budget_bytes, const PlanRecord* live,
                          const TrafficEstimate& estimate) const;
-  absl::StatusOr<PlanRecord> Solve(int64_t requested_bytes, PlacementCause cause,
-                                   const PlanRecord* live);
   std::vector<LayerGeometry> Geometry() const;
-  int64_t SpareBytes() const;
-
-  absl::Status Begin(PlanRecord record, std::optional<ControlRequest> request);
-  absl::Status BeginStep(PlanRecord record, const std::optional<ControlRequest>& request);
-  void Refused(const absl::Status& status);
-  void FailPending(const absl::Status& status);
-  void FinishWaiters(const absl::StatusOr<PlanRecord>& result);
-  void Fence(const absl::Status& status);
-  void Block(const std::string& reason);
-  void Notify(const PlacementPlan& plan, PlanState state, const std::string& notice);
-  void ShowLive();
-  int64_t NextEpoch();
-  const PlanRecord* UsableLive() const;
-  PlanRecord BuiltIn() const;
 
   const PublisherOptions options_;
   PlanStore& store_;

@@ -243,8 +243,8 @@ TEST_F(TrafficModelTest, LearnsFromNothingForItsFirstTokens) {
   again.SetModel(Shape(), traffic_.Snapshot());
   EXPECT_TRUE(again.freshness().learning);
   // With a prior nothing is learnt from nothing, and so it stays when that is stored.
-  again.SetPrior("chat", std::vector<std::vector<float>>(2, std::vector<float>(kNeurons, 0.5f)), {},
-                 0);
+  again.SetPrior(
+      "chat", std::vector<std::vector<float>>(2, std::vector<float>(kModelNeurons, 0.5f)), {}, 0);
   EXPECT_FALSE(again.freshness().learning);
   TrafficModel third(TrafficOptions(), clock_);
   third.SetModel(Shape(), again.Snapshot());
