@@ -42,8 +42,9 @@ void AutoMover::Accrue(const Situation& situation) {
   const double seconds =
       last_accrual_.has_value() ? std::chrono::duration<double>(now - *last_accrual_).count() : 0;
   last_accrual_ = now;
-  const double rate = static_cast<double>(situation.budget_bytes) *
-                      (lifted() ? options_.drift_moves_per_second : options_.moves_per_second);
+  const double share = lifted() && options_.moves_per_second > 0 ? options_.drift_moves_per_second
+                                                                 : options_.moves_per_second;
+  const double rate = static_cast<double>(situation.budget_bytes) * share;
   // A small pool moves a neuron at a time.
   double most = rate * options_.saved_seconds;
   for (const LayerGeometry& layer : situation.layers) {

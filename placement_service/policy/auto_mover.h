@@ -21,7 +21,7 @@ struct AutoMoverOptions {
   // Without a report for so long nothing moves.
   std::chrono::milliseconds stale_after{10'000};
   // What may be copied in, as a share of the budget a second; unused, it is saved up for some
-  // seconds.
+  // seconds. 0: nothing moves, whatever else is said here.
   double moves_per_second = 0.01;
   double saved_seconds = 5;
   // The same after a drift alarm, for so many tokens.

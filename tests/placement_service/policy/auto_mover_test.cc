@@ -284,10 +284,16 @@ TEST(AutoMoverTest, WhatWasLearntFromNothingSettles) {
 }
 
 TEST(AutoMoverTest, MovesNothingByItselfAtARateOfZero) {
-  Simulation simulation({.moves_per_second = 0});
-  simulation.GoLive(EvenPlan());
-  simulation.Run(60, Chat());
-  EXPECT_EQ(simulation.moves_, 0);
+  Simulation cold({.moves_per_second = 0});
+  cold.GoLive(EvenPlan());
+  cold.Run(60, Chat());
+  EXPECT_EQ(cold.moves_, 0);
+  Simulation profiled({.moves_per_second = 0});
+  profiled.StartWith(Chat().frequency(), /*as_prior=*/true);
+  profiled.Run(60, Chat());
+  profiled.Run(60, Book());
+  EXPECT_EQ(profiled.moves_, 0);
+  EXPECT_EQ(profiled.alarms_.size(), 1u);  // which lifts no such cap
 }
 
 TEST(AutoMoverTest, RegainsTheBestShareWithinTwoThousandTokens) {
