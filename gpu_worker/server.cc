@@ -149,7 +149,7 @@ absl::Status RunGpuWorker(const GpuWorkerOptions& options, ShutdownSignal& shutd
   if (!model->repacked().empty()) SPDLOG_INFO("{}", model->repacked());
   ISOTHERM_ASSIGN_OR_RETURN(const KvShape kv, ChooseKv(options, config));
   ISOTHERM_ASSIGN_OR_RETURN(
-      const std::unique_ptr<Device> device,
+      std::unique_ptr<Device> device,
       MakeDevice(*model,
                  {.device = options.device,
                   .threads = options.threads > 0 ? options.threads : AllowedCores(),
@@ -165,6 +165,7 @@ absl::Status RunGpuWorker(const GpuWorkerOptions& options, ShutdownSignal& shutd
                    service.SetProgress(share);
                    AnnounceProgress(share);
                  }));
+  if (options.wrap_device) device = options.wrap_device(std::move(device));
   // Only now: loading takes every core, and a device made of CPU threads goes on doing so.
   if (device->Describe().rings_by_itself) ISOTHERM_RETURN_IF_ERROR(ConfineProcess(options.cpus));
   std::atomic<bool> device_lost = false;

@@ -2,12 +2,14 @@
 
 #include <chrono>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
 
 #include "absl/status/status.h"
 #include "common/process/service_process.h"
+#include "gpu_worker/device.h"
 #include "gpu_worker/engine/kv_lease.h"
 #include "models/model_config.h"
 
@@ -35,6 +37,10 @@ struct GpuWorkerOptions {
   bool stored_predictor = false;
   double streamed_share = -1;  // of cold neurons, read by the GPU over PCIe; -1: adapted
   ModelOptions model_options;
+  std::string log_level = "info";
+  bool supervised = false;  // ends with the process that started this one
+  // No flag sets it. A test's worker puts a device that fails around the real one.
+  std::function<std::unique_ptr<Device>(std::unique_ptr<Device>)> wrap_device;
 };
 
 // The first fault of the options, with exit code 64.

@@ -46,8 +46,10 @@ absl::StatusOr<PlacementOptions> ParsePlacementOptions(int argc, char** argv,
                  "gRPC address of the cpu_worker; empty: there is none");
   app.add_option("--state-dir", options.state_dir, "directory of the plan store; made if missing")
       ->required();
-  app.add_option("--budget", budget,
-                 "bytes of hot neurons, like 6GiB; auto: all that the gpu_worker has")
+  app.add_option(
+         "--budget", budget,
+         "bytes of hot neurons, like 6GiB, until an operator sets others; auto, and at most: "
+         "all that the gpu_worker's --vram-budget leaves them")
       ->capture_default_str();
   app.add_option("--profile", options.profile,
                  "activation profile in the file; default: chat if there is one, else the first");

@@ -89,7 +89,8 @@ const std::vector<OptionSpec>& ServeOptionSpecs() {
       {"vram-budget", "auto",
        "GPU memory to take in all: 8GiB, 8; auto: what is free less 512 MiB. Without a GPU: size "
        "of "
-       "the hot neurons, auto: a quarter of them"},
+       "the hot neurons, auto: a quarter of them. `isotherm placement budget` changes what hot "
+       "neurons take of it while requests run"},
       {"max-rows", "auto", "tokens of a step: more speeds up prompts and takes GPU memory"},
       {"predictor-type", "8bit", "on the GPU: 8bit (smaller) or stored (as in the file)"},
       {"streamed-share", "auto",

@@ -32,7 +32,7 @@ Examples:
   isotherm placement watch           what happens, as it happens
   isotherm placement rollback 3      the contents of epoch 3 become a new epoch
   isotherm placement pin             neurons stay where they are, until: unpin
-  isotherm placement budget 24MiB    hot neurons may take that much, from now on
+  isotherm placement budget 24MiB    hot neurons may take that much, from now on, within --vram-budget
   isotherm placement export chat.profile.gguf       what was learnt of the traffic
   isotherm placement import model.generated.gpuidx  PowerInfer's choice of hot neurons)";
 
@@ -257,8 +257,13 @@ void AddPlacementVerb(CLI::App& app, VerbContext& context) {
   add("unpin", "Lets the placement follow the traffic again.",
       [](const PlacementArgs& a, VerbContext& c) { return SetPin(a, false, c); });
 
-  CLI::App* budget = add("budget", "Sets how much the hot neurons may take.", SetBudget);
-  budget->add_option("BYTES", args->bytes, "bytes, or with a unit: 24MiB")
+  CLI::App* budget =
+      add("budget",
+          "Sets how much memory the hot neurons may take, at once and until set anew. The rest of "
+          "what serve --vram-budget left them goes back to the GPU's driver, without a GPU to the "
+          "system; more is taken again the same way, up to that.",
+          SetBudget);
+  budget->add_option("BYTES", args->bytes, "bytes of hot neurons alone, or with a unit: 24MiB")
       ->required()
       ->type_name("");
 

@@ -87,7 +87,8 @@ void AddRecomputeVerb(CLI::App& app, VerbContext& context) {
   verb->footer(kRecomputeExamples);
   args->target.AddTo(*verb, "placement service");
   verb->add_flag("--dry-run", args->request.dry_run, "tells what would move, moves nothing");
-  verb->add_option("--budget", args->budget, "bytes of hot neurons from now on, like 24MiB")
+  verb->add_option("--budget", args->budget,
+                   "bytes of hot neurons from now on, like 24MiB; see placement budget")
       ->type_name("");
   verb->add_flag("--wait", args->wait, "until it has ended");
   verb->add_option("--id", args->request.request_id,

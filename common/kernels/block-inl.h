@@ -1,14 +1,13 @@
 // Products of weight rows with those of many x rows that ask for them, and no others. Columns are
-// walked in blocks: a block of all weight rows is decoded once and stays in L1, as does the block
-// of x, so that each product costs its multiplications. They keep to the rule of dot-inl.h.
+// walked in blocks: a weight row's block is decoded once, into registers, and the same block of all
+// x rows stays in L1, so that each product costs its multiplications. They keep to the rule of
+// dot-inl.h.
 #if defined(ISOTHERM_COMMON_KERNELS_BLOCK_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef ISOTHERM_COMMON_KERNELS_BLOCK_INL_H_
 #undef ISOTHERM_COMMON_KERNELS_BLOCK_INL_H_
 #else
 #define ISOTHERM_COMMON_KERNELS_BLOCK_INL_H_
 #endif
-
-#include <bit>
 
 #include "common/kernels/stream-inl.h"
 #include "hwy/highway.h"
@@ -22,127 +21,143 @@ constexpr int64_t kBlockRuns = kRunVecs < 8 ? 8 / kRunVecs : 1;
 constexpr int64_t kBlock = kBlockRuns * kRun;
 constexpr int kBlockVecs = static_cast<int>(kBlock / kLanes);
 
-// x rows in a list and, for each, the weight rows that it is multiplied with, as bits. A pair's
-// position is the number of set bits before it.
+// The x rows that each weight row is multiplied with, weight row after weight row.
 struct PairList {
-  const int32_t* rows = nullptr;   // [num_rows]
-  const uint16_t* bits = nullptr;  // [num_rows], none of them 0
-  int64_t num_rows = 0;
-  uint32_t any = 0;  // the OR of all bits
+  const int32_t* rows = nullptr;   // [num_pairs]
+  const int32_t* first = nullptr;  // [weight rows + 1]: where a weight row's begin
 };
 
-// Decodes columns [first, first + kBlock) of the weight rows in use, fewer at the end of a row with
-// zeros behind, and fetches as much ahead. Returns the number of vectors that count.
+// Rows of x of type kX, `stride` elements apart, zero behind the last column up to a whole vector.
+template <DType kX>
+struct XRows {
+  const uint8_t* data = nullptr;
+  int64_t stride = 0;
+  static constexpr int64_t kBytes = kX == DType::kF32 ? 4 : 2;  // of an element
+  HWY_INLINE const uint8_t* At(int64_t row, int64_t column) const {
+    return data + (row * stride + column) * kBytes;
+  }
+};
+
+// Columns [first, first + kBlock) of a weight row, fewer at its end with zeros behind.
 template <DType kType>
-HWY_INLINE int DecodeBlock(const Rows& w, uint32_t any, const Ahead& ahead, int64_t first,
-                           int64_t columns, float* HWY_RESTRICT block) {
+HWY_INLINE void DecodeBlock(const uint8_t* row, int64_t first, int64_t columns,
+                            VF (&out)[kBlockVecs]) {
+  using Dec = Decoder<kType>;
+  const int64_t count = HWY_MIN(kBlock, columns - first);
+  if (count < kBlock) {
+    HWY_ALIGN float block[kBlock] = {};
+    DecodeSpan<kType>(row, first, count, row, block);
+#pragma GCC unroll 8
+    for (int v = 0; v < kBlockVecs; ++v) out[v] = hn::Load(DF(), block + v * kLanes);
+    return;
+  }
+#pragma GCC unroll 4
+  for (int64_t i = 0; i < kBlockRuns; ++i) {
+    VF run[kRunVecs];
+    Dec::Run(row, first / kRun + i, run);
+#pragma GCC unroll 8
+    for (int j = 0; j < kRunVecs; ++j) out[i * kRunVecs + j] = run[j];
+  }
+}
+
+// Fetches what the block at column `first` has of the rows ahead. Returns its vectors that count.
+template <DType kType>
+HWY_INLINE int BeginBlock(const Ahead& ahead, int64_t first, int64_t columns) {
   using Dec = Decoder<kType>;
   const int64_t count = HWY_MIN(kBlock, columns - first);
   const int64_t run = first / kRun;
   FetchBytes(ahead, run * Dec::kRunBytes, (run + (count + kRun - 1) / kRun) * Dec::kRunBytes);
-  for (; any != 0; any &= any - 1) {
-    const int r = std::countr_zero(any);
-    float* const out = block + r * kBlock;
-    if (count < kBlock) {
-      DecodeSpan<kType>(w.at[r], first, count, w.at[r], out);
-      continue;
-    }
-#pragma GCC unroll 4
-    for (int64_t i = 0; i < kBlockRuns; ++i) {
-      VF v[kRunVecs];
-      Dec::Run(w.at[r], run + i, v);
-#pragma GCC unroll 8
-      for (int j = 0; j < kRunVecs; ++j) {
-        hn::StoreU(v[j], DF(), out + i * kRun + j * kLanes);
-      }
-    }
-  }
   return static_cast<int>((count + kLanes - 1) / kLanes);
 }
 
-// dots[pair] = weight row . x row. x: `stride` floats a row, zero behind the last column up to a
-// whole vector. sums: kLanes floats a pair, scratch.
-template <DType kType>
-HWY_NOINLINE void PairDots(const Rows& w, const PairList& list, const Ahead& ahead, const float* x,
-                           int64_t stride, int64_t columns, float* HWY_RESTRICT sums,
+// dots[pair] = weight row . x row. sums: kLanes floats a pair, scratch.
+template <DType kType, DType kX>
+HWY_NOINLINE void PairDots(const Rows& w, const PairList& list, const Ahead& ahead,
+                           const XRows<kX>& x, int64_t columns, float* HWY_RESTRICT sums,
                            float* HWY_RESTRICT dots) {
+  constexpr int64_t kVecBytes = kLanes * XRows<kX>::kBytes;
+  constexpr int kTogether = 4;  // chains of additions side by side
   const DF d;
-  HWY_ALIGN float block[SparseFfnTuning::kMaxChunk * kBlock];
-  int64_t num_pairs = 0;
-  for (int64_t i = 0; i < list.num_rows; ++i) num_pairs += std::popcount(list.bits[i]);
+  const int64_t num_pairs = list.first[w.count];
   std::memset(sums, 0, static_cast<size_t>(num_pairs * kLanes) * sizeof(float));
   for (int64_t first = 0; first < columns; first += kBlock) {
-    const int vecs = DecodeBlock<kType>(w, list.any, ahead, first, columns, block);
-    float* HWY_RESTRICT sum = sums;
-    for (int64_t i = 0; i < list.num_rows; ++i) {
-      const float* const xp = x + list.rows[i] * stride + first;
-      uint32_t bits = list.bits[i];
-      if (vecs < kBlockVecs) {
-        for (; bits != 0; bits &= bits - 1, sum += kLanes) {
-          const float* const wp = block + std::countr_zero(bits) * kBlock;
-          VF acc = hn::LoadU(d, sum);
+    const int vecs = BeginBlock<kType>(ahead, first, columns);
+    for (int r = 0; r < w.count; ++r) {
+      int32_t pair = list.first[r];
+      const int32_t last = list.first[r + 1];
+      if (pair == last) continue;
+      VF wv[kBlockVecs];
+      DecodeBlock<kType>(w.at[r], first, columns, wv);
+      if (vecs < kBlockVecs) {  // x ends here, too
+        for (; pair < last; ++pair) {
+          const uint8_t* const xp = x.At(list.rows[pair], first);
+          VF acc = hn::LoadU(d, sums + pair * kLanes);
           for (int v = 0; v < vecs; ++v) {
-            acc = hn::MulAdd(hn::LoadU(d, wp + v * kLanes), hn::LoadU(d, xp + v * kLanes), acc);
+            acc = hn::MulAdd(wv[v], Decoder<kX>::Vec(xp + v * kVecBytes), acc);
           }
-          hn::StoreU(acc, d, sum);
+          hn::StoreU(acc, d, sums + pair * kLanes);
         }
         continue;
       }
-      VF xv[kBlockVecs];
-#pragma GCC unroll 8
-      for (int v = 0; v < kBlockVecs; ++v) xv[v] = hn::LoadU(d, xp + v * kLanes);
-      for (; bits != 0; bits &= bits - 1, sum += kLanes) {
-        const float* const wp = block + std::countr_zero(bits) * kBlock;
-        VF acc = hn::LoadU(d, sum);
+      for (; pair + kTogether <= last; pair += kTogether) {
+        const uint8_t* xp[kTogether];
+        VF acc[kTogether];
+#pragma GCC unroll 4
+        for (int i = 0; i < kTogether; ++i) {
+          xp[i] = x.At(list.rows[pair + i], first);
+          acc[i] = hn::LoadU(d, sums + (pair + i) * kLanes);
+        }
 #pragma GCC unroll 8
         for (int v = 0; v < kBlockVecs; ++v) {
-          acc = hn::MulAdd(hn::LoadU(d, wp + v * kLanes), xv[v], acc);
+#pragma GCC unroll 4
+          for (int i = 0; i < kTogether; ++i) {
+            acc[i] = hn::MulAdd(wv[v], Decoder<kX>::Vec(xp[i] + v * kVecBytes), acc[i]);
+          }
         }
-        hn::StoreU(acc, d, sum);
+#pragma GCC unroll 4
+        for (int i = 0; i < kTogether; ++i) hn::StoreU(acc[i], d, sums + (pair + i) * kLanes);
+      }
+      for (; pair < last; ++pair) {
+        const uint8_t* const xp = x.At(list.rows[pair], first);
+        VF acc = hn::LoadU(d, sums + pair * kLanes);
+#pragma GCC unroll 8
+        for (int v = 0; v < kBlockVecs; ++v) {
+          acc = hn::MulAdd(wv[v], Decoder<kX>::Vec(xp + v * kVecBytes), acc);
+        }
+        hn::StoreU(acc, d, sums + pair * kLanes);
       }
     }
   }
   for (int64_t i = 0; i < num_pairs; ++i) dots[i] = Sum(hn::LoadU(d, sums + i * kLanes));
 }
 
-// y row += scale[pair] * weight row, pair after pair. y: `stride` floats a row, room for whole
-// vectors.
+// y row += scale[pair] * weight row, weight row after weight row. y: `stride` floats a row, room
+// for whole vectors.
 template <DType kType>
 HWY_NOINLINE void PairScaled(const Rows& w, const PairList& list, const Ahead& ahead,
                              const float* HWY_RESTRICT scale, int64_t columns, float* y,
                              int64_t stride) {
   const DF d;
-  HWY_ALIGN float block[SparseFfnTuning::kMaxChunk * kBlock];
   for (int64_t first = 0; first < columns; first += kBlock) {
-    const int vecs = DecodeBlock<kType>(w, list.any, ahead, first, columns, block);
-    const float* HWY_RESTRICT a = scale;
-    for (int64_t i = 0; i < list.num_rows; ++i) {
-      float* const yp = y + list.rows[i] * stride + first;
-      uint32_t bits = list.bits[i];
-      if (vecs < kBlockVecs) {
-        for (; bits != 0; bits &= bits - 1, ++a) {
-          const float* const wp = block + std::countr_zero(bits) * kBlock;
+    const int vecs = BeginBlock<kType>(ahead, first, columns);
+    for (int r = 0; r < w.count; ++r) {
+      if (list.first[r] == list.first[r + 1]) continue;
+      VF wv[kBlockVecs];
+      DecodeBlock<kType>(w.at[r], first, columns, wv);
+      for (int32_t pair = list.first[r]; pair < list.first[r + 1]; ++pair) {
+        float* const yp = y + list.rows[pair] * stride + first;
+        const VF av = hn::Set(d, scale[pair]);
+        if (vecs < kBlockVecs) {
           for (int v = 0; v < vecs; ++v) {
-            hn::StoreU(hn::MulAdd(hn::Set(d, *a), hn::LoadU(d, wp + v * kLanes),
-                                  hn::LoadU(d, yp + v * kLanes)),
-                       d, yp + v * kLanes);
+            hn::StoreU(hn::MulAdd(av, wv[v], hn::LoadU(d, yp + v * kLanes)), d, yp + v * kLanes);
           }
+          continue;
         }
-        continue;
-      }
-      VF yv[kBlockVecs];
-#pragma GCC unroll 8
-      for (int v = 0; v < kBlockVecs; ++v) yv[v] = hn::LoadU(d, yp + v * kLanes);
-      for (; bits != 0; bits &= bits - 1, ++a) {
-        const float* const wp = block + std::countr_zero(bits) * kBlock;
-        const VF av = hn::Set(d, *a);
 #pragma GCC unroll 8
         for (int v = 0; v < kBlockVecs; ++v) {
-          yv[v] = hn::MulAdd(av, hn::LoadU(d, wp + v * kLanes), yv[v]);
+          hn::StoreU(hn::MulAdd(av, wv[v], hn::LoadU(d, yp + v * kLanes)), d, yp + v * kLanes);
         }
       }
-#pragma GCC unroll 8
-      for (int v = 0; v < kBlockVecs; ++v) hn::StoreU(yv[v], d, yp + v * kLanes);
     }
   }
 }

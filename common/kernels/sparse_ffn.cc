@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <atomic>
-#include <bit>
 #include <cmath>
 
 #include "absl/strings/str_cat.h"
@@ -141,72 +140,64 @@ void PhaseOfOneRow(const SparseFfnParams& p, const SparseFfnTuning& tuning, cons
   }
 }
 
-// The rows of z that some bundle of the phase is active for, with those bundles as bits; counts and
-// hashes the pairs.
+// Of each bundle of the phase, the rows of z that ask for it; counts and hashes the pairs.
 PairList ListPairs(const SparseFfnParams& p, const int32_t* ids, int count,
                    SparseFfnThread& thread) {
   const int64_t words = (p.bundles.num_neurons + 63) / 64;
-  uint64_t mix[SparseFfnTuning::kMaxChunk] = {};
-  if (p.hash != nullptr) {
-    for (int i = 0; i < count; ++i) {
-      mix[i] = NeuronMixFromSeed(p.hash->layer_seed, static_cast<uint64_t>(ids[i]));
+  int32_t* const first = thread.pair_first.data();
+  int32_t num_pairs = 0;
+  for (int i = 0; i < count; ++i) {
+    first[i] = num_pairs;
+    const uint64_t* word = p.active + ids[i] / 64;
+    const int bit = ids[i] % 64;
+    for (int64_t row = 0; row < p.num_rows; ++row, word += words) {
+      thread.pair_rows[num_pairs] = static_cast<int32_t>(row);
+      num_pairs += static_cast<int32_t>(*word >> bit & 1);
     }
-  }
-  PairList list{thread.rows.data(), thread.row_bits.data(), 0, 0};
-  for (int64_t row = 0; row < p.num_rows; ++row) {
-    const uint64_t* const active = p.active + row * words;
-    uint32_t bits = 0;
-    for (int i = 0; i < count; ++i) {
-      bits |= static_cast<uint32_t>(active[ids[i] / 64] >> (ids[i] % 64) & 1) << i;
+    if (p.hash == nullptr) continue;
+    uint64_t keys = 0;
+    for (int32_t pair = first[i]; pair < num_pairs; ++pair) {
+      keys += p.hash->row_keys[thread.pair_rows[pair]];
     }
-    if (bits == 0) continue;
-    uint64_t sum = 0;
-    for (uint32_t left = bits; left != 0; left &= left - 1) sum += mix[std::countr_zero(left)];
-    if (p.hash != nullptr) thread.work_hash += p.hash->row_keys[row] * sum;
-    thread.rows[list.num_rows] = static_cast<int32_t>(row);
-    thread.row_bits[list.num_rows++] = static_cast<uint16_t>(bits);
-    thread.counts.pairs += std::popcount(bits);
-    list.any |= bits;
+    thread.work_hash += keys * NeuronMixFromSeed(p.hash->layer_seed, static_cast<uint64_t>(ids[i]));
   }
-  return list;
+  first[count] = num_pairs;
+  thread.counts.pairs += num_pairs;
+  return {thread.pair_rows.data(), first};
 }
 
 // Drops the pairs whose gate is shut: a weight never reaches a row that does not ask for it, not
-// even times zero. gates: of all pairs; becomes the activations of those that are left.
-PairList OpenPairs(const SparseFfnParams& p, const int32_t* ids, const PairList& all,
-                   SparseFfnThread& thread) {
-  PairList open{all.rows, all.bits, 0, 0};
+// even times zero. thread.scales: gates of all pairs; becomes the activations of those that are
+// left. Returns how many these are.
+int32_t KeepOpenPairs(const SparseFfnParams& p, const int32_t* ids, int count,
+                      SparseFfnThread& thread) {
   float* const gates = thread.scales.data();
-  uint32_t open_rows[SparseFfnTuning::kMaxChunk] = {};  // by bundle
-  int64_t from = 0, to = 0;
-  for (int64_t i = 0; i < all.num_rows; ++i) {
-    uint32_t bits = 0;
-    for (uint32_t left = all.bits[i]; left != 0; left &= left - 1) {
-      const int bundle = std::countr_zero(left);
-      float gate = gates[from++];
-      if (p.up_bias != nullptr) gate += p.up_bias[ids[bundle]];
-      if (p.activation == Activation::kRelu && gate <= 0.0f) continue;
-      gates[to++] = Activate(p.activation, gate);
-      ++open_rows[bundle];
-      bits |= uint32_t{1} << bundle;
+  int32_t* const rows = thread.pair_rows.data();
+  int32_t to = 0;
+  for (int i = 0; i < count; ++i) {
+    const int32_t begin = thread.pair_first[i], end = thread.pair_first[i + 1];
+    thread.pair_first[i] = to;
+    const float bias = p.up_bias != nullptr ? p.up_bias[ids[i]] : 0.0f;
+    for (int32_t pair = begin; pair < end; ++pair) {
+      const float gate = gates[pair] + bias;
+      rows[to] = rows[pair];
+      gates[to] = p.activation == Activation::kRelu ? gate : Activate(p.activation, gate);
+      // NaN stays.
+      to += static_cast<int32_t>(p.activation != Activation::kRelu || !(gate <= 0.0f));
     }
-    if (bits == 0) continue;
-    thread.rows[open.num_rows] = thread.rows[i];
-    thread.row_bits[open.num_rows++] = static_cast<uint16_t>(bits);
-    open.any |= bits;
+    const int32_t open = to - thread.pair_first[i];
+    if (open == 0) continue;
+    ++thread.counts.open_bundles;
+    CountFirings(p, ids[i], static_cast<uint32_t>(open));
   }
+  thread.pair_first[count] = to;
   thread.counts.open_pairs += to;
-  thread.counts.open_bundles += std::popcount(open.any);
-  for (uint32_t left = open.any; left != 0; left &= left - 1) {
-    const int bundle = std::countr_zero(left);
-    CountFirings(p, ids[bundle], open_rows[bundle]);
-  }
-  return open;
+  return to;
 }
 
 // Bundles that go through gate, up and down together, for many rows of z: each is loaded once and
 // serves the rows whose bit is set.
-template <DType kType>
+template <DType kType, DType kX>
 void PhaseOfManyRows(const SparseFfnParams& p, const SparseFfnWorkspace::Shared& shared,
                      const int32_t* ids, int count, const Rows& following,
                      SparseFfnThread& thread) {
@@ -220,26 +211,23 @@ void PhaseOfManyRows(const SparseFfnParams& p, const SparseFfnWorkspace::Shared&
   };
   const Rows up = rows_at(b.row_bytes);  // with three rows
   const Rows down = rows_at((b.rows - 1) * b.row_bytes);
-  const int64_t stride = shared.row_stride;
+  const XRows<kX> z{reinterpret_cast<const uint8_t*>(shared.z.get()), shared.row_stride};
 
-  const PairList all = ListPairs(p, ids, count, thread);
+  const PairList pairs = ListPairs(p, ids, count, thread);
   thread.counts.bundles += count;
-  PairDots<kType>(rows_at(0), all, ahead(b.rows == 3 ? up : down), shared.z.get(), stride,
-                  b.model_dim, thread.pair_sums.get(), thread.scales.data());
-  const PairList open = OpenPairs(p, ids, all, thread);
-  if (open.num_rows == 0) return;
+  PairDots<kType, kX>(rows_at(0), pairs, ahead(b.rows == 3 ? up : down), z, b.model_dim,
+                      thread.pair_sums.get(), thread.scales.data());
+  const int32_t num_open = KeepOpenPairs(p, ids, count, thread);
+  if (num_open == 0) return;
   if (b.rows == 3) {
     float* const ups = thread.ups.data();
-    PairDots<kType>(up, open, ahead(down), shared.z.get(), stride, b.model_dim,
-                    thread.pair_sums.get(), ups);
-    int64_t num_pairs = 0;
-    for (int64_t i = 0; i < open.num_rows; ++i) num_pairs += std::popcount(open.bits[i]);
-    for (int64_t i = 0; i < num_pairs; ++i) {
+    PairDots<kType, kX>(up, pairs, ahead(down), z, b.model_dim, thread.pair_sums.get(), ups);
+    for (int32_t i = 0; i < num_open; ++i) {
       thread.scales[i] *= p.activate_up ? Activate(p.activation, ups[i]) : ups[i];
     }
   }
-  PairScaled<kType>(down, open, ahead(following), thread.scales.data(), b.model_dim,
-                    thread.sums.get(), stride);
+  PairScaled<kType>(down, pairs, ahead(following), thread.scales.data(), b.model_dim,
+                    thread.sums.get(), shared.row_stride);
 }
 
 // One row of z widened to `out`, zero up to whole vectors.
@@ -269,8 +257,8 @@ int64_t FindActiveImpl(const SparseFfnParams& p, ActiveBits& active) {
 }
 
 // Takes chunks until there are none. Returns how many ids were accumulated. thread.active is
-// filled if found_active.
-template <DType kType>
+// filled if found_active. kX: of the rows of z, where there are several.
+template <DType kType, DType kX>
 int64_t Work(const SparseFfnParams& p, SparseFfnWorkspace::Shared& shared, SparseFfnThread& thread,
              bool found_active) {
   const SparseFfnTuning& tuning = shared.tuning;
@@ -299,7 +287,7 @@ int64_t Work(const SparseFfnParams& p, SparseFfnWorkspace::Shared& shared, Spars
       if (p.num_rows == 1) {
         PhaseOfOneRow<kType>(p, tuning, phase_ids, phase, following, thread);
       } else {
-        PhaseOfManyRows<kType>(p, shared, phase_ids, phase, following, thread);
+        PhaseOfManyRows<kType, kX>(p, shared, phase_ids, phase, following, thread);
       }
     }
     done += count;
@@ -310,8 +298,12 @@ int64_t Work(const SparseFfnParams& p, SparseFfnWorkspace::Shared& shared, Spars
 int64_t SparseFfnWorkImpl(const SparseFfnParams& p, SparseFfnWorkspace::Shared& shared,
                           SparseFfnThread& thread, bool found_active) {
   int64_t done = 0;
-  WithType(p.bundles.dtype,
-           [&](auto type) { done = Work<type()>(p, shared, thread, found_active); });
+  WithType(p.bundles.dtype, [&](auto type) {
+    constexpr DType kType = type();
+    done = p.num_rows > 1 && StaysNarrow(p)
+               ? Work<kType, NarrowInput(kType)>(p, shared, thread, found_active)
+               : Work<kType, DType::kF32>(p, shared, thread, found_active);
+  });
   return done;
 }
 
@@ -371,11 +363,20 @@ void SumSlice(const SparseFfnParams& p, const Shared& shared, int64_t slice, int
   }
 }
 
-// Many rows are widened once for all threads, up to whole vectors with zeros behind.
-void WidenRows(const SparseFfnParams& p, Shared& shared, ThreadPool& pool) {
+// Many rows are laid out once for all threads, up to whole vectors with zeros behind.
+void LayOutRows(const SparseFfnParams& p, Shared& shared, ThreadPool& pool) {
+  const int64_t dim = p.bundles.model_dim;
+  const bool narrow = StaysNarrow(p);
+  const uint16_t* const z16 = p.z_f16 != nullptr ? p.z_f16 : p.z_bf16;
   std::atomic<int64_t> next_row{0};
   pool.RunElastic([&](int) {
     for (int64_t row; (row = next_row.fetch_add(1, std::memory_order_relaxed)) < p.num_rows;) {
+      if (narrow) {
+        auto* const to = reinterpret_cast<uint16_t*>(shared.z.get()) + row * shared.row_stride;
+        std::copy_n(z16 + row * dim, dim, to);
+        std::fill(to + dim, to + RoundUp<int64_t>(dim, 16), uint16_t{0});
+        continue;
+      }
       HWY_DYNAMIC_DISPATCH(WidenRowImpl)(p, row, shared.z.get() + row * shared.row_stride);
     }
   });
@@ -422,7 +423,7 @@ absl::Status SparseFfn(const SparseFfnParams& params, ThreadPool& pool,
     Finish(params, complete);
     return absl::OkStatus();
   }
-  if (params.num_rows > 1) WidenRows(params, shared, pool);
+  if (params.num_rows > 1) LayOutRows(params, shared, pool);
   const int threads = params.max_threads > 0 ? std::min(params.max_threads, pool.num_threads())
                                              : pool.num_threads();
   shared.chunks = ChunkPlan(count, threads, shared.tuning);

@@ -69,8 +69,8 @@ absl::StatusOr<std::unique_ptr<SparseFfnWorkspace>> SparseFfnWorkspace::Create(
                               Floats(limits.max_rows, SparseFfnTuning::kMaxChunk * kMostLanes));
     thread.active.bits.resize(CeilDiv<int64_t>(limits.num_neurons, 64));
     thread.active.before.resize(thread.active.bits.size());
-    thread.rows.resize(limits.max_rows);
-    thread.row_bits.resize(limits.max_rows);
+    thread.pair_rows.resize(limits.max_rows * SparseFfnTuning::kMaxChunk + 1);
+    thread.pair_first.resize(SparseFfnTuning::kMaxChunk + 1);
     thread.scales.resize(limits.max_rows * SparseFfnTuning::kMaxChunk);
     thread.ups.resize(limits.max_rows * SparseFfnTuning::kMaxChunk);
   }

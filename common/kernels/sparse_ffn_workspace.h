@@ -17,6 +17,15 @@ inline constexpr int kMaxSparseFfnThreads = 1024;
 // InvalidArgument when shapes disagree, exceed the workspace or have no kernel.
 absl::Status ValidateSparseFfn(const SparseFfnParams& params);
 
+// Many rows of z stay in the 16 bits that weights of this type are multiplied with, where they come
+// in them: half of what each core's cache has to hold.
+constexpr DType NarrowInput(DType weights) {
+  return weights == DType::kBF16 ? DType::kBF16 : DType::kF16;
+}
+inline bool StaysNarrow(const SparseFfnParams& p) {
+  return NarrowInput(p.bundles.dtype) == DType::kBF16 ? p.z_bf16 != nullptr : p.z_f16 != nullptr;
+}
+
 // The ids of a call as bits, masked by everything that leaves a neuron out, and where each word's
 // first id stands among all. active_bits-inl.h.
 struct ActiveBits {
@@ -57,16 +66,18 @@ struct alignas(64) SparseFfnThread {
   hwy::AlignedFreeUniquePtr<float[]> sums;       // [max_rows, row_stride]
   hwy::AlignedFreeUniquePtr<float[]> pair_sums;  // [max_rows, kMaxChunk, 16]: a pair's lanes
   ActiveBits active;
-  std::vector<int32_t> rows;       // [max_rows]: rows with a neuron of the phase
-  std::vector<uint16_t> row_bits;  // [max_rows]: which of the phase's neurons
-  std::vector<float> scales;       // [max_rows, kMaxChunk]: gates, then activations of the pairs
-  std::vector<float> ups;          // [max_rows, kMaxChunk]
+  // Pairs of a row of z and a neuron of the phase, neuron after neuron.
+  std::vector<int32_t> pair_rows;   // [kMaxChunk * max_rows + 1]
+  std::vector<int32_t> pair_first;  // [kMaxChunk + 1]: where a neuron's begin
+  std::vector<float> scales;        // [max_rows, kMaxChunk]: gates, then activations of the pairs
+  std::vector<float> ups;           // [max_rows, kMaxChunk]
 };
 
 struct SparseFfnWorkspace::Shared {
   SparseFfnTuning tuning;
-  int64_t row_stride = 0;                // floats from one row of z or sums to the next
-  hwy::AlignedFreeUniquePtr<float[]> z;  // [max_rows, row_stride], zero in the padding
+  int64_t row_stride = 0;  // elements from one row of z or sums to the next
+  // [max_rows, row_stride], zero in the padding; elements of 16 bits where StaysNarrow().
+  hwy::AlignedFreeUniquePtr<float[]> z;
   std::vector<SparseFfnThread> threads;
 
   // The call under way. Written before its section opens.

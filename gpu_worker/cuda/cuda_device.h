@@ -22,6 +22,8 @@
 #include "gpu_worker/cuda/step_graph.h"
 #include "gpu_worker/device.h"
 #include "gpu_worker/engine/hot_pool.h"
+#include "gpu_worker/engine/hot_pool_budget.h"
+#include "gpu_worker/engine/step_gate.h"
 #include "models/model_file.h"
 
 namespace isotherm::gpu {
@@ -44,6 +46,8 @@ struct CudaDeviceOptions {
   // Steps of so many rows on go through matrix products; 0: by the size of the model and max_rows.
   int32_t product_rows = 0;
   bool early_launch = true;  // AllowEarlyLaunch, for the whole process
+  // No flag sets it. Tests enqueue here what goes wrong on the device in front of a step.
+  std::function<void(cudaStream_t)> before_step;
 };
 
 // A step of a batch on one CUDA device. Small batches run as one captured graph; see Device for the
@@ -61,14 +65,13 @@ class CudaDevice final : public Device {
   bool Lost() const override { return IsSticky(cudaPeekAtLastError()); }
   absl::Status Prepare(const PlacementPlan& plan, const NeuronStore* source,
                        const std::function<void(int64_t, int64_t)>& progress) override;
-  absl::Status Retire(int64_t epoch) override { return hot_pool_->Retire(epoch); }
+  // Gives memory back, too, when the plans that are left have a smaller budget.
+  absl::Status Retire(int64_t epoch) override;
   bool Has(int64_t epoch) const override { return hot_pool_->Find(epoch) != nullptr; }
   absl::StatusOr<std::shared_ptr<void>> Map(const ColdSide& cold) override;
   absl::Status RunStep(const DeviceBatch& batch, const ColdSide& cold,
                        DeviceOutput* output) override;
   absl::Status ReadCounters(NeuronCounters* counters) override { return counters_->Read(counters); }
-
-  const DeviceMemoryUse& memory_use() const { return memory_; }
 
   // Of the last step, copied from the device, for tests: residual rows [rows, model_dim], and the
   // logits of its sampling rows.
@@ -80,6 +83,11 @@ class CudaDevice final : public Device {
   absl::Status Open();
   absl::Status Allocate();
   absl::Status AllocateHotPool();
+  // Copies between slots, while steps run.
+  absl::Status MoveBundle(int32_t from, int32_t to);
+  absl::Status Publish(const std::shared_ptr<const EpochTables>& tables);
+  // What the driver counts changes: with the hot pool, and as it loads late.
+  void MeasureProcess();
   absl::Status Check(const DeviceBatch& batch) const;
   void FillInputs(const DeviceBatch& batch, const MappedCold* cold, const SlotRing& ring,
                   const LayerTable* tables, uint64_t nonce);
@@ -124,6 +132,8 @@ class CudaDevice final : public Device {
   std::unique_ptr<PrefillPass> prefill_;  // null: every step fits the graph
   std::unique_ptr<HotMemory> pool_memory_;
   std::unique_ptr<HotPool> hot_pool_;
+  StepGate gate_;
+  std::unique_ptr<HotPoolBudget> hot_budget_;
   std::unique_ptr<CudaTables> tables_;
   std::unique_ptr<CudaCounters> counters_;
   std::vector<CutController> cuts_;         // by layer

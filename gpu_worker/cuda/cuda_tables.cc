@@ -25,7 +25,8 @@ absl::StatusOr<std::unique_ptr<CudaTables>> CudaTables::Create(const BundleLayou
   ISOTHERM_ASSIGN_OR_RETURN(tables->staging_, PinnedBytes::Make(tables->place_bytes_));
   tables->places_.resize(static_cast<size_t>(places));
   for (Place& place : tables->places_) {
-    ISOTHERM_ASSIGN_OR_RETURN(place.memory, DeviceBytes::Make(tables->place_bytes_));
+    ISOTHERM_ASSIGN_OR_RETURN(place.memory,
+                              DeviceBytes::Make(tables->place_bytes_, "the tables of hot neurons"));
   }
   return tables;
 }

@@ -104,7 +104,7 @@ absl::StatusOr<Matrix> Widen(const Matrix& from) {
 absl::StatusOr<CudaWeights::HostRows> PinRows(const Matrix& from) {
   CudaWeights::HostRows out{.dtype = from.dtype, .row_bytes = from.row_bytes};
   const int64_t bytes = from.rows * from.row_bytes;
-  ISOTHERM_ASSIGN_OR_RETURN(out.memory, PinnedBytes::Make(bytes));
+  ISOTHERM_ASSIGN_OR_RETURN(out.memory, PinnedBytes::Make(bytes, "the embedding"));
   std::memcpy(out.memory.as<>(), from.data(), static_cast<size_t>(bytes));
   return out;
 }
@@ -155,8 +155,9 @@ class Uploader {
 
  private:
   absl::StatusOr<const void*> Bytes(const void* from, size_t bytes, size_t padding = 0) {
-    ISOTHERM_ASSIGN_OR_RETURN(DeviceBytes memory,
-                              DeviceBytes::Make(static_cast<int64_t>(bytes + padding)));
+    ISOTHERM_ASSIGN_OR_RETURN(
+        DeviceBytes memory,
+        DeviceBytes::Make(static_cast<int64_t>(bytes + padding), "a weight matrix"));
     ISOTHERM_CUDA_RETURN_IF_ERROR(
         cudaMemcpy(memory.as<void>(), from, bytes, cudaMemcpyHostToDevice));
     weights_.storage.push_back(std::move(memory));

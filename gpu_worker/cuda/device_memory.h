@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
 #include "gpu_worker/cuda/cuda_error.h"
 
 namespace isotherm::gpu {
@@ -33,17 +34,24 @@ class CudaBytes {
     }
   }
 
-  // Zeroed. No bytes: an empty one.
-  static absl::StatusOr<CudaBytes> Make(int64_t bytes) {
+  // Zeroed. No bytes: an empty one. ResourceExhausted, naming `what`, the bytes needed and free,
+  // when they are not to be had.
+  static absl::StatusOr<CudaBytes> Make(int64_t bytes, absl::string_view what = "a buffer") {
     CudaBytes out;
     if (bytes <= 0) return out;
+    const auto size = static_cast<size_t>(bytes);
+    cudaError_t error = cudaErrorMemoryAllocation;
+    if (!AllocationFails()) {
+      error = kPinned ? cudaHostAlloc(&out.data_, size, cudaHostAllocMapped)
+                      : cudaMalloc(&out.data_, size);
+    }
+    if (error == cudaErrorMemoryAllocation)
+      return kPinned ? PinnedShort(what, bytes) : DeviceShort(what, bytes);
+    ISOTHERM_CUDA_RETURN_IF_ERROR(error);
     if constexpr (kPinned) {
-      ISOTHERM_CUDA_RETURN_IF_ERROR(
-          cudaHostAlloc(&out.data_, static_cast<size_t>(bytes), cudaHostAllocMapped));
-      __builtin_memset(out.data_, 0, static_cast<size_t>(bytes));
+      __builtin_memset(out.data_, 0, size);
     } else {
-      ISOTHERM_CUDA_RETURN_IF_ERROR(cudaMalloc(&out.data_, static_cast<size_t>(bytes)));
-      ISOTHERM_CUDA_RETURN_IF_ERROR(cudaMemset(out.data_, 0, static_cast<size_t>(bytes)));
+      ISOTHERM_CUDA_RETURN_IF_ERROR(cudaMemset(out.data_, 0, size));
     }
     out.bytes_ = bytes;
     return out;

@@ -125,9 +125,10 @@ absl::Status PrefillPass::Allocate() {
     take(&to_cpu_, CeilDiv<int64_t>(config.ffn_dim, 64));
   };
   carve(nullptr);
-  ISOTHERM_ASSIGN_OR_RETURN(memory_, DeviceBytes::Make(bytes));
+  ISOTHERM_ASSIGN_OR_RETURN(memory_, DeviceBytes::Make(bytes, "the workspace of prompts"));
   carve(memory_.as<>());
-  ISOTHERM_ASSIGN_OR_RETURN(workspace_, DeviceBytes::Make(kCublasBytes));
+  ISOTHERM_ASSIGN_OR_RETURN(workspace_,
+                            DeviceBytes::Make(kCublasBytes, "the workspace of prompts"));
   ISOTHERM_ASSIGN_OR_RETURN(counts_, PinnedBytes::Make(64));
   int low = 0, high = 0;
   ISOTHERM_CUDA_RETURN_IF_ERROR(cudaDeviceGetStreamPriorityRange(&low, &high));

@@ -18,7 +18,8 @@ HotPool::HotPool(const BundleLayout& layout, int64_t capacity_slots, int64_t phy
       capacity_slots_(
           std::clamp<int64_t>(capacity_slots, 0, layout.num_neurons * layout.num_layers)),
       physical_slots_(std::clamp<int64_t>(physical_slots, capacity_slots_.load(),
-                                          layout.num_neurons * layout.num_layers)) {
+                                          layout.num_neurons * layout.num_layers)),
+      backed_slots_(physical_slots_) {
   slot_of_.assign(static_cast<size_t>(layout.num_neurons * layout.num_layers), -1);
   users_.assign(static_cast<size_t>(physical_slots_), 0);
   free_.resize(static_cast<size_t>(physical_slots_));
@@ -48,7 +49,29 @@ std::shared_ptr<const EpochTables> HotPool::Find(int64_t epoch) const {
 
 int64_t HotPool::used_bytes() const {
   std::lock_guard lock(mu_);
-  return (physical_slots_ - static_cast<int64_t>(free_.size())) * layout_.bundle_bytes;
+  return UsedSlots() * layout_.bundle_bytes;
+}
+
+int64_t HotPool::spare_bytes() const {
+  std::lock_guard lock(mu_);
+  return (backed_slots_ - UsedSlots()) * layout_.bundle_bytes;
+}
+
+int64_t HotPool::BudgetSlots(const PlacementPlan& plan) const {
+  int64_t hot = 0;
+  for (const LayerPlacement& layer : plan.layers)
+    hot += std::clamp<int64_t>(layer.num_hot, 0, layout_.num_neurons);
+  if (hot > 0 && plan.budget_bytes <= 0) return capacity_slots();
+  return std::clamp<int64_t>(std::max(hot, plan.budget_bytes / layout_.bundle_bytes), 0,
+                             capacity_slots());
+}
+
+int64_t HotPool::budget_slots() const {
+  std::lock_guard lock(mu_);
+  if (epochs_.size() == 1) return capacity_slots();
+  int64_t slots = 0;
+  for (const auto& [epoch, tables] : epochs_) slots = std::max(slots, tables->budget_slots);
+  return slots;
 }
 
 // The lowest free slot, for the neuron; there is one.
@@ -109,6 +132,7 @@ absl::Status HotPool::Prepare(const PlacementPlan& plan, const CopyBundle& copy,
                                                       " layers, the model ", layout_.num_layers));
   }
   auto tables = EmptyTables(layout_, plan.epoch);
+  tables->budget_slots = BudgetSlots(plan);
   int64_t wanted = 0;
   for (size_t l = 0; l < plan.layers.size(); ++l) {
     const LayerPlacement& layer = plan.layers[l];
@@ -153,9 +177,9 @@ absl::Status HotPool::Prepare(const PlacementPlan& plan, const CopyBundle& copy,
         missing += slot_of_[static_cast<size_t>(Key(static_cast<int64_t>(l), n))] < 0 ? 1 : 0;
       }
     }
-    if (missing > static_cast<int64_t>(free_.size())) {
+    if (const int64_t room = backed_slots_ - UsedSlots(); missing > room) {
       return absl::ResourceExhaustedError(
-          absl::StrCat("the plan moves ", missing, " neurons in, ", free_.size(),
+          absl::StrCat("the plan moves ", missing, " neurons in, ", room,
                        " slots are free until older epochs are retired; try again"));
     }
     for (size_t l = 0; l < plan.layers.size(); ++l) {
@@ -221,25 +245,34 @@ absl::Status HotPool::Retire(int64_t epoch) {
   return absl::OkStatus();
 }
 
-absl::Status HotPool::Compact(const MoveBundle& move, const Publish& publish) {
+bool HotPool::FreeRetired() {
+  std::lock_guard lock(mu_);
+  FreeUnpinned();
+  return retired_.empty();
+}
+
+absl::Status HotPool::Compact(const MoveBundle& move, const Publish& publish,
+                              std::optional<int64_t> limit) {
   // Holes of less than an eighth fill up again by themselves, as low slots are taken first.
   constexpr int64_t kWorthwhile = 8;
   std::lock_guard preparing(prepare_mu_);
   std::shared_ptr<EpochTables> tables;
+  int64_t front = 0;                               // slots from here on are left
   std::vector<std::pair<int32_t, int32_t>> moves;  // from, to
   {
     std::lock_guard lock(mu_);
     FreeUnpinned();
     const int64_t end = SlotsUpToLast();
-    const int64_t used = physical_slots_ - static_cast<int64_t>(free_.size());
-    if (epochs_.size() != 2 || !retired_.empty() || (end - used) * kWorthwhile <= end)
-      return absl::OkStatus();
+    const int64_t used = UsedSlots();
+    front = std::max(used, limit.value_or(used));
+    const bool worthwhile = limit.has_value() ? end > front : (end - used) * kWorthwhile > end;
+    if (epochs_.size() != 2 || !retired_.empty() || !worthwhile) return absl::OkStatus();
     tables = std::make_shared<EpochTables>(*epochs_.rbegin()->second);
     for (size_t l = 0; l < tables->layers.size(); ++l) {
       std::vector<int32_t>& slots = tables->layers[l].slot_of;
       for (size_t n = 0; n < slots.size(); ++n) {
         if (slots[n] < 0) continue;
-        if (slots[n] < used) {
+        if (slots[n] < front) {
           ++users_[static_cast<size_t>(slots[n])];
           continue;
         }
@@ -284,6 +317,19 @@ bool HotPool::Trim(const std::function<void(int64_t)>& trim) {
   trim(slots);
   std::lock_guard lock(mu_);
   return retired_.empty();
+}
+
+void HotPool::Resize(int64_t slots, const std::function<int64_t(int64_t)>& resize) {
+  std::lock_guard preparing(prepare_mu_);
+  int64_t least = 0;
+  {
+    std::lock_guard lock(mu_);
+    FreeUnpinned();
+    least = SlotsUpToLast();
+  }
+  const int64_t backed = resize(std::clamp(slots, least, physical_slots_));
+  std::lock_guard lock(mu_);
+  backed_slots_ = std::clamp(backed, least, physical_slots_);
 }
 
 }  // namespace isotherm::gpu

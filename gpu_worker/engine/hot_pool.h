@@ -6,6 +6,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -24,6 +25,7 @@ struct EpochTables {
     int64_t num_hot = 0;
   };
   int64_t epoch = 0;
+  int64_t budget_slots = 0;  // what the plan may take; no less than what it does
   std::vector<Layer> layers;
 };
 
@@ -60,23 +62,38 @@ class HotPool {
   // be given back. `move` copies a bundle from a slot to another one; the tables of the epoch are
   // made anew, a step under way goes on with the old ones. Nothing happens when two epochs are
   // alive or little is to be gained. On an error nothing has changed.
+  // With `limit` only bundles from that slot on move, however few they are.
   using MoveBundle = std::function<absl::Status(int32_t from, int32_t to)>;
-  absl::Status Compact(const MoveBundle& move, const Publish& publish = {});
+  absl::Status Compact(const MoveBundle& move, const Publish& publish = {},
+                       std::optional<int64_t> limit = std::nullopt);
   // Calls `trim` with the number of slots up to the last one in use; until it returns no slot is
   // taken. Never waits: false, and no call, while a Prepare, Retire or Compact is under way; false,
   // too, when a step still holds retired tables, so that more can be trimmed later.
   bool Trim(const std::function<void(int64_t slots)>& trim);
+  // For memory that is not there by itself: calls `resize` with `slots`, or with the slots up to
+  // the last one in use if those are more. What it returns is how many slots, from the first on,
+  // have memory from now on; no others are taken. No Prepare, Retire or Compact runs meanwhile, and
+  // the caller sees to it that no step does.
+  void Resize(int64_t slots, const std::function<int64_t(int64_t slots)>& resize);
+  // Frees what retired tables alone held, but for tables that a step still holds: false then.
+  bool FreeRetired();
   // Called for every slot that is freed, under a lock: tests overwrite what nobody may read.
   void SetOnFreed(std::function<void(int32_t slot)> on_freed) { on_freed_ = std::move(on_freed); }
 
   std::shared_ptr<const EpochTables> Find(int64_t epoch) const;
 
-  int64_t capacity_bytes() const { return capacity_slots_.load() * layout_.bundle_bytes; }
+  int64_t capacity_slots() const { return capacity_slots_.load(); }
+  int64_t capacity_bytes() const { return capacity_slots() * layout_.bundle_bytes; }
   // Of plans prepared from now on; cut to what physical slots there are. Those that are prepared
   // stay.
   void SetCapacity(int64_t slots);
+  // What a plan may take, as far as the capacity allows: its budget, its hot neurons if those are
+  // more, and all there is if it has some and names no budget.
+  int64_t BudgetSlots(const PlacementPlan& plan) const;
+  // The largest of those that are prepared; the capacity while there is none but the built-in.
+  int64_t budget_slots() const;
   int64_t used_bytes() const;
-  int64_t spare_bytes() const { return physical_slots_ * layout_.bundle_bytes - used_bytes(); }
+  int64_t spare_bytes() const;  // of slots with memory
   int64_t physical_slots() const { return physical_slots_; }
   // Up to the end of the last slot in use.
   int64_t extent_bytes() const;
@@ -87,13 +104,15 @@ class HotPool {
   int32_t Take(int64_t key);
   void Release(const EpochTables& tables);
   void FreeUnpinned();
+  int64_t UsedSlots() const { return physical_slots_ - static_cast<int64_t>(free_.size()); }
   int64_t SlotsUpToLast() const;
 
   const BundleLayout layout_;
   std::atomic<int64_t> capacity_slots_;
   const int64_t physical_slots_;
+  int64_t backed_slots_;  // have memory; the others are all free
   std::function<void(int32_t)> on_freed_;
-  std::mutex prepare_mu_;  // one Prepare, Retire, Compact or Trim at a time
+  std::mutex prepare_mu_;  // one Prepare, Retire, Compact, Trim or Resize at a time
   mutable std::mutex mu_;
   std::map<int64_t, std::shared_ptr<const EpochTables>> epochs_;
   std::vector<int32_t> slot_of_;  // by Key(): where the next epoch finds the neuron; -1: nowhere

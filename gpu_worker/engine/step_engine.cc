@@ -186,8 +186,13 @@ absl::Status StepEngine::Prepare(const PlacementPlan& plan,
     const std::chrono::nanoseconds delay = pacer.Delay(done, running_ || !queue_.empty());
     if (delay.count() > 0) changed_.wait_for(lock, delay, [this] { return stop_; });
   };
-  return device_.Prepare(plan, cold.attachment != nullptr ? cold.attachment->arena() : nullptr,
-                         paced);
+  return Judged(device_.Prepare(
+      plan, cold.attachment != nullptr ? cold.attachment->arena() : nullptr, paced));
+}
+
+absl::Status StepEngine::Judged(absl::Status status) {
+  if (!status.ok() && device_.Lost() && options_.on_device_lost) options_.on_device_lost();
+  return status;
 }
 
 absl::Status StepEngine::Commit(int64_t epoch) {
@@ -212,7 +217,7 @@ absl::Status StepEngine::Retire(int64_t epoch) {
       return stop_ || (!queued && (!running_ || running_epoch_ != epoch));
     });
   }
-  return device_.Has(epoch) ? device_.Retire(epoch) : absl::OkStatus();
+  return device_.Has(epoch) ? Judged(device_.Retire(epoch)) : absl::OkStatus();
 }
 
 absl::Status StepEngine::AbortPlan(int64_t epoch) {
@@ -223,7 +228,7 @@ absl::Status StepEngine::AbortPlan(int64_t epoch) {
           absl::StrCat("epoch ", epoch, " is committed; retire it instead"));
     }
   }
-  return device_.Has(epoch) ? device_.Retire(epoch) : absl::OkStatus();
+  return device_.Has(epoch) ? Judged(device_.Retire(epoch)) : absl::OkStatus();
 }
 
 void StepEngine::Loop() {

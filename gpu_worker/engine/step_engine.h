@@ -41,8 +41,8 @@ struct StepEngineOptions {
   // Absent: KV pages and hot neurons keep what they have.
   std::optional<KvLeaseOptions> kv_lease;
   int64_t move_bytes_per_second = 0;  // of a migration while steps run; 0: as fast as it goes
-  // The device reported an error that it does not recover from; called on the engine thread, after
-  // the step's failure was reported.
+  // The device reported an error that it does not recover from. Called on the engine thread, after
+  // the step's failure was reported, or by who called Prepare, Retire or AbortPlan.
   std::function<void()> on_device_lost;
 };
 
@@ -104,6 +104,8 @@ class StepEngine {
   void Run(Pending pending, std::unique_lock<std::mutex>& lock);
   StepResult RunOne(const StepRequest& request, int64_t step_id, const std::vector<StepRow>& rows,
                     const Cold& cold, std::vector<StepRow>* next);
+  // Of a call of the device: whether it was its last is looked into when it failed.
+  absl::Status Judged(absl::Status status);
   WorkerHello HelloLocked() const;
   bool PeerAliveLocked() const;
   // Some way to compute cold neurons is there.

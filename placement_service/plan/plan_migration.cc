@@ -70,6 +70,15 @@ int64_t PlanPublisher::SpareBytes() const {
   return gpu_.present() ? gpu_.description().spare_bytes : -1;
 }
 
+int64_t PlanPublisher::RoomFor(const PlacementPlan& next, const PlacementPlan& live) const {
+  const int64_t spare = SpareBytes();
+  if (spare < 0) return spare;
+  const auto within = [this](const PlacementPlan& plan) {
+    return std::min(plan.budget_bytes, facts_->capacity_bytes);
+  };
+  return spare + std::max<int64_t>(0, within(next) - within(live));
+}
+
 // The intent of `record`, or of a first step towards it when the gpu_worker has no room for all
 // that comes.
 absl::Status PlanPublisher::Begin(PlanRecord record, std::optional<ControlRequest> request) {
@@ -77,7 +86,7 @@ absl::Status PlanPublisher::Begin(PlanRecord record, std::optional<ControlReques
   record.plan.model_digest = facts_->shape.digest;
   record.start_options = options_.start_options;
   record.message.clear();
-  const int64_t spare = SpareBytes();
+  const int64_t spare = live != nullptr ? RoomFor(record.plan, live->plan) : -1;
   if (live != nullptr && spare >= 0 && BytesIn(*live, record, facts_->shape) > spare) {
     goal_ = Goal{.record = std::move(record), .request = std::move(request)};
     return ContinueGoal();
@@ -89,10 +98,8 @@ absl::Status PlanPublisher::Begin(PlanRecord record, std::optional<ControlReques
 absl::Status PlanPublisher::ContinueGoal() {
   const PlanRecord* live = UsableLive();
   Goal goal = *std::exchange(goal_, std::nullopt);
-  const int64_t spare = SpareBytes();
-  if (live == nullptr || spare < 0) {
-    return absl::UnavailableError("the gpu_worker went away; ask again");
-  }
+  const int64_t spare = live != nullptr ? RoomFor(goal.record.plan, live->plan) : -1;
+  if (spare < 0) return absl::UnavailableError("the gpu_worker went away; ask again");
   const std::vector<LayerPlacement>& target = goal.record.plan.layers;
   int64_t in = 0, out = 0;
   for (size_t l = 0; l < target.size(); ++l) {

@@ -219,6 +219,8 @@ class PlanPublisher {
   bool RetireOn(WorkerView& worker);
   int64_t NextEpoch();
   int64_t SpareBytes() const;  // -1: the gpu_worker is away or does not say
+  // For what `next` brings in beside `live`: with a larger budget comes memory. -1: not told.
+  int64_t RoomFor(const PlacementPlan& next, const PlacementPlan& live) const;
 
   // plan_control.cc: what operators ask for.
   void Enqueue(Control control);

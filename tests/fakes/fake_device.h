@@ -49,6 +49,7 @@ class FakeDevice final : public Device {
   absl::Status Prepare(const PlacementPlan& plan, const NeuronStore* source,
                        const std::function<void(int64_t, int64_t)>&) override {
     std::lock_guard lock(mu_);
+    if (lost_) return absl::InternalError("lost");
     prepared_.insert(plan.epoch);
     source_ = source;
     return absl::OkStatus();
@@ -107,6 +108,16 @@ class FakeDevice final : public Device {
     std::lock_guard lock(mu_);
     next_status_ = std::move(status);
   }
+  // Everything fails from now on.
+  void Lose() {
+    std::lock_guard lock(mu_);
+    lost_ = true;
+    next_status_ = absl::InternalError("lost");
+  }
+  bool Lost() const override {
+    std::lock_guard lock(mu_);
+    return lost_;
+  }
   void AwaitSteps(size_t count) {
     std::unique_lock lock(mu_);
     changed_.wait(lock, [&] { return steps_.size() >= count; });
@@ -143,7 +154,7 @@ class FakeDevice final : public Device {
   const NeuronStore* source_ = nullptr;
   int64_t hot_used_bytes_ = 0;
   std::vector<std::pair<int64_t, int32_t>> shares_;
-  bool held_ = false;
+  bool held_ = false, lost_ = false;
   absl::Status next_status_;
 };
 

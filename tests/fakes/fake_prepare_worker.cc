@@ -1,5 +1,7 @@
 #include "tests/fakes/fake_prepare_worker.h"
 
+#include <algorithm>
+
 #include <bit>
 #include <utility>
 
@@ -29,9 +31,19 @@ absl::StatusOr<WorkerDescription> FakePrepareWorker::Describe() {
     if (entry.committed) out.committed_epoch = epoch;
   }
   if (options_.spare_bytes >= 0) {
-    out.spare_bytes = options_.capacity_bytes + options_.spare_bytes - ResidentBytes(nullptr);
+    out.spare_bytes = PoolBytes(nullptr) - ResidentBytes(nullptr);
   }
   return out;
+}
+
+int64_t FakePrepareWorker::PoolBytes(const PlacementPlan* with) const {
+  int64_t budget = with != nullptr || epochs_.size() > 1 ? 0 : options_.capacity_bytes;
+  const auto count = [&](const PlacementPlan& plan) {
+    budget = std::max({budget, plan.budget_bytes, plan.used_bytes});
+  };
+  for (const auto& [epoch, entry] : epochs_) count(entry.plan);
+  if (with != nullptr) count(*with);
+  return std::min(budget, options_.capacity_bytes) + options_.spare_bytes;
 }
 
 // Bundles that are hot in any epoch, each once.
@@ -98,8 +110,7 @@ absl::StatusOr<uint64_t> FakePrepareWorker::Apply(const PhaseRequest& request) {
       if (options_.name == "gpu_worker" && hot * options_.bundle_bytes > options_.capacity_bytes) {
         return absl::ResourceExhaustedError("the hot pool is too small");
       }
-      if (options_.spare_bytes >= 0 &&
-          ResidentBytes(&plan) > options_.capacity_bytes + options_.spare_bytes) {
+      if (options_.spare_bytes >= 0 && ResidentBytes(&plan) > PoolBytes(&plan)) {
         return absl::ResourceExhaustedError("no slots are free until older epochs are retired");
       }
       if (entry == epochs_.end()) epochs_[request.epoch] = {plan, false};

@@ -18,7 +18,9 @@ struct FakePrepareOptions {
   int64_t capacity_bytes = 400;
   int64_t max_epochs = 3;  // the built-in one, the live one and one being prepared
   DeviceMemoryUse memory;
-  int64_t spare_bytes = -1;  // gpu_worker: of a pool so much larger than the capacity; -1: not told
+  // gpu_worker: its pool is so much larger than the largest budget of the plans that it holds, or
+  // than the capacity while it holds none; -1: not told, and never too small.
+  int64_t spare_bytes = -1;
 };
 
 // A worker's side of Describe and Prepare, in memory: epochs, terms, capacity. Thread-safe. It is a
@@ -59,6 +61,7 @@ class FakePrepareWorker : public WorkerPort {
     bool committed = false;
   };
   int64_t ResidentBytes(const PlacementPlan* with) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  int64_t PoolBytes(const PlacementPlan* with) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   absl::StatusOr<uint64_t> Apply(const PhaseRequest& request) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
 
   FakePrepareOptions options_;

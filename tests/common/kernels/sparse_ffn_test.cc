@@ -350,7 +350,7 @@ TEST_P(SparseFfnTest, TuningDoesNotChangeIntegers) {
              {.pass = 1, .phase = 1, .chunk = 1, .tail = 1},
              {.pass = 2, .phase = 3, .chunk = 16, .tail = 1, .fetch = FetchInto::kNone},
              {.pass = 4, .phase = 16, .chunk = 5, .tail = 16, .fetch = FetchInto::kL1},
-             {.pass = 4, .phase = 4, .chunk = 8, .fetch = FetchInto::kNonTemporal},
+             {.pass = 4, .phase = 13, .chunk = 16, .fetch = FetchInto::kNonTemporal},
              {.pass = 2, .phase = 8, .chunk = 8, .fetch_lines = 3},
              {.fetch_lines = 0}}) {
       ASSERT_TRUE(c.workspace->SetTuning(tuning).ok());
@@ -399,7 +399,7 @@ TEST(SparseFfnTuningTest, RefusesWhatIsNotBuilt) {
   Case c(DType::kF16, {});
   EXPECT_TRUE(c.workspace->SetTuning({}).ok());
   EXPECT_FALSE(c.workspace->SetTuning({.pass = 3}).ok());
-  EXPECT_FALSE(c.workspace->SetTuning({.phase = 17}).ok());
+  EXPECT_FALSE(c.workspace->SetTuning({.phase = SparseFfnTuning::kMaxChunk + 1}).ok());
   EXPECT_FALSE(c.workspace->SetTuning({.chunk = 0}).ok());
   EXPECT_FALSE(c.workspace->SetTuning({.tail = -1}).ok());
   EXPECT_FALSE(c.workspace->SetTuning({.fetch_lines = 65}).ok());

@@ -30,7 +30,8 @@ TEST(ReservePagesTest, ReservesEveryPageOfItsRangeOnly) {
   EXPECT_EQ(BytesReserved(fd->get()), kHugePage);
   ASSERT_TRUE(ReservePages(fd->get(), *mapping, 0, kHugePagesBytes, "test").ok());
   EXPECT_EQ(BytesReserved(fd->get()), kHugePagesBytes);
-  for (int64_t at = 0; at < kHugePagesBytes; at += 4096) EXPECT_EQ(mapping->data()[at], std::byte{0});
+  for (int64_t at = 0; at < kHugePagesBytes; at += 4096)
+    EXPECT_EQ(mapping->data()[at], std::byte{0});
 }
 
 TEST(ReservePagesTest, KeepsWhatIsWrittenAlready) {
@@ -38,7 +39,8 @@ TEST(ReservePagesTest, KeepsWhatIsWrittenAlready) {
   auto mapping = *MapShared(fd.get(), kHugePagesBytes, Access::kReadWrite);
   std::memset(mapping.data(), 7, kHugePagesBytes);
   ASSERT_TRUE(ReservePages(fd.get(), mapping, 0, kHugePagesBytes, "test").ok());
-  for (int64_t at = 0; at < kHugePagesBytes; at += 1001) ASSERT_EQ(mapping.data()[at], std::byte{7});
+  for (int64_t at = 0; at < kHugePagesBytes; at += 1001)
+    ASSERT_EQ(mapping.data()[at], std::byte{7});
 }
 
 TEST(ReservePagesTest, ARefusedReservationIsAShortage) {
@@ -51,8 +53,9 @@ TEST(ReservePagesTest, ARefusedReservationIsAShortage) {
 }
 
 TEST(CreateUnreservedMemoryTest, AsksForTheMemoryFirst) {
-  EXPECT_EQ(ExitCodeOf(CreateUnreservedMemory("test", kHugePagesBytes, {.available = 100}).status()),
-            ExitCode::kShortage);
+  EXPECT_EQ(
+      ExitCodeOf(CreateUnreservedMemory("test", kHugePagesBytes, {.available = 100}).status()),
+      ExitCode::kShortage);
 }
 
 TEST(HugePageBytesTest, AddsUpWhatTheKernelSaysOfTheMapping) {

@@ -1,6 +1,8 @@
 #include "gpu_worker/engine/step_engine.h"
 
+#include <atomic>
 #include <future>
+#include <thread>
 
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
@@ -131,8 +133,12 @@ class StepEngineTest : public testing::Test {
   FakeDevice device_;
   const std::shared_ptr<FakeAttachment> cold_ = std::make_shared<FakeAttachment>(true, true);
   const std::shared_ptr<RecordingSink> sink_ = std::make_shared<RecordingSink>();
+  std::atomic<int> lost_ = 0;
   StepEngine engine_{device_,
-                     {.instance_id = "me", .model_digest = "digest", .context_length = 64}};
+                     {.instance_id = "me",
+                      .model_digest = "digest",
+                      .context_length = 64,
+                      .on_device_lost = [this] { ++lost_; }}};
   int64_t connection_ = 0;
   size_t taken_ = 0;
 };
@@ -338,6 +344,22 @@ TEST_F(StepEngineTest, DeviceFailureVoidsTheRowsAndEndsTheGrant) {
   EXPECT_EQ(result.error_message, "late");
   EXPECT_TRUE(result.rows.empty());
   EXPECT_TRUE(result.grant_ended);
+}
+
+TEST_F(StepEngineTest, OnlyALostDeviceIsReportedAsSuch) {
+  device_.FailNextStep(absl::InternalError("broken"));
+  EXPECT_EQ(Only(Prefill(1, 1, {5})).error_code, static_cast<int>(absl::StatusCode::kInternal));
+  ASSERT_TRUE(engine_.Prepare({.epoch = 3}, {}).ok());
+  EXPECT_EQ(lost_, 0);
+  device_.Lose();
+  Submit(Prefill(2, 2, {5}));
+  const StepResult result = sink_->Await(2)[1];
+  EXPECT_EQ(result.error_code, static_cast<int>(absl::StatusCode::kInternal));
+  EXPECT_TRUE(result.rows.empty());
+  while (lost_ == 0) std::this_thread::yield();  // after the result was told
+  // Nobody may have a step to run: a plan that fails tells it, too.
+  EXPECT_FALSE(engine_.Prepare({.epoch = 4}, {}).ok());
+  EXPECT_EQ(lost_, 2);
 }
 
 TEST_F(StepEngineTest, EpochMustBeCommitted) {

@@ -437,6 +437,32 @@ TEST_F(PlanMovesControlTest, WithoutAProfileTheFirstTrafficDecides) {
   EXPECT_EQ(Live().cause, PlacementCause::kTraffic);
 }
 
+TEST_F(PlanMovesControlTest, ALargerBudgetCountsOnTheMemoryThatComesWithIt) {
+  options_.follow = false;
+  gpu_.Restart({.name = "gpu_worker", .spare_bytes = 0});
+  Start();
+  Round();
+  ASSERT_EQ(Live().used_bytes, 400);
+  ASSERT_EQ(SetBudget({.bytes = 0})->plan.used_bytes, 0);
+  Round();
+  ASSERT_EQ(gpu_.Describe()->spare_bytes, 0);  // the memory went with the neurons
+  const int64_t before = Live().epoch;
+  const auto grown = SetBudget({.bytes = 300});
+  ASSERT_TRUE(grown.ok()) << grown.status();
+  EXPECT_EQ(grown->plan.used_bytes, 300);
+  EXPECT_EQ(grown->plan.epoch, before + 1);  // at once, not in steps
+  // What the device does not have is refused in its words, and the old plan serves on.
+  gpu_.SetHook([](PreparePhase phase, int64_t, bool before_it) {
+    return phase == PreparePhase::kPlan && before_it
+               ? absl::ResourceExhaustedError("needs 100 B, 40 B are free")
+               : absl::OkStatus();
+  });
+  const auto refused = SetBudget({.bytes = 400});
+  EXPECT_EQ(refused.status().code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_THAT(std::string(refused.status().message()), HasSubstr("40 B are free"));
+  EXPECT_EQ(Live().epoch, grown->plan.epoch);
+}
+
 TEST_F(PlanMovesControlTest, AFailureOnTheWayEndsTheWish) {
   options_.follow = false;
   gpu_.Restart({.name = "gpu_worker", .spare_bytes = 30});

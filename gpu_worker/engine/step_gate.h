@@ -1,0 +1,37 @@
+#pragma once
+
+#include <condition_variable>
+#include <functional>
+#include <mutex>
+
+namespace isotherm::gpu {
+
+// Lets work in between two steps. Whoever calls Between() waits for the running step to end, and
+// the next step waits for that work: never more than one step waits, and a worker that runs one
+// step after the other cannot starve the work.
+//
+// Step: one thread at a time. Between: any thread but one that is inside a step.
+class StepGate {
+ public:
+  class Step {
+   public:
+    explicit Step(StepGate& gate);
+    ~Step();
+    Step(const Step&) = delete;
+    Step& operator=(const Step&) = delete;
+
+   private:
+    StepGate& gate_;
+  };
+
+  // Calls `work` while no step runs.
+  void Between(const std::function<void()>& work);
+
+ private:
+  std::mutex mu_;
+  std::condition_variable changed_;
+  bool running_ = false;
+  int between_ = 0;  // callers of Between() that wait or work
+};
+
+}  // namespace isotherm::gpu
