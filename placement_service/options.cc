@@ -69,8 +69,10 @@ absl::StatusOr<PlacementOptions> ParsePlacementOptions(int argc, char** argv,
                  "tokens after which what was seen of the traffic counts half")
       ->check(CLI::Range(10.0, 1e12))
       ->capture_default_str();
-  app.add_option("--moves-per-second", options.moves_per_second,
-                 "share of the budget that neurons moving by themselves may take a second")
+  app.add_option(
+         "--moves-per-second", options.moves_per_second,
+         "share of the budget that neurons moving by themselves may take a second; more "
+         "when the traffic has drifted and while it is learnt without a profile; 0: nothing")
       ->check(CLI::Range(0.0, 1.0))
       ->capture_default_str();
   app.add_option("--cpus", options.cpus, "CPUs that this process keeps to, such as 0 or 0-1");

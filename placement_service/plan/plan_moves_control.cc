@@ -1,4 +1,4 @@
-// What makes PlanPublisher move neurons: solving, recomputations, the traffic, goals in steps.
+// What makes PlanPublisher move neurons: solving, recomputations, the traffic.
 #include <spdlog/spdlog.h>
 
 #include <algorithm>
@@ -15,52 +15,10 @@
 #include "placement_service/plan/plan_publisher.h"
 
 namespace isotherm {
-namespace {
-
-// Of what is to go, when the gpu_worker has no room at all for what is to come.
-constexpr int64_t kDepartureShare = 16;
-
-int64_t Popcount(const std::vector<uint64_t>& words) {
-  int64_t count = 0;
-  for (const uint64_t word : words) count += std::popcount(word);
-  return count;
-}
-
-// Moves up to `in` neurons of `target` in and `out` others out, layer by layer.
-void StepTowards(const std::vector<LayerPlacement>& target, int64_t in, int64_t out,
-                 std::vector<LayerPlacement>& layers) {
-  for (size_t l = 0; l < layers.size(); ++l) {
-    for (size_t w = 0; w < layers[l].hot.size(); ++w) {
-      uint64_t& hot = layers[l].hot[w];
-      for (uint64_t bits = target[l].hot[w] & ~hot; bits != 0 && in > 0; bits &= bits - 1, --in) {
-        hot |= bits & -bits;
-      }
-      for (uint64_t bits = hot & ~target[l].hot[w]; bits != 0 && out > 0; bits &= bits - 1, --out) {
-        hot &= ~(bits & -bits);
-      }
-    }
-    layers[l].num_hot = Popcount(layers[l].hot);
-  }
-}
-
-}  // namespace
 
 std::vector<LayerGeometry> PlanPublisher::Geometry() const {
   return std::vector<LayerGeometry>(static_cast<size_t>(facts_->shape.num_layers),
                                     {facts_->shape.num_neurons, facts_->shape.bundle_bytes});
-}
-
-int64_t PlanPublisher::SpareBytes() const {
-  return gpu_.present() ? gpu_.description().spare_bytes : -1;
-}
-
-int64_t PlanPublisher::RoomFor(const PlacementPlan& next, const PlacementPlan& live) const {
-  const int64_t spare = SpareBytes();
-  if (spare < 0) return spare;
-  const auto within = [this](const PlacementPlan& plan) {
-    return std::min(plan.budget_bytes, facts_->capacity_bytes);
-  };
-  return spare + std::max<int64_t>(0, within(next) - within(live));
 }
 
 MoveInput PlanPublisher::MoveInputFor(int64_t budget_bytes, const PlanRecord* live,
@@ -140,46 +98,6 @@ void PlanPublisher::RecordGain() {
     SPDLOG_WARN("what epoch {} gained is not recorded: {}", live_->plan.epoch,
                 std::string(status.message()));
   }
-}
-
-// The next epoch on the way to goal_: all that is left, or as much as the gpu_worker has room for.
-absl::Status PlanPublisher::ContinueGoal() {
-  const PlanRecord* live = UsableLive();
-  Goal goal = *std::exchange(goal_, std::nullopt);
-  const int64_t spare = live != nullptr ? RoomFor(goal.record.plan, live->plan) : -1;
-  if (spare < 0) return absl::UnavailableError("the gpu_worker went away; ask again");
-  const std::vector<LayerPlacement>& target = goal.record.plan.layers;
-  int64_t in = 0, out = 0;
-  for (size_t l = 0; l < target.size(); ++l) {
-    for (size_t w = 0; w < target[l].hot.size(); ++w) {
-      in += std::popcount(target[l].hot[w] & ~live->plan.layers[l].hot[w]);
-      out += std::popcount(live->plan.layers[l].hot[w] & ~target[l].hot[w]);
-    }
-  }
-  const int64_t bundle = facts_->shape.bundle_bytes;
-  const int64_t room = spare / bundle;
-  absl::Status status;
-  if (in <= room) {
-    status = BeginStep(std::move(goal.record), goal.request);
-  } else if (room == 0 && out == 0) {
-    status = absl::ResourceExhaustedError("the gpu_worker has no room to move neurons in");
-  } else {
-    PlanRecord step = goal.record;
-    step.plan.layers = live->plan.layers;
-    // Both ends reach the goal together, so that no step needs more than both plans do.
-    const int64_t leave =
-        room > 0 ? CeilDiv(out * room, in) : std::max<int64_t>(1, CeilDiv(out, kDepartureShare));
-    StepTowards(target, room, leave, step.plan.layers);
-    step.plan.used_bytes = 0;
-    for (const LayerPlacement& layer : step.plan.layers) {
-      step.plan.used_bytes += layer.num_hot * bundle;
-    }
-    step.reason = absl::StrCat("step ", ++goal.step, " towards: ", goal.record.reason);
-    goal_ = std::move(goal);
-    status = BeginStep(std::move(step), std::nullopt);
-  }
-  if (!status.ok()) goal_.reset();
-  return status;
 }
 
 absl::StatusOr<RecomputationRecord> PlanPublisher::Recompute(RecomputeParams params) {

@@ -103,8 +103,8 @@ using ControlDone = std::function<void(const absl::StatusOr<PlanRecord>&)>;
 // leaves the old one live. Aborted by a worker means that another placement_service with a higher
 // term took over: this one then changes nothing any more.
 //
-// A gpu_worker with little room beside its hot neurons is led to a plan in several epochs, each of
-// which moves as many as fit.
+// A gpu_worker with little room beside its hot neurons is led to a plan in several epochs: each
+// brings as many as fit and lets twice as many go, so that the next has twice the room.
 //
 // One thread calls RunOnce(); everything else is thread-safe. The store, ports, traffic model and
 // clock outlive it.
@@ -121,7 +121,7 @@ class PlanPublisher {
   // disk. An error is final (exit code 65: the profile is another model's).
   absl::Status RunOnce();
   // Rounds until Stop() or a final error: one each `poll_interval`, at once for a control
-  // operation. Saves what was learnt at the end.
+  // operation and soon on the way to a plan in several epochs. Saves what was learnt at the end.
   absl::Status Run(std::chrono::milliseconds poll_interval);
   // Ends Run() and calls to workers; control operations fail with Unavailable from now on.
   void Stop();
@@ -191,18 +191,38 @@ class PlanPublisher {
   PlanPublisher(const PublisherOptions& options, PlanStore& store, WorkerPort& gpu, WorkerPort* cpu,
                 PlacementProfile profile, TrafficModel& traffic, const Clock& clock);
 
-  static absl::Status StoppingStatus();
+  // plan_publisher.cc: what a round knows, and whether it needs a plan.
   absl::Status LearnFacts();
   bool WorkersAgree();
-  void RestoreLive();
   void PlanIfNeeded();
   bool MayGrow(const PlanRecord& live) const;
+  const PlanRecord* UsableLive() const;  // null: there is none for this model
+  PlanRecord BuiltIn() const;
+  void ShowLive();
+  void FinishWaiters(const absl::StatusOr<PlanRecord>& result);
+  void Fence(const absl::Status& status);
+  void Block(const std::string& reason);
+  void Notify(const PlacementPlan& plan, PlanState state, const std::string& notice);
+
+  // plan_migration.cc: one plan's way to being live. Begin() sets pending_ (and goal_, where it
+  // takes several epochs), each round's AdvancePending() goes on with it, GoLive() or FailPending()
+  // ends it.
+  absl::Status Begin(PlanRecord record, std::optional<ControlRequest> request);
+  absl::Status BeginStep(PlanRecord record, const std::optional<ControlRequest>& request);
+  absl::Status ContinueGoal();
   void AdvancePending();
   void GoLive();
+  void FailPending(const absl::Status& status);
+  void Refused(const absl::Status& status);
+  void RestoreLive();
   void RetireExtras();
   bool RetireOn(WorkerView& worker);
+  int64_t NextEpoch();
+  int64_t SpareBytes() const;  // -1: the gpu_worker is away or does not say
+  // For what `next` brings in beside `live`: with a larger budget comes memory. -1: not told.
+  int64_t RoomFor(const PlacementPlan& next, const PlacementPlan& live) const;
 
-  // plan_control.cc
+  // plan_control.cc: what operators ask for.
   void Enqueue(Control control);
   void RunControls();
   void RunControl(Control control);
@@ -213,36 +233,20 @@ class PlanPublisher {
   bool AnswerRepeated(Control& control);
   absl::Status ApplyPin(const Control& control);
   absl::Status ApplyProfile(const Control& control);
+  static absl::Status StoppingStatus();
 
-  // plan_moves_control.cc
+  // plan_moves_control.cc: which neurons move, because of the traffic or when asked to recompute.
+  absl::StatusOr<PlanRecord> Solve(int64_t requested_bytes, PlacementCause cause,
+                                   const PlanRecord* live);
+  void FollowTraffic();
+  void RecordGain();
   absl::StatusOr<RecomputationRecord> EnqueueRecomputation(Control control);
   void RunRecomputation(Control control);
   absl::StatusOr<MoveDecision> Decide(const Control& control, const PlanRecord* live);
   absl::StatusOr<MoveDecision> DecideImport(const Control& control, const PlanRecord* live);
-  void FollowTraffic();
-  void RecordGain();
-  absl::Status ContinueGoal();
   MoveInput MoveInputFor(int64_t budget_bytes, const PlanRecord* live,
                          const TrafficEstimate& estimate) const;
-  absl::StatusOr<PlanRecord> Solve(int64_t requested_bytes, PlacementCause cause,
-                                   const PlanRecord* live);
   std::vector<LayerGeometry> Geometry() const;
-  int64_t SpareBytes() const;
-  // For what `next` brings in beside `live`: with a larger budget comes memory. -1: not told.
-  int64_t RoomFor(const PlacementPlan& next, const PlacementPlan& live) const;
-
-  absl::Status Begin(PlanRecord record, std::optional<ControlRequest> request);
-  absl::Status BeginStep(PlanRecord record, const std::optional<ControlRequest>& request);
-  void Refused(const absl::Status& status);
-  void FailPending(const absl::Status& status);
-  void FinishWaiters(const absl::StatusOr<PlanRecord>& result);
-  void Fence(const absl::Status& status);
-  void Block(const std::string& reason);
-  void Notify(const PlacementPlan& plan, PlanState state, const std::string& notice);
-  void ShowLive();
-  int64_t NextEpoch();
-  const PlanRecord* UsableLive() const;
-  PlanRecord BuiltIn() const;
 
   const PublisherOptions options_;
   PlanStore& store_;

@@ -21,12 +21,15 @@ struct AutoMoverOptions {
   // Without a report for so long nothing moves.
   std::chrono::milliseconds stale_after{10'000};
   // What may be copied in, as a share of the budget a second; unused, it is saved up for some
-  // seconds.
+  // seconds. 0: nothing moves, whatever else is said here.
   double moves_per_second = 0.01;
   double saved_seconds = 5;
   // The same after a drift alarm, for so many tokens.
   double drift_moves_per_second = 0.25;
   double drift_tokens = 2'000;
+  // While the traffic is being learnt from nothing there is no cap: any hot set is better than one
+  // that nobody chose. The set is looked at each time so many times as many tokens were seen.
+  double learn_growth = 1.5;
 };
 
 // Decides when the live plan follows the traffic: often enough to matter, seldom enough not to
@@ -39,7 +42,9 @@ class AutoMover {
   struct Situation {
     std::vector<LayerGeometry> layers;
     int64_t budget_bytes = 0;
-    int64_t spare_bytes = 0;              // what the gpu_worker can take in beside the live plan
+    // What the gpu_worker can take in beside the live plan. A move may exceed it, and then takes
+    // several epochs, while the traffic is being learnt and after an alarm.
+    int64_t spare_bytes = 0;
     const PlacementPlan* live = nullptr;  // with bitmaps
     bool use_times = false;
   };
@@ -60,6 +65,7 @@ class AutoMover {
   void NoteDrift(double total_tokens);
   void NoteStale(bool stale);
   void Accrue(const Situation& situation);
+  int64_t MostIn(const Situation& situation) const;
 
   const AutoMoverOptions options_;
   TrafficModel& traffic_;
@@ -69,7 +75,8 @@ class AutoMover {
   std::string status_ = "nothing was seen of the traffic yet";
   std::vector<std::string> alarms_;
   bool stale_ = false;
-  double last_tokens_ = 0;  // when it was looked at
+  bool learning_ = false;   // when it was looked at
+  double last_tokens_ = 0;  // likewise
   double lifted_until_ = -1;
   std::optional<Clock::TimePoint> last_look_, last_accrual_;
   double allowance_bytes_ = 0;

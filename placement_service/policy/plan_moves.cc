@@ -67,7 +67,11 @@ std::vector<std::vector<float>> WithMargins(const MoveInput& input, const MovePo
                                             const std::vector<LayerPlacement>& live) {
   std::vector<std::vector<float>> out = input.traffic->reads;
   const double steps = std::max(1.0, policy.horizon_tokens / input.traffic->rows_per_step);
-  const auto sigmas = static_cast<float>(policy.sigmas);
+  // While the traffic is being learnt, noise counts as if that were done: what is right more often
+  // than not moves, and later counts put the rest right.
+  const double until = input.traffic->learning_until;
+  const double smaller = until > 0 ? std::sqrt(std::min(1.0, input.traffic->tokens / until)) : 1;
+  const auto sigmas = static_cast<float>(policy.sigmas * smaller);
   for (size_t l = 0; l < out.size(); ++l) {
     const auto copy =
         static_cast<float>(2 * static_cast<double>(input.layers[l].bundle_bytes) / steps);

@@ -25,6 +25,9 @@ class LiveProfile {
     std::vector<float> predicted, fired;  // [num_neurons], 0 to 1
   };
 
+  // The name of a profile that began with nothing.
+  static constexpr char kNothingKnown[] = "even";
+
   LiveProfile(int64_t num_layers, int64_t num_neurons, const LiveProfileOptions& options);
 
   int64_t num_layers() const { return static_cast<int64_t>(layers_.size()); }
@@ -63,7 +66,7 @@ class LiveProfile {
   const int64_t num_neurons_;
   const LiveProfileOptions options_;
   double memory_ = 1;
-  std::string name_ = "even";
+  std::string name_ = kNothingKnown;
   std::vector<Counts> layers_;
 };
 

@@ -15,29 +15,33 @@ constexpr float kInfinity = std::numeric_limits<float>::infinity();
 constexpr int64_t kMinWindowed = 4096;
 // Around the threshold that a sample suggests, and around the last plan's, which a second's traffic
 // moves little. Some five and two percent of the neurons lie within and are sorted; a window that
-// proves too narrow costs its layer a full sort.
-constexpr float kSampledWindow = 1.18f, kHintedWindow = 1.06f;
+// proves too narrow costs its layer a full sort. Of several nodes all above the window are sorted
+// too, and a sample of each says less.
+constexpr float kSampledWindow = 1.18f, kHintedWindow = 1.06f, kNodesSampledWindow = 1.3f;
 constexpr int64_t kSampled = 1024;  // neurons of a layer
 
 }  // namespace
 
 BinSolver::BinSolver(const SolveBin& bin, std::span<const SolveNode> nodes,
                      std::vector<LayerInput> layers, std::vector<float> thresholds)
-    : bin_(bin), nodes_(nodes), thresholds_(std::move(thresholds)) {
+    : bin_(bin),
+      nodes_(nodes),
+      by_node_(nodes.size() > 1 || (nodes.size() == 1 && nodes[0].cost_factor != 1)),
+      thresholds_(std::move(thresholds)) {
   for (const LayerInput& input : layers) layers_.push_back({.input = input});
-  const bool windowed =
-      nodes_.size() < 2 && std::all_of(layers_.begin(), layers_.end(), [](const Layer& layer) {
-        return static_cast<int64_t>(layer.input.reads.size()) >= kMinWindowed;
-      });
-  const float window = thresholds_.empty() ? kSampledWindow : kHintedWindow;
-  if (windowed && thresholds_.empty()) SampleThresholds();
+  const bool windowed = std::all_of(layers_.begin(), layers_.end(), [](const Layer& layer) {
+    return static_cast<int64_t>(layer.input.reads.size()) >= kMinWindowed;
+  });
+  float window = kHintedWindow;
+  if (windowed && thresholds_.empty()) {
+    window = by_node_ ? kNodesSampledWindow : kSampledWindow;
+    SampleThresholds();
+  }
   for (size_t l = 0; l < layers_.size(); ++l) {
-    const float at = windowed ? thresholds_[l] : 0;
-    if (at > 0) {
-      BuildCurve(l, at / window, at * window);
-    } else {
-      BuildCurve(l, -kInfinity, kInfinity);
-    }
+    BuildCurve(l,
+               windowed ? std::span(thresholds_).subspan(l * per_layer(), per_layer())
+                        : std::span<const float>(),
+               window);
   }
 }
 
@@ -64,18 +68,31 @@ void BinSolver::SampleThresholds() {
   }
   for (size_t l = 0; l < inputs.size(); ++l) inputs[l].reads = samples[l];
   // Samples are shorter than a window is worth, so this ends here.
-  BinSolver small(bin_, nodes_, std::move(inputs), std::vector<float>(layers_.size(), 0));
+  BinSolver small(bin_, nodes_, std::move(inputs),
+                  std::vector<float>(layers_.size() * per_layer(), 0));
   small.Solve();
   thresholds_.clear();
   for (size_t l = 0; l < layers_.size(); ++l) {
-    thresholds_.push_back(small.threshold(l) / scales[l]);
+    for (const float threshold : small.thresholds(l)) thresholds_.push_back(threshold / scales[l]);
   }
 }
 
-void BinSolver::BuildCurve(size_t index, float low, float high) {
+// `thresholds`: of the layer's nodes, or empty. One that is not above 0 says nothing.
+void BinSolver::BuildCurve(size_t index, std::span<const float> thresholds, float window) {
   Layer& layer = layers_[index];
-  layer.curve = nodes_.size() < 2 ? std::make_unique<LayerCurve>(layer.input.reads, low, high)
-                                  : std::make_unique<LayerCurve>(layer.input.reads, nodes_);
+  const auto known = [](float threshold) { return threshold > 0; };
+  layer.sorted = std::none_of(thresholds.begin(), thresholds.end(), known);
+  if (by_node_) {
+    std::vector<float> low(nodes_.size(), -kInfinity);
+    for (size_t m = 0; m < thresholds.size(); ++m) {
+      if (known(thresholds[m])) low[m] = thresholds[m] / window;
+    }
+    layer.curve = std::make_unique<LayerCurve>(layer.input.reads, nodes_, low);
+  } else {
+    const float low = layer.sorted ? -kInfinity : thresholds[0] / window;
+    const float high = layer.sorted ? kInfinity : thresholds[0] * window;
+    layer.curve = std::make_unique<LayerCurve>(layer.input.reads, low, high);
+  }
   const LayerCurve& curve = *layer.curve;
   layer.whole_time = bin_.hot_fixed + bin_.hot_per_byte * curve.total_bytes();
   // Cold falls and hot rises with k as long as gains are not negative.
@@ -178,8 +195,8 @@ double BinSolver::SmallestLambda(int64_t budget, const BytesAt& bytes_at) const 
 
 // Sorts all of a layer whose window did not reach. True when there was more to sort.
 bool BinSolver::Widen(size_t layer) {
-  if (layers_[layer].curve->whole()) return false;
-  BuildCurve(layer, -kInfinity, kInfinity);
+  if (layers_[layer].sorted) return false;
+  BuildCurve(layer, {}, 1);
   return true;
 }
 
@@ -312,14 +329,25 @@ void BinSolver::Select(size_t layer, LayerPlacement& placement) const {
   curve.Select(k, placement);
 }
 
-float BinSolver::threshold(size_t index) const {
+std::vector<float> BinSolver::thresholds(size_t index) const {
   const Layer& layer = layers_[index];
-  double gain = best_.lambda * static_cast<double>(layer.input.bundle_bytes) / bin_.cold_per_byte;
   const LayerCurve& curve = *layer.curve;
+  std::vector<float> out;
+  if (by_node_) {
+    const int64_t hot = best_.num_hot[index];
+    const int64_t k = hot < curve.size() ? hot : CountAt(layer, best_.lambda);
+    for (size_t m = 0; m < nodes_.size(); ++m) {
+      const auto [begin, end] = NodeRange(nodes_, m, curve.size());
+      out.push_back(curve.ReadsAt(k, begin, end));
+    }
+    return out;
+  }
+  double gain = best_.lambda * static_cast<double>(layer.input.bundle_bytes) / bin_.cold_per_byte;
   if (layer.useful > curve.first() && layer.useful <= curve.last()) {
     gain = std::max(gain, curve.Marginal(layer.useful));
   }
-  return static_cast<float>(gain);
+  out.push_back(static_cast<float>(gain));
+  return out;
 }
 
 }  // namespace isotherm

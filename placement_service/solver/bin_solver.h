@@ -1,5 +1,6 @@
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <limits>
 #include <memory>
@@ -25,24 +26,25 @@ class BinSolver {
     double bound = 0;              // no hot set within the budget takes less
   };
 
-  // `thresholds` [num_layers]: about where each layer's last hot neuron is expected, by its reads;
-  // empty: found from a sample.
+  // `thresholds` [num_layers][nodes, at least 1]: about where the last hot neuron of a layer and
+  // node is expected, by its reads; empty: found from a sample.
   BinSolver(const SolveBin& bin, std::span<const SolveNode> nodes, std::vector<LayerInput> layers,
             std::vector<float> thresholds);
 
   // False when a value of the layer is not a number or infinite: there is nothing to solve then.
   bool finite(size_t layer) const;
   Answer Solve();
-  // After Solve(): makes the layer's neurons hot; where its last one was.
+  // After Solve(): makes the layer's neurons hot; where its last ones were, as `thresholds`.
   void Select(size_t layer, LayerPlacement& placement) const;
-  float threshold(size_t layer) const;
+  std::vector<float> thresholds(size_t layer) const;
 
  private:
   struct Layer {
     LayerInput input;
     std::unique_ptr<LayerCurve> curve;
-    int64_t cross = 0;   // the first k whose hot side is the slower one; size + 1: none
-    int64_t useful = 0;  // how many of the best it makes sense to keep while some stay cold
+    bool sorted = false;  // all of the curve
+    int64_t cross = 0;    // the first k whose hot side is the slower one; size + 1: none
+    int64_t useful = 0;   // how many of the best it makes sense to keep while some stay cold
     double whole_time = 0;
     int64_t size() const { return curve->size(); }
   };
@@ -52,7 +54,8 @@ class BinSolver {
     double lambda = 0;  // of the convex part
   };
 
-  void BuildCurve(size_t layer, float low, float high);
+  size_t per_layer() const { return std::max<size_t>(1, nodes_.size()); }
+  void BuildCurve(size_t layer, std::span<const float> thresholds, float window);
   void SampleThresholds();
   double Cold(const Layer& layer, int64_t k) const;
   double Hot(const Layer& layer, int64_t k) const;
@@ -68,6 +71,7 @@ class BinSolver {
 
   const SolveBin bin_;
   const std::span<const SolveNode> nodes_;
+  const bool by_node_;  // a neuron's gain depends on the node that has it
   std::vector<float> thresholds_;
   std::vector<Layer> layers_;
   Fill best_;

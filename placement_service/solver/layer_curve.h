@@ -19,8 +19,10 @@ class LayerCurve {
   // `reads` outlives the curve.
   LayerCurve(std::span<const float> reads, float low, float high);
   // Several NUMA nodes: a neuron is taken from the node that is the slowest at the time, and gains
-  // what the layer's wait gets shorter. Sorts all.
-  LayerCurve(std::span<const float> reads, std::span<const SolveNode> nodes);
+  // what the layer's wait gets shorter. Of each node the neurons of at least low[node] are sorted:
+  // minus infinity sorts all, anything else is above 0.
+  LayerCurve(std::span<const float> reads, std::span<const SolveNode> nodes,
+             std::span<const float> low);
 
   int64_t size() const { return static_cast<int64_t>(reads_.size()); }
   // What the layer waits for while every neuron is cold: bytes, times the slowest node's factor.
@@ -31,8 +33,9 @@ class LayerCurve {
   bool Covers(int64_t k) const {
     return (k > first() || first() == 0) && (k < last() || last() == size());
   }
-  // Whether all neurons are sorted.
-  bool whole() const { return first_ == 0 && last() == size(); }
+  // Of the sorted neurons with ids within [begin, end): the reads of the last one among the k best,
+  // else of the first one after; k within [first(), last()]. 0: there is none.
+  float ReadsAt(int64_t k, int64_t begin, int64_t end) const;
 
   // For k within [first(), last()]: what the k best take off total() together, and the bytes that
   // the hot side then reads.
@@ -51,7 +54,12 @@ class LayerCurve {
     float gain;
     int32_t neuron;
   };
+  struct Node;
   size_t Index(int64_t k) const { return static_cast<size_t>(k - first_); }
+  static Node SortNode(std::span<const float> reads, const SolveNode& node, float low,
+                       int64_t begin);
+  void TakeFromSlowest(std::vector<Node>& nodes);
+  void DropUnsure(std::span<const Node> nodes, double wait, std::span<const size_t> ends);
 
   const std::span<const float> reads_;
   std::vector<uint64_t> above_;    // neurons above the window, which are not in items_; or empty

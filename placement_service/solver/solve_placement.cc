@@ -153,8 +153,9 @@ std::vector<std::vector<float>> DefaultReads(const SolveInput& input) {
 
 absl::Status SolveByReads(const SolveInput& input, std::span<const std::vector<float>> reads,
                           SolveHints* hints, PlacementPlan& plan) {
-  const bool hinted = hints != nullptr && hints->threshold.size() == input.layers.size();
-  std::vector<float> thresholds(input.layers.size());
+  const size_t nodes = std::max<size_t>(1, input.nodes.size());
+  const bool hinted = hints != nullptr && hints->threshold.size() == input.layers.size() * nodes;
+  std::vector<float> thresholds(input.layers.size() * nodes);
   for (size_t b = 0; b < input.bins.size(); ++b) {
     const std::vector<size_t> layers = LayersOf(input, b);
     if (layers.empty()) continue;
@@ -162,7 +163,9 @@ absl::Status SolveByReads(const SolveInput& input, std::span<const std::vector<f
     std::vector<float> expected;
     for (const size_t l : layers) {
       inputs.push_back({.reads = reads[l], .bundle_bytes = input.layers[l].bundle_bytes});
-      if (hinted) expected.push_back(hints->threshold[l]);
+      for (size_t m = 0; hinted && m < nodes; ++m) {
+        expected.push_back(hints->threshold[l * nodes + m]);
+      }
     }
     BinSolver solver(input.bins[b], input.nodes, std::move(inputs), std::move(expected));
     for (size_t i = 0; i < layers.size(); ++i) {
@@ -173,7 +176,8 @@ absl::Status SolveByReads(const SolveInput& input, std::span<const std::vector<f
     plan.bound_ns += answer.bound;
     for (size_t i = 0; i < layers.size(); ++i) {
       solver.Select(i, plan.layers[layers[i]]);
-      thresholds[layers[i]] = solver.threshold(i);
+      std::ranges::copy(solver.thresholds(i),
+                        thresholds.begin() + static_cast<std::ptrdiff_t>(layers[i] * nodes));
     }
   }
   if (hints != nullptr) hints->threshold = std::move(thresholds);

@@ -51,7 +51,7 @@ struct SolveInput {
 // Where the last plan's thresholds lay: makes the next solution faster, never different. One for a
 // model; used by one call at a time.
 struct SolveHints {
-  std::vector<float> threshold;  // [num_layers]
+  std::vector<float> threshold;  // [num_layers][nodes, at least 1]
 };
 
 // The hot set under which a step is expected to take the least time in all layers: a pure function,

@@ -40,7 +40,9 @@ void TrafficModel::StartOver() {
   profile_->Start(prior_name_, prior_predicted_, prior_fired_, prior_tokens_);
   profile_->SetMemory(memory_);
   costs_ = CostEstimator();
+  from_nothing_ = prior_predicted_.empty();
   drift_.Expect(std::nullopt);
+  watches_drift_ = false;
   live_ = PlacementPlan();
   live_sums_.clear();
   live_tokens_ = 0;
@@ -57,6 +59,11 @@ void TrafficModel::SetPrior(std::string name, std::vector<std::vector<float>> pr
   if (profile_ == nullptr) return;
   profile_->Start(prior_name_, prior_predicted_, prior_fired_, prior_tokens_);
   learnt_tokens_ = 0;
+  from_nothing_ = prior_predicted_.empty();
+}
+
+bool TrafficModel::Learning() const {
+  return from_nothing_ && learnt_tokens_ < options_.learn_tokens;
 }
 
 void TrafficModel::SetModel(const ModelShape& shape, std::optional<StoredProfile> stored) {
@@ -77,6 +84,7 @@ void TrafficModel::SetModel(const ModelShape& shape, std::optional<StoredProfile
   if (!usable) return;
   for (size_t l = 0; l < stored->layers.size(); ++l) profile_->Restore(l, stored->layers[l]);
   profile_->SetName(stored->name);
+  from_nothing_ = stored->name == LiveProfile::kNothingKnown;
   total_tokens_ = learnt_tokens_ = stored->total_tokens;
   for (const auto& [id, sequence] : stored->last_sequence) {
     if (instances_.size() < kMaxInstances) instances_[id].last_sequence = sequence;
@@ -107,12 +115,19 @@ void TrafficModel::SetLive(const PlacementPlan& plan) {
         return layer.num_neurons == shape_.num_neurons && !layer.hot.empty();
       });
   if (!fits) live_sums_.clear();
-  if (!fits || profile_ == nullptr || profile_->tokens() <= 0) return drift_.Expect(std::nullopt);
+  WatchLive();
+}
+
+// While the traffic is being learnt what a plan promises is made of too few tokens to be missed.
+void TrafficModel::WatchLive() {
+  watches_drift_ =
+      !live_sums_.empty() && profile_ != nullptr && profile_->tokens() > 0 && !Learning();
+  if (!watches_drift_) return drift_.Expect(std::nullopt);
   std::vector<std::vector<float>> frequency;
   for (int64_t l = 0; l < profile_->num_layers(); ++l) {
     frequency.push_back(profile_->Get(static_cast<size_t>(l)).predicted);
   }
-  std::vector<LayerPlacement> layers = plan.layers;
+  std::vector<LayerPlacement> layers = live_.layers;
   drift_.Expect(PredictHitShare(frequency, layers));
 }
 
@@ -201,6 +216,7 @@ absl::Status TrafficModel::Accept(const TelemetryReport& report) {
   }
   total_tokens_ += static_cast<double>(tokens);
   learnt_tokens_ += static_cast<double>(tokens);
+  if (!watches_drift_ && from_nothing_ && !Learning()) WatchLive();
   if (report.epoch == live_.epoch && report.epoch_changes == 0) Measure(report);
   return absl::OkStatus();
 }
@@ -273,8 +289,10 @@ TrafficEstimate TrafficModel::Estimate() const {
   out.timed = costs_.known();
   if (out.timed) out.costs = costs_.costs();
   out.rows_per_step = costs_.rows_per_step();
+  if (Learning()) out.learning_until = options_.learn_tokens;
   if (out.tokens <= 0) return out;
-  if (learnt_tokens_ > 0) out.profile = out.profile == "even" ? "live" : out.profile + " + live";
+  if (learnt_tokens_ > 0)
+    out.profile = out.profile == LiveProfile::kNothingKnown ? "live" : out.profile + " + live";
   const double row_bytes =
       static_cast<double>(shape_.bundle_bytes) / std::max(1, shape_.bundle_rows);
   const ReadsOptions reads{.first_row_bytes = row_bytes,
@@ -328,7 +346,7 @@ StoredProfile TrafficModel::Snapshot() const {
 
 TrafficModel::Freshness TrafficModel::freshness() const {
   absl::MutexLock lock(&mu_);
-  Freshness out{.total_tokens = total_tokens_};
+  Freshness out{.total_tokens = total_tokens_, .learning = Learning()};
   const Clock::TimePoint now = clock_.Now();
   if (seen_at_.has_value()) out.age = now - *seen_at_;
   if (worked_at_.has_value()) out.work_age = now - *worked_at_;

@@ -25,6 +25,8 @@ struct TrafficOptions {
   LiveProfileOptions profile;
   DriftOptions drift;
   double prior_tokens = 500;  // what a shipped profile is worth
+  // Without one the traffic is being learnt until so many tokens were seen.
+  double learn_tokens = 4'000;
   // What was learnt is worth so many tokens at most once the traffic turned out to be another.
   double tokens_kept_at_drift = 100;
   double max_reports_per_second = 5;  // of an instance; a burst of a few seconds more is taken
@@ -41,6 +43,8 @@ struct ModelShape {
 struct TrafficEstimate {
   std::string profile;  // its name, with "+ live" once traffic was seen
   double tokens = 0;    // effective sample size; 0: nothing is known, the arrays are empty
+  // The traffic is being learnt from nothing until there are so many tokens; 0: it is not.
+  double learning_until = 0;
   // [num_layers][num_neurons]: share of tokens for which the neuron is named; bytes a decode step
   // reads of it; the standard error of the latter.
   std::vector<std::vector<float>> frequency, reads, error;
@@ -103,6 +107,7 @@ class TrafficModel {
 
   struct Freshness {
     double total_tokens = 0;                           // ever counted
+    bool learning = false;                             // as TrafficEstimate.learning_until
     std::optional<std::chrono::nanoseconds> age;       // of the gpu_worker's last report
     std::optional<std::chrono::nanoseconds> work_age;  // of the last one with a step in it
   };
@@ -134,6 +139,8 @@ class TrafficModel {
   absl::Status Admit(const TelemetryReport& report) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void Measure(const TelemetryReport& report) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void StartOver() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  bool Learning() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void WatchLive() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
 
   const TrafficOptions options_;
   const Clock& clock_;
@@ -155,7 +162,9 @@ class TrafficModel {
   std::vector<LayerSums> live_sums_ ABSL_GUARDED_BY(mu_);
   double live_tokens_ ABSL_GUARDED_BY(mu_) = 0;
   double total_tokens_ ABSL_GUARDED_BY(mu_) = 0;
-  double learnt_tokens_ ABSL_GUARDED_BY(mu_) = 0;  // since the prior
+  double learnt_tokens_ ABSL_GUARDED_BY(mu_) = 0;    // since the prior
+  bool from_nothing_ ABSL_GUARDED_BY(mu_) = true;    // there was no prior
+  bool watches_drift_ ABSL_GUARDED_BY(mu_) = false;  // of the live plan
   std::optional<Clock::TimePoint> seen_at_ ABSL_GUARDED_BY(mu_), worked_at_ ABSL_GUARDED_BY(mu_);
   Counts counts_ ABSL_GUARDED_BY(mu_);
 };

@@ -212,7 +212,7 @@ TEST_F(TrafficShiftTest, LearnsTheTrafficWithoutAProfile) {
   RecordProperty("tokens", std::to_string(reached));
   EXPECT_LT(cold.front().hit_share, 0.9 * want);
   EXPECT_GE(reached, 0);
-  EXPECT_LE(reached, 2'000);
+  EXPECT_LE(reached, 1'000);
 }
 
 }  // namespace

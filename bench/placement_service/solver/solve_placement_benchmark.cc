@@ -7,7 +7,8 @@
 //   re-solve        a second later: every tenth neuron's frequency changed by up to a fifth
 //   other budget    the same profile, five percent more or less to spend
 //   two sizes       layers of two bundle sizes
-//   two nodes       two NUMA nodes
+//   two nodes       two NUMA nodes, from nothing; and again a second later
+//   two bins        two gpu_workers with half of the layers and the budget each
 #include "placement_service/solver/solve_placement.h"
 
 #include <benchmark/benchmark.h>
@@ -24,6 +25,8 @@ namespace {
 constexpr int64_t kLayers = 96;
 constexpr int64_t kNeurons = 49'152;
 constexpr int64_t kBundleBytes = 2 * 12'288 * 2;
+
+const std::vector<SolveNode> kNodes = {{0.5, 1}, {1, 1.1}};
 
 using Profile = std::vector<std::vector<float>>;
 
@@ -95,7 +98,7 @@ void BM_Full(benchmark::State& state, bool times) {
 BENCHMARK_CAPTURE(BM_Full, full, false)->Unit(benchmark::kMillisecond);
 BENCHMARK_CAPTURE(BM_Full, full_times, true)->Unit(benchmark::kMillisecond);
 
-void BM_Again(benchmark::State& state, bool other_profile) {
+void BM_Again(benchmark::State& state, bool other_profile, bool nodes) {
   // Two of everything, so that each iteration differs from the one before.
   const Profile frequency = PowerLawProfile();
   Profile changed = frequency;
@@ -109,7 +112,10 @@ void BM_Again(benchmark::State& state, bool other_profile) {
   const Profile reads = Reads(frequency), changed_reads = Reads(changed);
   SolveInput inputs[2] = {Input(frequency, reads),
                           other_profile ? Input(changed, changed_reads) : Input(frequency, reads)};
-  for (SolveInput& input : inputs) UseTimes(input);
+  for (SolveInput& input : inputs) {
+    UseTimes(input);
+    if (nodes) input.nodes = kNodes;
+  }
   if (!other_profile) inputs[1].bins[0].budget_bytes += inputs[1].bins[0].budget_bytes / 20;
   SolveHints hints;
   if (!SolvePlacement(inputs[1], &hints).ok()) std::abort();
@@ -121,22 +127,30 @@ void BM_Again(benchmark::State& state, bool other_profile) {
   size_t i = 1;
   for (auto _ : state) benchmark::DoNotOptimize(SolvePlacement(inputs[i++ % 2], &hints));
 }
-BENCHMARK_CAPTURE(BM_Again, re_solve, true)->Unit(benchmark::kMillisecond);
-BENCHMARK_CAPTURE(BM_Again, other_budget, false)->Unit(benchmark::kMillisecond);
+BENCHMARK_CAPTURE(BM_Again, re_solve, true, false)->Unit(benchmark::kMillisecond);
+BENCHMARK_CAPTURE(BM_Again, other_budget, false, false)->Unit(benchmark::kMillisecond);
+BENCHMARK_CAPTURE(BM_Again, re_solve_two_nodes, true, true)->Unit(benchmark::kMillisecond);
 
-void BM_Shapes(benchmark::State& state, bool nodes) {
+enum class Shape { kTwoSizes, kTwoNodes, kTwoBins };
+
+void BM_Shapes(benchmark::State& state, Shape shape) {
   const Profile frequency = PowerLawProfile(), reads = Reads(frequency);
   SolveInput input = Input(frequency, reads);
   UseTimes(input);
-  if (nodes) {
-    input.nodes = {{0.5, 1}, {1, 1.1}};
-  } else {
+  if (shape == Shape::kTwoNodes) input.nodes = kNodes;
+  if (shape == Shape::kTwoSizes) {
     for (size_t l = 0; l < input.layers.size(); l += 2) input.layers[l].bundle_bytes /= 2;
+  }
+  if (shape == Shape::kTwoBins) {
+    input.bins[0].budget_bytes /= 2;
+    input.bins.push_back(input.bins[0]);
+    for (size_t l = kLayers / 2; l < kLayers; ++l) input.layers[l].bin = 1;
   }
   for (auto _ : state) benchmark::DoNotOptimize(SolvePlacement(input));
 }
-BENCHMARK_CAPTURE(BM_Shapes, two_sizes, false)->Unit(benchmark::kMillisecond);
-BENCHMARK_CAPTURE(BM_Shapes, two_nodes, true)->Unit(benchmark::kMillisecond);
+BENCHMARK_CAPTURE(BM_Shapes, two_sizes, Shape::kTwoSizes)->Unit(benchmark::kMillisecond);
+BENCHMARK_CAPTURE(BM_Shapes, two_nodes, Shape::kTwoNodes)->Unit(benchmark::kMillisecond);
+BENCHMARK_CAPTURE(BM_Shapes, two_bins, Shape::kTwoBins)->Unit(benchmark::kMillisecond);
 
 }  // namespace
 }  // namespace isotherm

@@ -191,20 +191,32 @@ TEST(SolveCostsTest, ANeuronThatDoesNotPayItsMoveStaysCold) {
 }
 
 // Large layers are not sorted whole; the result is the same as if they were, whatever the hints.
-TEST(SolveCostsTest, WindowsAndHintsChangeNothing) {
+class WindowTest : public testing::TestWithParam<std::vector<SolveNode>> {};
+INSTANTIATE_TEST_SUITE_P(Nodes, WindowTest,
+                         testing::Values(std::vector<SolveNode>{},
+                                         std::vector<SolveNode>{{0.5, 1}, {1, 1.1}},
+                                         std::vector<SolveNode>{{0.3, 1}, {0.4, 2}, {1, 0.7}},
+                                         // The first one is never the slowest.
+                                         std::vector<SolveNode>{{0.1, 0.1}, {1, 10}}));
+
+TEST_P(WindowTest, WindowsAndHintsChangeNothing) {
   std::mt19937 engine(5);
   std::exponential_distribution<float> gap(1.0f);
   CostsInstance instance;
+  instance.nodes = GetParam();
+  double all_reads = 0;
   for (int l = 0; l < 6; ++l) {
     instance.layers.push_back({5'000 + 13 * l, 64});
     std::vector<float> reads;
     for (int64_t n = 0; n < instance.layers.back().num_neurons; ++n) {
       // Layers differ tenfold, values repeat.
       reads.push_back(std::round(1000 * gap(engine)) * static_cast<float>(1 + 2 * l) / 50);
+      all_reads += reads.back();
     }
     instance.frequency.push_back(reads);
     instance.reads.push_back(std::move(reads));
   }
+  const size_t thresholds = instance.layers.size() * std::max<size_t>(1, instance.nodes.size());
   struct Costs {
     double cold_fixed, hot_per_byte;
   };
@@ -216,19 +228,35 @@ TEST(SolveCostsTest, WindowsAndHintsChangeNothing) {
                         .hot_per_byte = costs.hot_per_byte}};
       const PlacementPlan plan = Solve(instance);
       // Sorts every layer whole.
-      SolveHints zeros{std::vector<float>(instance.layers.size(), 0)};
+      SolveHints zeros{std::vector<float>(thresholds, 0)};
       SolveHints exact = zeros;
       const PlacementPlan sorted = Solve(instance, &exact);
-      SolveHints far{std::vector<float>(instance.layers.size(), 1e-3f)};
-      for (SolveHints* hints : {&exact, &zeros, &far}) {
+      SolveHints far{std::vector<float>(thresholds, 1e-3f)};
+      SolveHints high{std::vector<float>(thresholds, 1e6f)};
+      for (SolveHints* hints : {&exact, &zeros, &far, &high}) {
         const PlacementPlan hinted = Solve(instance, hints);
         EXPECT_EQ(PlanChecksum(hinted), PlanChecksum(sorted)) << share << " " << costs.cold_fixed;
+        // What lies above a window is summed in another order.
+        EXPECT_NEAR(hinted.bound_ns, sorted.bound_ns, 1e-6 * all_reads);
       }
       EXPECT_EQ(PlanChecksum(plan), PlanChecksum(sorted)) << share << " " << costs.cold_fixed;
       EXPECT_LE(plan.bound_ns, plan.predicted_ns);
       // The gap is a neuron a layer at most, and a layer's hand-off.
       EXPECT_LE(plan.predicted_ns - plan.bound_ns, OneNeuronEach(instance) + costs.cold_fixed + 1);
     }
+  }
+}
+
+TEST(SolveCostsTest, OneNodeCostsWhatItSays) {
+  Random random(7);
+  for (int i = 0; i < 100; ++i) {
+    CostsInstance instance = RandomInstance(random, 2, 6, 1);
+    instance.bins[0].hot_per_byte = random.Unit();
+    instance.nodes = {{1, 0.5 + 2 * random.Unit()}};
+    const PlacementPlan plan = Solve(instance);
+    const double best = BruteForceCosts(instance);
+    EXPECT_LE(plan.bound_ns, best + 1e-5) << i;
+    EXPECT_LE(plan.predicted_ns, best + OneNeuronEach(instance) + 1e-6) << i;
   }
 }
 
@@ -278,6 +306,18 @@ TEST(SolveCostsTest, RefusesImpossibleCosts) {
   CostsInstance bad = good;
   bad.reads[0][0] = static_cast<float>(nan);
   EXPECT_TRUE(refuses(bad));
+  // Of a layer that is large enough for a window, under a budget for all of it.
+  for (const std::vector<SolveNode>& nodes :
+       {std::vector<SolveNode>{}, std::vector<SolveNode>{{0.5, 1}, {1, 1}}}) {
+    bad = {.layers = {{5'000, 1}},
+           .frequency = {std::vector<float>(5'000, 0.5f)},
+           .reads = {std::vector<float>(5'000, 0.5f)},
+           .bins = {{.budget_bytes = 5'000}},
+           .nodes = nodes};
+    ASSERT_TRUE(SolvePlacement(bad.input()).ok());
+    bad.reads[0][0] = static_cast<float>(nan);
+    EXPECT_TRUE(refuses(bad)) << nodes.size();
+  }
   bad = good;
   bad.reads[0].push_back(1);
   EXPECT_TRUE(refuses(bad));

@@ -222,6 +222,44 @@ TEST_F(TrafficModelTest, DriftMakesWhatWasLearntCountLittle) {
   EXPECT_LT(traffic_.Estimate().tokens, 500);
 }
 
+TEST_F(TrafficModelTest, LearnsFromNothingForItsFirstTokens) {
+  EXPECT_TRUE(traffic_.freshness().learning);
+  traffic_.SetLive(Plan(3, 0b0011, 0b0011));
+  int64_t sequence = 0;
+  const auto feed = [&](std::vector<uint32_t> predicted, int reports) {
+    for (int i = 0; i < reports; ++i) {
+      TelemetryReport report = Report("gpu-1", ++sequence, 100);
+      for (LayerTelemetry& layer : report.layers) layer.predicted = predicted;
+      Accept(report);
+    }
+  };
+  feed({100, 100, 50, 50}, 10);
+  EXPECT_EQ(traffic_.Estimate().learning_until, 4'000);
+  // No alarm yet: what a plan promised rests on little.
+  feed({50, 50, 100, 100}, 20);
+  EXPECT_FALSE(traffic_.TakeDrift().alarm);
+  // A restart goes on learning.
+  TrafficModel again(TrafficOptions(), clock_);
+  again.SetModel(Shape(), traffic_.Snapshot());
+  EXPECT_TRUE(again.freshness().learning);
+  // With a prior nothing is learnt from nothing, and so it stays when that is stored.
+  again.SetPrior(
+      "chat", std::vector<std::vector<float>>(2, std::vector<float>(kModelNeurons, 0.5f)), {}, 0);
+  EXPECT_FALSE(again.freshness().learning);
+  TrafficModel third(TrafficOptions(), clock_);
+  third.SetModel(Shape(), again.Snapshot());
+  EXPECT_FALSE(third.freshness().learning);
+
+  feed({50, 50, 100, 100}, 10);
+  EXPECT_FALSE(traffic_.freshness().learning);
+  EXPECT_EQ(traffic_.Estimate().learning_until, 0);
+  // From now on the live plan is watched, though it is the one from before.
+  feed({50, 50, 100, 100}, 20);
+  EXPECT_FALSE(traffic_.TakeDrift().alarm);
+  feed({20, 20, 100, 100}, 5);
+  EXPECT_TRUE(traffic_.TakeDrift().alarm);
+}
+
 TEST_F(TrafficModelTest, KnowsHowOldItsReportsAre) {
   EXPECT_FALSE(traffic_.freshness().age.has_value());
   Accept(Report("gpu-1", 1));
