@@ -1,7 +1,7 @@
 // Products of weight rows with those of many x rows that ask for them, and no others. Columns are
-// walked in blocks: a weight row's block is decoded once, into registers, and the same block of all
-// x rows stays in L1, so that each product costs its multiplications. They keep to the rule of
-// dot-inl.h.
+// walked in blocks, which are decoded once: what is read and written once for several products is
+// kept in registers, a weight row's block in dot products, that of y in sums of scaled rows. They
+// keep to the rule of dot-inl.h.
 #if defined(ISOTHERM_COMMON_KERNELS_BLOCK_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef ISOTHERM_COMMON_KERNELS_BLOCK_INL_H_
 #undef ISOTHERM_COMMON_KERNELS_BLOCK_INL_H_
@@ -25,6 +25,14 @@ constexpr int kBlockVecs = static_cast<int>(kBlock / kLanes);
 struct PairList {
   const int32_t* rows = nullptr;   // [num_pairs]
   const int32_t* first = nullptr;  // [weight rows + 1]: where a weight row's begin
+};
+
+// The weight rows that each y row takes in, y row after y row.
+struct RowList {
+  int64_t num_rows = 0;
+  const int32_t* first = nullptr;   // [num_rows + 1]: where a y row's begin
+  const int32_t* weight = nullptr;  // [num_pairs], ascending for a y row
+  const float* scale = nullptr;     // [num_pairs]
 };
 
 // Rows of x of type kX, `stride` elements apart, zero behind the last column up to a whole vector.
@@ -131,33 +139,51 @@ HWY_NOINLINE void PairDots(const Rows& w, const PairList& list, const Ahead& ahe
   for (int64_t i = 0; i < num_pairs; ++i) dots[i] = Sum(hn::LoadU(d, sums + i * kLanes));
 }
 
-// y row += scale[pair] * weight row, weight row after weight row. y: `stride` floats a row, room
-// for whole vectors.
+// y row += scale * weight row, for the pairs of `list` one after the other. used[r]: some row takes
+// weight row r in. y: `stride` floats a row, room for whole vectors.
 template <DType kType>
-HWY_NOINLINE void PairScaled(const Rows& w, const PairList& list, const Ahead& ahead,
-                             const float* HWY_RESTRICT scale, int64_t columns, float* y,
-                             int64_t stride) {
+HWY_NOINLINE void PairScaled(const Rows& w, const bool* used, const RowList& list,
+                             const Ahead& ahead, int64_t columns, float* y, int64_t stride) {
   const DF d;
+  HWY_ALIGN float block[SparseFfnTuning::kMaxChunk * kBlock];
   for (int64_t first = 0; first < columns; first += kBlock) {
     const int vecs = BeginBlock<kType>(ahead, first, columns);
     for (int r = 0; r < w.count; ++r) {
-      if (list.first[r] == list.first[r + 1]) continue;
+      if (!used[r]) continue;
       VF wv[kBlockVecs];
       DecodeBlock<kType>(w.at[r], first, columns, wv);
-      for (int32_t pair = list.first[r]; pair < list.first[r + 1]; ++pair) {
-        float* const yp = y + list.rows[pair] * stride + first;
-        const VF av = hn::Set(d, scale[pair]);
-        if (vecs < kBlockVecs) {
+#pragma GCC unroll 8
+      for (int v = 0; v < kBlockVecs; ++v) hn::Store(wv[v], d, block + r * kBlock + v * kLanes);
+    }
+    for (int64_t row = 0; row < list.num_rows; ++row) {
+      int32_t pair = list.first[row];
+      const int32_t last = list.first[row + 1];
+      if (pair == last) continue;
+      float* const yp = y + row * stride + first;
+      if (vecs < kBlockVecs) {
+        for (; pair < last; ++pair) {
+          const float* const wp = block + list.weight[pair] * kBlock;
+          const VF av = hn::Set(d, list.scale[pair]);
           for (int v = 0; v < vecs; ++v) {
-            hn::StoreU(hn::MulAdd(av, wv[v], hn::LoadU(d, yp + v * kLanes)), d, yp + v * kLanes);
+            hn::StoreU(hn::MulAdd(av, hn::Load(d, wp + v * kLanes), hn::LoadU(d, yp + v * kLanes)),
+                       d, yp + v * kLanes);
           }
-          continue;
         }
+        continue;
+      }
+      VF yv[kBlockVecs];
+#pragma GCC unroll 8
+      for (int v = 0; v < kBlockVecs; ++v) yv[v] = hn::LoadU(d, yp + v * kLanes);
+      for (; pair < last; ++pair) {
+        const float* const wp = block + list.weight[pair] * kBlock;
+        const VF av = hn::Set(d, list.scale[pair]);
 #pragma GCC unroll 8
         for (int v = 0; v < kBlockVecs; ++v) {
-          hn::StoreU(hn::MulAdd(av, wv[v], hn::LoadU(d, yp + v * kLanes)), d, yp + v * kLanes);
+          yv[v] = hn::MulAdd(av, hn::Load(d, wp + v * kLanes), yv[v]);
         }
       }
+#pragma GCC unroll 8
+      for (int v = 0; v < kBlockVecs; ++v) hn::StoreU(yv[v], d, yp + v * kLanes);
     }
   }
 }

@@ -195,6 +195,24 @@ int32_t KeepOpenPairs(const SparseFfnParams& p, const int32_t* ids, int count,
   return to;
 }
 
+// The same pairs, row after row.
+RowList ByRow(int64_t num_rows, int count, SparseFfnThread& thread) {
+  int32_t* const first = thread.row_first.data();
+  std::fill_n(first, num_rows + 2, 0);
+  const int32_t num_pairs = thread.pair_first[count];
+  for (int32_t pair = 0; pair < num_pairs; ++pair) ++first[thread.pair_rows[pair] + 2];
+  for (int64_t row = 0; row < num_rows; ++row) first[row + 2] += first[row + 1];
+  // first[row + 1] is where row's next pair goes, at last where the next row begins.
+  for (int i = 0; i < count; ++i) {
+    for (int32_t pair = thread.pair_first[i]; pair < thread.pair_first[i + 1]; ++pair) {
+      const int32_t to = first[thread.pair_rows[pair] + 1]++;
+      thread.row_weights[to] = i;
+      thread.row_scales[to] = thread.scales[pair];
+    }
+  }
+  return {num_rows, first, thread.row_weights.data(), thread.row_scales.data()};
+}
+
 // Bundles that go through gate, up and down together, for many rows of z: each is loaded once and
 // serves the rows whose bit is set.
 template <DType kType, DType kX>
@@ -226,7 +244,9 @@ void PhaseOfManyRows(const SparseFfnParams& p, const SparseFfnWorkspace::Shared&
       thread.scales[i] *= p.activate_up ? Activate(p.activation, ups[i]) : ups[i];
     }
   }
-  PairScaled<kType>(down, pairs, ahead(following), thread.scales.data(), b.model_dim,
+  bool used[SparseFfnTuning::kMaxChunk];
+  for (int i = 0; i < count; ++i) used[i] = thread.pair_first[i] < thread.pair_first[i + 1];
+  PairScaled<kType>(down, used, ByRow(p.num_rows, count, thread), ahead(following), b.model_dim,
                     thread.sums.get(), shared.row_stride);
 }
 

@@ -70,6 +70,9 @@ absl::StatusOr<std::unique_ptr<SparseFfnWorkspace>> SparseFfnWorkspace::Create(
     thread.active.bits.resize(CeilDiv<int64_t>(limits.num_neurons, 64));
     thread.active.before.resize(thread.active.bits.size());
     thread.pair_rows.resize(limits.max_rows * SparseFfnTuning::kMaxChunk + 1);
+    thread.row_first.resize(limits.max_rows + 2);
+    thread.row_weights.resize(limits.max_rows * SparseFfnTuning::kMaxChunk);
+    thread.row_scales.resize(limits.max_rows * SparseFfnTuning::kMaxChunk);
     thread.pair_first.resize(SparseFfnTuning::kMaxChunk + 1);
     thread.scales.resize(limits.max_rows * SparseFfnTuning::kMaxChunk);
     thread.ups.resize(limits.max_rows * SparseFfnTuning::kMaxChunk);

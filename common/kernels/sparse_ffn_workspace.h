@@ -71,6 +71,10 @@ struct alignas(64) SparseFfnThread {
   std::vector<int32_t> pair_first;  // [kMaxChunk + 1]: where a neuron's begin
   std::vector<float> scales;        // [max_rows, kMaxChunk]: gates, then activations of the pairs
   std::vector<float> ups;           // [max_rows, kMaxChunk]
+  // The same pairs, row after row.
+  std::vector<int32_t> row_first;    // [max_rows + 2]: where a row's begin
+  std::vector<int32_t> row_weights;  // [max_rows * kMaxChunk]: which neuron of the phase
+  std::vector<float> row_scales;     // [max_rows * kMaxChunk]
 };
 
 struct SparseFfnWorkspace::Shared {
