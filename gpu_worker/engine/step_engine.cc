@@ -289,9 +289,12 @@ void StepEngine::Run(Pending pending, std::unique_lock<std::mutex>& lock) {
     if (pending.connection == connection_ && greeted_ && peer_announced_ != PeerAliveLocked()) {
       AnnounceLocked();
     }
-    if (sink_ != nullptr && pending.connection == connection_) sink_->OnResult(result);
-    if (result.error_code != 0 && device_.Lost() && options_.on_device_lost)
+    if (result.error_code != 0 && device_.Lost() && options_.on_device_lost) {
+      // The answer is the end of this process. Who got an error would try once more, here.
       options_.on_device_lost();
+      return;
+    }
+    if (sink_ != nullptr && pending.connection == connection_) sink_->OnResult(result);
     if (!go_on) return;
     rows = std::move(next);
   }

@@ -41,8 +41,8 @@ struct StepEngineOptions {
   // Absent: KV pages and hot neurons keep what they have.
   std::optional<KvLeaseOptions> kv_lease;
   int64_t move_bytes_per_second = 0;  // of a migration while steps run; 0: as fast as it goes
-  // The device reported an error that it does not recover from. Called on the engine thread, after
-  // the step's failure was reported, or by who called Prepare, Retire or AbortPlan.
+  // The device reported an error that it does not recover from. Called on the engine thread instead
+  // of reporting the step's failure, or by who called Prepare, Retire or AbortPlan.
   std::function<void()> on_device_lost;
 };
 
