@@ -49,15 +49,23 @@ function(isotherm_cc_binary)
   isotherm_compile_together(${ARG_NAME} ${ARG_SRCS})
 endfunction()
 
-function(isotherm_cc_test)
-  cmake_parse_arguments(ARG "" "NAME;TIMEOUT" "SRCS;DEPS;LABELS" ${ARGN})
+# A test program, of which nothing runs by itself.
+function(isotherm_cc_test_program)
+  cmake_parse_arguments(ARG "" "NAME" "SRCS;DEPS" ${ARGN})
   add_executable(${ARG_NAME} ${ARG_SRCS})
   set_target_properties(${ARG_NAME} PROPERTIES RUNTIME_OUTPUT_DIRECTORY "${CMAKE_BINARY_DIR}/tests")
   target_include_directories(${ARG_NAME} PRIVATE "${CMAKE_SOURCE_DIR}")
   target_link_libraries(${ARG_NAME} PRIVATE ${ARG_DEPS} GTest::gmock GTest::gtest_main isotherm_warnings)
   target_compile_definitions(${ARG_NAME} PRIVATE
     ISOTHERM_SOURCE_DIR="${CMAKE_SOURCE_DIR}" ISOTHERM_BINARY_DIR="${CMAKE_BINARY_DIR}")
+  # Compiled in four fifths of the time; what they test is compiled as it ships.
+  target_compile_options(${ARG_NAME} PRIVATE $<$<AND:$<CONFIG:Release>,$<COMPILE_LANGUAGE:CXX>>:-O1>)
   isotherm_compile_together(${ARG_NAME} ${ARG_SRCS})
+endfunction()
+
+function(isotherm_cc_test)
+  cmake_parse_arguments(ARG "" "NAME;TIMEOUT" "SRCS;DEPS;LABELS" ${ARGN})
+  isotherm_cc_test_program(NAME ${ARG_NAME} SRCS ${ARG_SRCS} DEPS ${ARG_DEPS})
   if(NOT ARG_LABELS)
     set(ARG_LABELS unit)
   endif()

@@ -14,18 +14,18 @@ namespace {
 
 using std::chrono::seconds;
 
-constexpr int kContext = 256;
+constexpr int kShortContext = 256;
 constexpr int kDeaths = 5;
 
 TEST(GatewayDeathTest, LeavesNothingBehindInTheWorkers) {
   const IntegerModelFile model(111);
   Cluster cluster({.model = model.path(),
                    .budget = "64KiB",
-                   .gpu_flags = {"--context", std::to_string(kContext), "--parallel", "2"},
+                   .gpu_flags = {"--context", std::to_string(kShortContext), "--parallel", "2"},
                    .gateway_flags = {"--parallel", "2"}});
   ASSERT_TRUE(cluster.WaitReady());
   // Two of them need the whole pool.
-  const std::vector<GoldenRequest> requests = model.Requests(2, kContext - 40);
+  const std::vector<GoldenRequest> requests = model.Requests(2, kShortContext - 40);
   const auto request = [&](size_t i) {
     return Cluster::Greedy(requests[i].prompt, static_cast<int>(requests[i].tokens.size()));
   };

@@ -21,7 +21,7 @@ class IntegerModelClusterTest : public testing::TestWithParam<std::tuple<const c
     const auto [transport, threads] = GetParam();
     return {.model = model_.path(),
             .transport = transport,
-            .budget = std::to_string(IntegerModelFile::kAllNeuronBytes),
+            .budget = std::to_string(kAllNeuronBytes),
             .cpu_threads = threads,
             .gpu_threads = threads};
   }
@@ -70,9 +70,7 @@ TEST_P(IntegerModelClusterTest, MigrationsUnderLoadChangeNoToken) {
     const bool back = epochs.size() > 2 && rng() % 3 == 0;
     const grpc::Status status =
         back ? Rollback(*placement, epochs[rng() % epochs.size()], &plan)
-             : SetBudget(*placement,
-                         static_cast<int64_t>(rng() % (IntegerModelFile::kAllNeuronBytes + 1)),
-                         &plan);
+             : SetBudget(*placement, static_cast<int64_t>(rng() % (kAllNeuronBytes + 1)), &plan);
     ASSERT_TRUE(status.ok()) << status.error_message() << "\n" << cluster.Logs();
     EXPECT_GT(plan.epoch(), epochs.back());
     epochs.push_back(plan.epoch());
@@ -105,7 +103,7 @@ TEST_P(IntegerModelClusterTest, SplitsWorkBetweenTheWorkers) {
     return answer.summary.timings().gpu_hit_share();
   };
   EXPECT_EQ(hit_share_with(0), 0);
-  const double half = hit_share_with(IntegerModelFile::kAllNeuronBytes / 2);
+  const double half = hit_share_with(kAllNeuronBytes / 2);
   EXPECT_GT(half, 0.1);
   EXPECT_LT(half, 0.95);
   v1::GenerateRequest timed = Cluster::Greedy(request.prompt, 100);
@@ -119,7 +117,7 @@ TEST_P(IntegerModelClusterTest, SplitsWorkBetweenTheWorkers) {
     EXPECT_GT(layers.wait_us(), 0);
     EXPECT_GT(layers.handoff_us(), 0);
   }
-  EXPECT_EQ(hit_share_with(IntegerModelFile::kAllNeuronBytes), 1);
+  EXPECT_EQ(hit_share_with(kAllNeuronBytes), 1);
   EXPECT_TRUE(cluster.Stop());
 }
 

@@ -9,12 +9,13 @@
 
 namespace isotherm::integration {
 
+// Of an IntegerModelFile.
+inline constexpr int64_t kAllNeuronBytes = 4 * 256 * 256;
+
 // An integer-weight model in a file of its own, and requests with the oracle's answers. Its bundles
 // are 256 bytes: 64 KiB a layer, 256 KiB in all.
 class IntegerModelFile {
  public:
-  static constexpr int64_t kAllNeuronBytes = 4 * 256 * 256;
-
   // bundle_ordered: neurons in bundle order, for the cpu_worker to map (--arena map).
   explicit IntegerModelFile(uint64_t seed, bool bundle_ordered = false);
   ~IntegerModelFile();

@@ -16,15 +16,13 @@ namespace {
 using std::chrono::seconds;
 using testing::HasSubstr;
 
-constexpr int64_t kAll = IntegerModelFile::kAllNeuronBytes;
-
 class MemoryShareClusterTest : public testing::Test {
  protected:
   // A page has 8 KiB, a sequence of the whole context eight of them: those are always there. Hot
   // neurons keep half of their 256 KiB, so that 16 further pages can be lent.
   MemoryShareClusterTest()
       : cluster_({.model = model_.path(),
-                  .budget = std::to_string(kAll),
+                  .budget = std::to_string(kAllNeuronBytes),
                   .gpu_flags = {"--context", "128", "--parallel", "16", "--kv-floor", "0",
                                 "--kv-hold-ms", "500", "--poison-freed"}}) {}
   void SetUp() override {
@@ -55,15 +53,15 @@ class MemoryShareClusterTest : public testing::Test {
 
 TEST_F(MemoryShareClusterTest, HotNeuronsLendPagesAndGetThemBack) {
   ASSERT_TRUE(cluster_.WaitReady());
-  ASSERT_EQ(Capacity(), kAll);
-  ASSERT_EQ(HotBytes(), kAll);
+  ASSERT_EQ(Capacity(), kAllNeuronBytes);
+  ASSERT_EQ(HotBytes(), kAllNeuronBytes);
   for (int round = 0; round < 2; ++round) {
     {
       ClientLoad load(cluster_, model_.Requests(8, 85), 4);
-      ASSERT_TRUE(Eventually(seconds(30), [&] { return Capacity() == kAll / 2; }))
+      ASSERT_TRUE(Eventually(seconds(30), [&] { return Capacity() == kAllNeuronBytes / 2; }))
           << Capacity() << "\n"
           << cluster_.Logs();
-      ASSERT_TRUE(Eventually(seconds(30), [&] { return HotBytes() <= kAll / 2; }))
+      ASSERT_TRUE(Eventually(seconds(30), [&] { return HotBytes() <= kAllNeuronBytes / 2; }))
           << cluster_.Logs();
       EXPECT_TRUE(Eventually(seconds(30), [&] {
         return cluster_.process("gateway").Log().find("24 KV pages now") != std::string::npos;
@@ -73,7 +71,9 @@ TEST_F(MemoryShareClusterTest, HotNeuronsLendPagesAndGetThemBack) {
       EXPECT_EQ(counts.failed, 0) << counts.first_error;
       EXPECT_GT(counts.finished, 4);
     }
-    EXPECT_TRUE(Eventually(seconds(30), [&] { return Capacity() == kAll && HotBytes() == kAll; }))
+    EXPECT_TRUE(
+        Eventually(seconds(30),
+                   [&] { return Capacity() == kAllNeuronBytes && HotBytes() == kAllNeuronBytes; }))
         << Capacity() << "\n"
         << cluster_.Logs();
     ExpectGolden(cluster_, model_.Requests(1, 85)[0]);

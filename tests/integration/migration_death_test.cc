@@ -22,8 +22,6 @@ using std::chrono::seconds;
 using testing::ElementsAre;
 using Moment = PrepareProxy::Moment;
 
-constexpr int64_t kAll = IntegerModelFile::kAllNeuronBytes;
-
 struct DeathAt {
   const char* worker;  // whose phase it is
   v1::PreparePhase phase;
@@ -51,7 +49,7 @@ class MigrationDeathTest : public testing::TestWithParam<const char*> {
  protected:
   MigrationDeathTest()
       : cluster_({.model = model_.path(),
-                  .budget = std::to_string(kAll),
+                  .budget = std::to_string(kAllNeuronBytes),
                   // A change takes half a second to copy.
                   .gpu_flags = {"--move-rate", "256KiB", "--poison-freed"},
                   .gpu_for_placement = gpu_proxy_.address(),
@@ -115,7 +113,7 @@ class MigrationDeathTest : public testing::TestWithParam<const char*> {
       const std::vector<int64_t> wanted = {0, live->epoch()};
       return std::vector<int64_t>(gpu->epochs().begin(), gpu->epochs().end()) == wanted &&
              std::vector<int64_t>(cpu->epochs().begin(), cpu->epochs().end()) == wanted &&
-             gpu->free_bytes() == kAll - live->used_bytes();
+             gpu->free_bytes() == kAllNeuronBytes - live->used_bytes();
     });
   }
 

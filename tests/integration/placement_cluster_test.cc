@@ -17,12 +17,10 @@ namespace {
 
 using std::chrono::seconds;
 
-constexpr int64_t kAll = IntegerModelFile::kAllNeuronBytes;
-
 class PlacementClusterTest : public testing::Test {
  protected:
   PlacementClusterTest()
-      : cluster_({.model = model_.path(), .budget = std::to_string(kAll)}),
+      : cluster_({.model = model_.path(), .budget = std::to_string(kAllNeuronBytes)}),
         requests_(model_.Requests(6, 200)) {}
   void SetUp() override {
     ASSERT_TRUE(cluster_.WaitReady());
@@ -93,7 +91,8 @@ class PlacementClusterTest : public testing::Test {
 };
 
 TEST_F(PlacementClusterTest, BudgetIsKeptAndPlanIsServed) {
-  for (const int64_t bytes : {int64_t{0}, kAll / 4, kAll / 2, kAll}) {
+  for (const int64_t bytes :
+       {int64_t{0}, kAllNeuronBytes / 4, kAllNeuronBytes / 2, kAllNeuronBytes}) {
     const v1::PlacementPlan plan = PlanUnder(bytes);
     EXPECT_LE(plan.used_bytes(), bytes);
     EXPECT_GE(plan.used_bytes(), bytes - 256);  // less than a bundle is left
@@ -112,9 +111,9 @@ TEST_F(PlacementClusterTest, BudgetIsKeptAndPlanIsServed) {
 }
 
 TEST_F(PlacementClusterTest, RollbackPublishesOldContentsAsNewEpoch) {
-  const v1::PlacementPlan first = PlanUnder(kAll / 4);
+  const v1::PlacementPlan first = PlanUnder(kAllNeuronBytes / 4);
   const std::string bitmap = Live(true).layers(1).gpu_bitmap();
-  const v1::PlacementPlan second = PlanUnder(kAll / 2);
+  const v1::PlacementPlan second = PlanUnder(kAllNeuronBytes / 2);
   v1::RollbackRequest request;
   request.set_to_epoch(first.epoch());
   v1::RollbackResponse response;
@@ -138,16 +137,16 @@ TEST_F(PlacementClusterTest, RollbackPublishesOldContentsAsNewEpoch) {
 TEST_F(PlacementClusterTest, RepeatedRequestIsOneOperationAndStaleEtagNone) {
   const v1::PlacementPlan before = Live();
   v1::SetBudgetResponse once, again, stale;
-  ASSERT_TRUE(SetBudget(kAll / 4, "same", before.etag(), &once).ok());
-  ASSERT_TRUE(SetBudget(kAll / 4, "same", before.etag(), &again).ok());
+  ASSERT_TRUE(SetBudget(kAllNeuronBytes / 4, "same", before.etag(), &once).ok());
+  ASSERT_TRUE(SetBudget(kAllNeuronBytes / 4, "same", before.etag(), &again).ok());
   EXPECT_EQ(once.plan().epoch(), again.plan().epoch());
-  EXPECT_THAT(SetBudget(kAll / 2, "other", before.etag(), &stale).error_code(),
+  EXPECT_THAT(SetBudget(kAllNeuronBytes / 2, "other", before.etag(), &stale).error_code(),
               testing::AnyOf(grpc::StatusCode::ABORTED, grpc::StatusCode::FAILED_PRECONDITION));
   EXPECT_EQ(Live().epoch(), once.plan().epoch());
 }
 
 TEST_F(PlacementClusterTest, KilledPlacementServiceComesBackWithItsPlan) {
-  const v1::PlacementPlan plan = PlanUnder(kAll / 2);
+  const v1::PlacementPlan plan = PlanUnder(kAllNeuronBytes / 2);
   ASSERT_TRUE(ServesUnder(plan.epoch()));
   for (int death = 0; death < 5; ++death) {
     cluster_.Kill("placement", SIGKILL);
@@ -159,7 +158,7 @@ TEST_F(PlacementClusterTest, KilledPlacementServiceComesBackWithItsPlan) {
     EXPECT_EQ(Live().epoch(), plan.epoch());
     EXPECT_TRUE(ServesUnder(plan.epoch()));
   }
-  EXPECT_TRUE(ServesUnder(PlanUnder(kAll / 4).epoch()));
+  EXPECT_TRUE(ServesUnder(PlanUnder(kAllNeuronBytes / 4).epoch()));
 }
 
 TEST_F(PlacementClusterTest, PlacementServiceKilledInAMigrationLeavesOneOfBothPlans) {
@@ -168,7 +167,7 @@ TEST_F(PlacementClusterTest, PlacementServiceKilledInAMigrationLeavesOneOfBothPl
   for (int death = 0; death < 8; ++death) {
     const auto stub = cluster_.Placement();
     v1::SetBudgetRequest request;
-    request.set_bytes(kAll / 8 * death);
+    request.set_bytes(kAllNeuronBytes / 8 * death);
     grpc::ClientContext context;
     v1::SetBudgetResponse response;
     std::thread caller([&] { (void)stub->SetBudget(&context, request, &response); });
@@ -190,7 +189,7 @@ TEST_F(PlacementClusterTest, PlacementServiceKilledInAMigrationLeavesOneOfBothPl
 
 TEST_F(PlacementClusterTest, RestartedWorkersGetTheLivePlanAgain) {
   gpu_worker_died_ = true;
-  const v1::PlacementPlan plan = PlanUnder(kAll / 2);
+  const v1::PlacementPlan plan = PlanUnder(kAllNeuronBytes / 2);
   for (const char* worker : {"gpu-worker", "cpu-worker"}) {
     cluster_.Kill(worker, SIGKILL);
     cluster_.Start(worker);

@@ -15,8 +15,6 @@ namespace {
 using std::chrono::seconds;
 using testing::HasSubstr;
 
-constexpr int64_t kAll = IntegerModelFile::kAllNeuronBytes;
-
 struct Ran {
   int code = -1;
   std::string out;
@@ -25,7 +23,8 @@ struct Ran {
 
 class PlacementVerbsTest : public testing::Test {
  protected:
-  PlacementVerbsTest() : cluster_({.model = model_.path(), .budget = std::to_string(kAll / 4)}) {}
+  PlacementVerbsTest()
+      : cluster_({.model = model_.path(), .budget = std::to_string(kAllNeuronBytes / 4)}) {}
   void SetUp() override { ASSERT_TRUE(cluster_.WaitReady()); }
   void TearDown() override { EXPECT_TRUE(cluster_.Stop()); }
 
@@ -160,7 +159,7 @@ TEST_F(PlacementVerbsTest, FilesGoOutAndComeBack) {
 
   run = Isotherm("placement import " + profile + " --tokens 100000");
   EXPECT_EQ(run.code, 0) << run.out;
-  run = Isotherm("recompute --budget " + std::to_string(kAll / 4) + " --wait --json");
+  run = Isotherm("recompute --budget " + std::to_string(kAllNeuronBytes / 4) + " --wait --json");
   EXPECT_EQ(run.json()["state"], "applied") << run.out;
   EXPECT_THAT(Isotherm("placement show --json").json()["profile"].get<std::string>(),
               testing::StartsWith("seen"));

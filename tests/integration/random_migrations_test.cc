@@ -88,7 +88,7 @@ TEST_P(RandomMigrationsTest, ChangeNoToken) {
   const IntegerModelFile model(1'234);
   Cluster cluster({.model = model.path(),
                    .transport = transport,
-                   .budget = std::to_string(IntegerModelFile::kAllNeuronBytes),
+                   .budget = std::to_string(kAllNeuronBytes),
                    .gpu_flags = {"--poison-freed"}});
   ASSERT_TRUE(cluster.WaitReady());
   ClientLoad load(cluster, model.Requests(8, 300), 3);
@@ -113,7 +113,7 @@ TEST_P(RandomMigrationsTest, ChangeNoToken) {
 TEST(FlipRacesTest, PreemptionsAndCancelsAmongFlipsChangeNoToken) {
   const IntegerModelFile model(4'321);
   Cluster cluster({.model = model.path(),
-                   .budget = std::to_string(IntegerModelFile::kAllNeuronBytes),
+                   .budget = std::to_string(kAllNeuronBytes),
                    .gpu_flags = {"--poison-freed", "--context", "256", "--parallel", "1"},
                    .gateway_flags = {"--parallel", "4"}});
   ASSERT_TRUE(cluster.WaitReady());

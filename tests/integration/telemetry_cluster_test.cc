@@ -17,8 +17,6 @@ namespace {
 
 using std::chrono::seconds;
 
-constexpr int64_t kAll = IntegerModelFile::kAllNeuronBytes;
-
 int64_t ResidentKiB(pid_t pid) {
   std::ifstream status("/proc/" + std::to_string(pid) + "/status");
   std::string word;
@@ -35,7 +33,7 @@ class TelemetryClusterTest : public testing::Test {
  protected:
   TelemetryClusterTest()
       : cluster_({.model = model_.path(),
-                  .budget = std::to_string(kAll / 4),
+                  .budget = std::to_string(kAllNeuronBytes / 4),
                   .placement_flags = {"--moves-per-second", "0.5"},
                   .follow = true}),
         requests_(model_.Requests(6, 200)) {}
@@ -184,7 +182,8 @@ TEST_F(TelemetryClusterTest, FalseReportsChangeNothing) {
 
 TEST_F(TelemetryClusterTest, TheBudgetShrinksAndGrowsUnderLoad) {
   const auto stub = cluster_.Placement();
-  for (const int64_t bytes : {kAll / 8, int64_t{0}, kAll / 4, kAll / 16, kAll / 4}) {
+  for (const int64_t bytes : {kAllNeuronBytes / 8, int64_t{0}, kAllNeuronBytes / 4,
+                              kAllNeuronBytes / 16, kAllNeuronBytes / 4}) {
     v1::SetBudgetRequest request;
     request.set_bytes(bytes);
     v1::SetBudgetResponse response;
