@@ -5,13 +5,13 @@
 # Sources are listed, never globbed; includes start at the repository root.
 
 # The sources of a target read the same headers, which take longer to compile than what follows them:
-# with ISOTHERM_UNITY a compiler run takes up to eight of them (CMake's unity build). Not those that
+# with ISOTHERM_UNITY a compiler run takes up to 16 of them (CMake's unity build). Not those that
 # Highway compiles once per instruction set, nor those with options of their own.
 function(isotherm_compile_together target)
   if(NOT ISOTHERM_UNITY)
     return()
   endif()
-  set_target_properties(${target} PROPERTIES UNITY_BUILD ON UNITY_BUILD_BATCH_SIZE 8)
+  set_target_properties(${target} PROPERTIES UNITY_BUILD ON UNITY_BUILD_BATCH_SIZE 16)
   foreach(source ${ARGN})
     if(NOT source MATCHES "[.]cc$")
       continue()

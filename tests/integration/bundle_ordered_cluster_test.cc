@@ -20,14 +20,14 @@ using testing::HasSubstr;
 
 constexpr char kMapped[] = "arena in the mapped model file of ";
 // 6 blocks of 34 bytes, padded to 32 blocks.
-constexpr int64_t kAllNeuronBytes = 4 * 256 * 1088;
+constexpr int64_t kAllBundleBytes = 4 * 256 * 1088;
 
 class BundleOrderedClusterTest : public testing::TestWithParam<const char*> {
  protected:
   ClusterOptions Options(const char* transport) const {
     return {.model = model_.path(),
             .transport = transport,
-            .budget = std::to_string(kAllNeuronBytes / 2),
+            .budget = std::to_string(kAllBundleBytes / 2),
             .cpu_flags = {"--arena", "map"}};
   }
 
@@ -48,7 +48,7 @@ TEST_P(BundleOrderedClusterTest, MigrationsUnderLoadChangeNoToken) {
     grpc::ClientContext context;
     context.set_deadline(std::chrono::system_clock::now() + seconds(20));
     v1::SetBudgetRequest request;
-    request.set_bytes(static_cast<int64_t>(rng() % (kAllNeuronBytes / 2 + 1)));
+    request.set_bytes(static_cast<int64_t>(rng() % (kAllBundleBytes / 2 + 1)));
     v1::SetBudgetResponse response;
     const grpc::Status status = placement->SetBudget(&context, request, &response);
     ASSERT_TRUE(status.ok()) << status.error_message() << "\n" << cluster.Logs();

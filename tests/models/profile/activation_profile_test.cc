@@ -18,7 +18,7 @@ std::vector<ActivationProfile> Two() {
           {.name = "text", .frequency = {{1, 1, 1}, {0, 0, 0}}}};
 }
 
-void ExpectRefused(const std::string& path, const std::string& naming) {
+void ExpectProfileRefused(const std::string& path, const std::string& naming) {
   const absl::Status status = ReadActivationProfiles(path).status();
   EXPECT_EQ(ExitCodeOf(status), ExitCode::kBadData) << status;
   EXPECT_THAT(std::string(status.message()), HasSubstr(naming));
@@ -47,7 +47,7 @@ TEST(ActivationProfileTest, RefusesSharesOutsideZeroToOne) {
     std::vector<ActivationProfile> profiles = Two();
     profiles[1].frequency[1][2] = bad;
     ASSERT_EQ(WriteActivationProfiles(folder.File("p.gguf"), profiles), absl::OkStatus());
-    ExpectRefused(folder.File("p.gguf"), "blk.1.activation_frequency.text");
+    ExpectProfileRefused(folder.File("p.gguf"), "blk.1.activation_frequency.text");
   }
 }
 
@@ -56,10 +56,10 @@ TEST(ActivationProfileTest, RefusesLayersOfDifferentLengthAndOtherFiles) {
   std::vector<ActivationProfile> profiles = Two();
   profiles[0].frequency[1].push_back(0);
   ASSERT_EQ(WriteActivationProfiles(folder.File("p.gguf"), profiles), absl::OkStatus());
-  ExpectRefused(folder.File("p.gguf"), "4 neurons");
-  ExpectRefused(folder.File("none.gguf"), "none.gguf");
-  ExpectRefused(MemoryFile(GgufBytes().Header(0, 1).Str("general.type", "model").bytes()).path(),
-                "'model'");
+  ExpectProfileRefused(folder.File("p.gguf"), "4 neurons");
+  ExpectProfileRefused(folder.File("none.gguf"), "none.gguf");
+  ExpectProfileRefused(
+      MemoryFile(GgufBytes().Header(0, 1).Str("general.type", "model").bytes()).path(), "'model'");
 }
 
 TEST(ActivationProfileTest, RefusesAProfileOfAnotherModel) {
