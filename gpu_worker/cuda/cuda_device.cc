@@ -23,7 +23,7 @@ namespace {
 // memory is mapped: in a large model from where reading each weight once for all rows saves more
 // than the many launches cost. A device made for few rows does without: products take memory of
 // their own.
-constexpr int32_t kGraphRows = 64;
+constexpr int32_t kMaxGraphRows = 64;
 constexpr int32_t kPrefillRows = 17, kPrefillRowsOfLarge = 8;
 constexpr int64_t kLargeLayer = int64_t{64} << 20;  // bytes of neurons
 // Of decoding: a layer that stumbled once moves its cut little.
@@ -87,7 +87,7 @@ CudaDevice::CudaDevice(const ModelFile& model, const CudaDeviceOptions& options)
           options.kv_pages,
           CeilDiv<int64_t>(options.context > 0 ? options.context : config_.context_length,
                            kPageSize)))),
-      graph_rows_(std::min(options.max_rows, kGraphRows)),
+      graph_rows_(std::min(options.max_rows, kMaxGraphRows)),
       max_logits_(std::min(options.max_rows, kMaxLogits)),
       product_rows_(options.product_rows > 0 ? options.product_rows
                     : options.max_rows >= kPrefillRows && layout_.layer_bytes() >= kLargeLayer

@@ -6,7 +6,7 @@
 namespace isotherm::gpu {
 namespace {
 
-constexpr int32_t kGraphRows[] = {1, 2, 4};
+constexpr int32_t kCapturedRows[] = {1, 2, 4};
 
 }  // namespace
 
@@ -139,7 +139,7 @@ absl::Status StepGraph::Capture(cudaStream_t stream) {
     ISOTHERM_CUDA_RETURN_IF_ERROR(cudaGetLastError());
   }
   ISOTHERM_CUDA_RETURN_IF_ERROR(cudaStreamSynchronize(stream));
-  for (const int32_t rows : kGraphRows) {
+  for (const int32_t rows : kCapturedRows) {
     if (rows <= max_rows_) ISOTHERM_RETURN_IF_ERROR(CaptureOne(rows, stream));
   }
   return CudaStatus(cudaStreamSynchronize(stream), "loading the graphs");

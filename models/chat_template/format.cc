@@ -165,12 +165,12 @@ class JsonWriter {
   void WriteString(const Text& text) {
     if (!context_.Charge(text.size())) return;
     out_.Append("\"", true);
-    constexpr absl::string_view kPlain = "\"\\\n\r\t\b\f";
+    constexpr absl::string_view kSpecial = "\"\\\n\r\t\b\f";
     constexpr absl::string_view kEscaped = "\"\\nrtbf";
     for (size_t at = 0; at < text.size();) {
       const Utf8Char c = DecodeValidUtf8(text.bytes(), at);
       const bool trusted = text.trusted(at);
-      const size_t known = c.code_point < 0x80 ? kPlain.find(static_cast<char>(c.code_point))
+      const size_t known = c.code_point < 0x80 ? kSpecial.find(static_cast<char>(c.code_point))
                                                : absl::string_view::npos;
       if (known != absl::string_view::npos) {
         out_.Append("\\", trusted);
