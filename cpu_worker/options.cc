@@ -2,11 +2,10 @@
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
-#include <cstdio>
-#include <sstream>
 
 #include "absl/strings/str_cat.h"
 #include "common/base/status_macros.h"
+#include "common/process/flags.h"
 #include "common/threading/cores.h"
 #include "common/threading/cpu_list.h"
 
@@ -90,19 +89,8 @@ absl::StatusOr<CpuWorkerOptions> ParseOptions(int argc, char** argv,
   app.add_option("--log-level", options.log_level, "trace, debug, info, warn, error or off")
       ->capture_default_str();
   app.add_flag("--supervised", options.supervised, "end when the process that started this ends");
-  try {
-    app.parse(argc, argv);
-  } catch (const CLI::ParseError& error) {
-    std::ostringstream out;
-    std::ostringstream err;
-    if (app.exit(error, out, err) == 0) {
-      std::fputs(out.str().c_str(), stdout);
-      *exit_code = 0;
-      return options;
-    }
-    return absl::InvalidArgumentError(
-        absl::StrCat(error.what(), "; try: isotherm-cpu-worker --help"));
-  }
+  ISOTHERM_RETURN_IF_ERROR(ParseFlags(app, argc, argv, exit_code));
+  if (exit_code->has_value()) return options;
   options.arena = arena == "map"    ? ArenaKind::kMap
                   : arena == "copy" ? ArenaKind::kCopy
                                     : ArenaKind::kAuto;

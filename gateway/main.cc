@@ -1,11 +1,13 @@
 #include <CLI/CLI.hpp>
-#include <iostream>
+#include <cstdio>
+#include <optional>
 #include <string>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "common/base/exit_code.h"
 #include "common/base/units.h"
+#include "common/process/flags.h"
 #include "common/process/log.h"
 #include "common/process/service_process.h"
 #include "gateway/server.h"
@@ -91,19 +93,19 @@ int main(int argc, char** argv) {
   using namespace isotherm;  // main only
   ShutdownSignal shutdown;
   Options options;
-  CLI::App app("Isotherm's gateway: takes requests, schedules steps on the workers.");
+  CLI::App app("Isotherm's gateway: takes requests, schedules steps on the workers.",
+               "isotherm-gateway");
   AddFlags(app, options);
-  try {
-    app.parse(argc, argv);
-  } catch (const CLI::ParseError& error) {
-    return app.exit(error) == 0 ? 0 : static_cast<int>(ExitCode::kUsage);
+  std::optional<int> exit_code;
+  const absl::Status parsed = ParseFlags(app, argc, argv, &exit_code);
+  if (exit_code.has_value()) return *exit_code;
+  const std::string level = parsed.ok() ? options.log_level : "info";
+  if (absl::Status status = InitLogging("gateway", level); !status.ok()) {
+    std::fprintf(stderr, "%s\n", std::string(status.message()).c_str());
+    return ExitWith(status);
   }
+  if (!parsed.ok()) return ExitWith(parsed);
   if (options.supervised && !DieWithParent()) return static_cast<int>(ExitCode::kOk);
-  if (absl::Status status = InitLogging("gateway", options.log_level); !status.ok()) {
-    // There is no log to say it in.
-    std::cerr << status.message() << "\n";
-    return static_cast<int>(ExitCode::kUsage);
-  }
   if (absl::Status status = ConfineProcess(options.cpus); !status.ok()) return ExitWith(status);
   return Run(shutdown, std::move(options));
 }

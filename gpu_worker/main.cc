@@ -1,7 +1,7 @@
-#include <iostream>
+#include <cstdio>
 #include <optional>
+#include <string>
 
-#include "common/base/exit_code.h"
 #include "common/process/log.h"
 #include "common/process/service_process.h"
 #include "gpu_worker/options.h"
@@ -12,12 +12,12 @@ int main(int argc, char** argv) {
   std::optional<int> exit_code;
   const auto options = isotherm::gpu::ParseGpuWorkerOptions(argc, argv, &exit_code);
   if (exit_code.has_value()) return *exit_code;
-  absl::Status status = options.status();
-  if (status.ok()) status = isotherm::InitLogging("gpu-worker", options->log_level);
-  if (!status.ok()) {
-    std::cerr << status.message() << "\n";
-    return static_cast<int>(isotherm::ExitCode::kUsage);
+  const std::string level = options.ok() ? options->log_level : "info";
+  if (absl::Status status = isotherm::InitLogging("gpu_worker", level); !status.ok()) {
+    std::fprintf(stderr, "%s\n", std::string(status.message()).c_str());
+    return isotherm::ExitWith(status);
   }
+  if (!options.ok()) return isotherm::ExitWith(options.status());
   if (options->supervised && !isotherm::DieWithParent()) return 0;
   return isotherm::ExitWith(isotherm::gpu::RunGpuWorker(*options, shutdown));
 }

@@ -3,9 +3,9 @@
 #include <CLI/CLI.hpp>
 #include <string>
 
-#include "common/base/exit_code.h"
 #include "common/base/status_macros.h"
 #include "common/base/units.h"
+#include "common/process/flags.h"
 
 namespace isotherm::gpu {
 
@@ -18,8 +18,9 @@ absl::StatusOr<GpuWorkerOptions> ParseGpuWorkerOptions(int argc, char** argv,
   int64_t kv_hold_ms = options.kv_hold.count();
   CLI::App app(
       "isotherm-gpu-worker: attention, KV cache, predictors, hot neurons and sampling of one GPU.\n"
-      "With --device cpu the same work runs on CPU threads. `isotherm serve` starts it for you.");
-  app.set_version_flag("--version", "isotherm 0.1.0");
+      "With --device cpu the same work runs on CPU threads. `isotherm serve` starts it for you.",
+      "isotherm-gpu-worker");
+  app.set_version_flag("--version", "isotherm-gpu-worker " ISOTHERM_VERSION);
   app.add_option("--model", options.model, "GGUF file")->required();
   app.add_option("--listen", options.listen, "unix:/path.sock or 127.0.0.1:8101; port 0: any")
       ->required();
@@ -78,13 +79,8 @@ absl::StatusOr<GpuWorkerOptions> ParseGpuWorkerOptions(int argc, char** argv,
   app.add_option("--log-level", options.log_level, "trace, debug, info, warn, error or off")
       ->capture_default_str();
   app.add_flag("--supervised", options.supervised, "end when the parent process ends");
-  try {
-    app.parse(argc, argv);
-  } catch (const CLI::ParseError& error) {
-    const int code = app.exit(error);
-    *exit_code = code == 0 ? 0 : static_cast<int>(ExitCode::kUsage);
-    return options;
-  }
+  ISOTHERM_RETURN_IF_ERROR(ParseFlags(app, argc, argv, exit_code));
+  if (exit_code->has_value()) return options;
   if (budget != "auto") {
     ISOTHERM_ASSIGN_OR_RETURN(options.vram_budget, ParseBytes(budget));
   }

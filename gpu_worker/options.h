@@ -7,8 +7,8 @@
 
 namespace isotherm::gpu {
 
-// Sets `exit_code` when the command line was answered on the terminal: --help, --version, or a flag
-// that does not exist. InvalidArgument (exit code 64) says what else is wrong.
+// Prints --help and --version itself; `exit_code` is then set and the options are void.
+// InvalidArgument says what is wrong and what would work.
 absl::StatusOr<GpuWorkerOptions> ParseGpuWorkerOptions(int argc, char** argv,
                                                        std::optional<int>* exit_code);
 

@@ -1,12 +1,11 @@
 #include "placement_service/options.h"
 
 #include <CLI/CLI.hpp>
-#include <cstdio>
-#include <sstream>
 
 #include "absl/strings/str_cat.h"
 #include "common/base/status_macros.h"
 #include "common/base/units.h"
+#include "common/process/flags.h"
 
 namespace isotherm {
 namespace {
@@ -79,19 +78,8 @@ absl::StatusOr<PlacementOptions> ParsePlacementOptions(int argc, char** argv,
   app.add_option("--log-level", options.log_level, "trace, debug, info, warn, error or off")
       ->capture_default_str();
   app.add_flag("--supervised", options.supervised, "end when the process that started this ends");
-  try {
-    app.parse(argc, argv);
-  } catch (const CLI::ParseError& error) {
-    std::ostringstream out;
-    std::ostringstream err;
-    if (app.exit(error, out, err) == 0) {
-      std::fputs(out.str().c_str(), stdout);
-      *exit_code = 0;
-      return options;
-    }
-    return absl::InvalidArgumentError(
-        absl::StrCat(error.what(), "; try: isotherm-placement --help"));
-  }
+  ISOTHERM_RETURN_IF_ERROR(ParseFlags(app, argc, argv, exit_code));
+  if (exit_code->has_value()) return options;
   options.follow = follow == "on";
   options.objective = objective == "bytes"  ? PlanObjective::kBytes
                       : objective == "time" ? PlanObjective::kTime

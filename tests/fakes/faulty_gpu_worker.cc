@@ -14,7 +14,7 @@ int main(int argc, char** argv) {
   auto options = isotherm::gpu::ParseGpuWorkerOptions(argc, argv, &exit_code);
   if (exit_code.has_value()) return *exit_code;
   absl::Status status = options.status();
-  if (status.ok()) status = isotherm::InitLogging("gpu-worker", options->log_level);
+  if (status.ok()) status = isotherm::InitLogging("gpu_worker", options->log_level);
   const char* const order = std::getenv("ISOTHERM_TEST_DEVICE_ORDER");
   if (status.ok() && order == nullptr)
     status = absl::InvalidArgumentError("ISOTHERM_TEST_DEVICE_ORDER is not set");

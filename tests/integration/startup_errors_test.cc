@@ -117,7 +117,8 @@ TEST_P(FlagErrorsTest, BadFlagsAreUsageErrors) {
   std::vector<std::string> unknown = Command(GetParam(), model_.path());
   unknown.push_back("--no-such-flag");
   EXPECT_EQ(Run(unknown), 64);
-  EXPECT_THAT(log_, HasSubstr("--no-such-flag"));
+  EXPECT_THAT(log_, AllOf(HasSubstr("--no-such-flag"),
+                          HasSubstr("try: isotherm-" + std::string(GetParam()) + " --help")));
   std::vector<std::string> level = Command(GetParam(), model_.path());
   level.insert(level.end(), {"--log-level", "loud"});
   EXPECT_EQ(Run(level), 64);
