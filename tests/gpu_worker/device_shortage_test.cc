@@ -7,14 +7,18 @@
 namespace isotherm::gpu {
 namespace {
 
-constexpr int64_t kGiB = int64_t{1} << 30;
+// Of a device of 80 GiB.
+absl::Status Shortage(int64_t needed_gib, int64_t free_gib) {
+  constexpr int64_t kGiB = int64_t{1} << 30;
+  return ShortageStatus({.what = "the KV cache",
+                         .needed_bytes = needed_gib * kGiB,
+                         .free_bytes = free_gib * kGiB,
+                         .total_bytes = 80 * kGiB,
+                         .remedy = "lower --context"});
+}
 
 TEST(DeviceShortageTest, NamesWhatIsNeededWhatIsFreeAndWhatToDo) {
-  const absl::Status status = ShortageStatus({.what = "the KV cache",
-                                              .needed_bytes = 8 * kGiB,
-                                              .free_bytes = 3 * kGiB,
-                                              .total_bytes = 80 * kGiB,
-                                              .remedy = "lower --context"});
+  const absl::Status status = Shortage(8, 3);
   EXPECT_EQ(status.code(), absl::StatusCode::kResourceExhausted);
   EXPECT_EQ(status.message(),
             "the GPU's memory is short: the KV cache needs 8.59 GB, 3.22 GB are free; lower "
@@ -23,11 +27,7 @@ TEST(DeviceShortageTest, NamesWhatIsNeededWhatIsFreeAndWhatToDo) {
 }
 
 TEST(DeviceShortageTest, WhatTheDeviceNeverHasIsNoReasonToTryAgain) {
-  const absl::Status status = ShortageStatus({.what = "the KV cache",
-                                              .needed_bytes = 81 * kGiB,
-                                              .free_bytes = 79 * kGiB,
-                                              .total_bytes = 80 * kGiB,
-                                              .remedy = "lower --context"});
+  const absl::Status status = Shortage(81, 79);
   EXPECT_THAT(std::string(status.message()), testing::HasSubstr(", it has 85.9 GB; lower"));
   EXPECT_EQ(ExitCodeOf(status), ExitCode::kCannotFit);
 }

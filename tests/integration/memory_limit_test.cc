@@ -62,8 +62,7 @@ class MemoryCgroup {
 class MemoryLimitTest : public testing::Test {
  protected:
   void SetUp() override {
-    if (reference::RealModelPath().empty())
-      GTEST_SKIP() << "no built model on this device; see docs/testing.md";
+    ASSERT_FALSE(reference::RealModelPath().empty()) << reference::kNoRealModel;
     std::string pattern = (fs::temp_directory_path() / "isotherm-XXXXXX").string();
     ASSERT_NE(::mkdtemp(pattern.data()), nullptr);
     directory_ = pattern;

@@ -151,6 +151,19 @@ class LostDeviceTest : public ServeTest {
     after["isotherm-gpu-worker"] = before.at("isotherm-gpu-worker");
     EXPECT_EQ(after, before);
   }
+  // A request that meets the order with its first step is answered as if nothing had been.
+  void ExpectRunAgainAfter(const std::string& order) {
+    const GoldenRequest golden = model_.Requests(1, 40)[0];
+    ASSERT_TRUE(GoldenAgainWithin(golden, seconds(10))) << serve_->Log();
+    const std::map<std::string, pid_t> before = Services(serve_->pid());
+    ASSERT_EQ(before.size(), 4u);
+    Tell(order);
+    OpenStream stream(rpc::MakeChannel(address_), Request(golden), {});
+    const Answer& answer = stream.Finish();
+    EXPECT_TRUE(answer.status.ok()) << answer.status.error_message() << serve_->Log();
+    EXPECT_EQ(answer.token_ids, golden.tokens);
+    ExpectReplaced(before, golden, 1);
+  }
 };
 
 TEST_F(LostDeviceTest, AStickyErrorEndsTheWorkerAndServiceGoesOn) {
@@ -175,29 +188,10 @@ TEST_F(LostDeviceTest, AStickyErrorEndsTheWorkerAndServiceGoesOn) {
             std::string::npos);
 }
 
-TEST_F(LostDeviceTest, ARequestWithoutATokenIsRunAgainUnseen) {
-  const std::vector<GoldenRequest> requests = model_.Requests(1, 40);
-  ASSERT_TRUE(GoldenAgainWithin(requests[0], seconds(10))) << serve_->Log();
-  const std::map<std::string, pid_t> before = Services(serve_->pid());
-  ASSERT_EQ(before.size(), 4u);
-  Tell("lost");
-  OpenStream stream(rpc::MakeChannel(address_), Request(requests[0]), {});
-  const Answer& answer = stream.Finish();
-  EXPECT_TRUE(answer.status.ok()) << answer.status.error_message() << serve_->Log();
-  EXPECT_EQ(answer.token_ids, requests[0].tokens);
-  ExpectReplaced(before, requests[0], 1);
-}
+TEST_F(LostDeviceTest, ARequestWithoutATokenIsRunAgainUnseen) { ExpectRunAgainAfter("lost"); }
 
 TEST_F(LostDeviceTest, ADeviceThatHangsEndsTheWorkerAndServiceGoesOn) {
-  const std::vector<GoldenRequest> requests = model_.Requests(1, 40);
-  ASSERT_TRUE(GoldenAgainWithin(requests[0], seconds(10))) << serve_->Log();
-  const std::map<std::string, pid_t> before = Services(serve_->pid());
-  ASSERT_EQ(before.size(), 4u);
-  Tell("hang");
-  OpenStream stream(rpc::MakeChannel(address_), Request(requests[0]), {});
-  EXPECT_TRUE(stream.Finish().status.ok()) << serve_->Log();
-  EXPECT_EQ(stream.answer().token_ids, requests[0].tokens);
-  ExpectReplaced(before, requests[0], 1);
+  ExpectRunAgainAfter("hang");
   EXPECT_NE(serve_->Log().find("the GPU did not finish a step by its deadline"), std::string::npos);
 }
 

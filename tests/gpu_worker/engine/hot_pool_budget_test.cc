@@ -9,6 +9,7 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "tests/fakes/fake_pool_memory.h"
+#include "tests/gpu_worker/engine/small_bundles.h"
 
 namespace isotherm::gpu {
 namespace {
@@ -17,13 +18,7 @@ using testing::HasSubstr;
 
 class HotPoolBudgetTest : public testing::Test {
  protected:
-  static constexpr BundleLayout kLayout{.dtype = DType::kF16,
-                                        .rows = 3,
-                                        .model_dim = 32,
-                                        .row_bytes = 64,
-                                        .bundle_bytes = 192,
-                                        .num_neurons = 70,
-                                        .num_layers = 2};
+  static constexpr BundleLayout kLayout = kSmallBundles;
   static constexpr int64_t kAll = kLayout.num_neurons * kLayout.num_layers;
   static constexpr int64_t kSlots = 100, kCapacity = 99;
   static constexpr int64_t kStep = 256, kChunk = 1024;  // bundles lie across both

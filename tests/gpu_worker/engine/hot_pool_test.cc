@@ -6,17 +6,12 @@
 
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "tests/gpu_worker/engine/small_bundles.h"
 
 namespace isotherm::gpu {
 namespace {
 
-constexpr BundleLayout kLayout{.dtype = DType::kF16,
-                               .rows = 3,
-                               .model_dim = 32,
-                               .row_bytes = 64,
-                               .bundle_bytes = 192,
-                               .num_neurons = 70,
-                               .num_layers = 2};
+constexpr const BundleLayout& kLayout = kSmallBundles;
 
 using Ids = std::vector<std::vector<int64_t>>;  // [layer]: hot neurons
 
