@@ -86,11 +86,7 @@ absl::Status RunPlacementServer(const PlacementOptions& options, ShutdownSignal&
   absl::Status publisher_status;
   std::thread thread([&] {
     ::pthread_setname_np(::pthread_self(), "publisher");
-    publisher_status = publisher->RunOnce();
-    if (publisher_status.ok()) {
-      AnnounceReady();
-      publisher_status = publisher->Run(kPollInterval);
-    }
+    publisher_status = publisher->Run(kPollInterval, AnnounceReady);
     if (!publisher_status.ok()) shutdown.Trigger();
   });
   const int signal = shutdown.Wait();

@@ -114,16 +114,22 @@ absl::Status PlanPublisher::RunOnce() {
 
 PlanPublisher::~PlanPublisher() { Stop(); }
 
-absl::Status PlanPublisher::Run(std::chrono::milliseconds poll_interval) {
+absl::Status PlanPublisher::Run(std::chrono::milliseconds poll_interval,
+                                const std::function<void()>& on_settled) {
   absl::Status status;
-  bool stopped = false;
+  bool stopped = false, settled = false;
   while (!stopped && status.ok()) {
     status = RunOnce();
+    if (!settled && status.ok() && Settled()) {
+      settled = true;
+      on_settled();
+    }
     absl::MutexLock lock(&mu_);
     const auto work = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
       return stopped_ || !controls_.empty();
     };
-    const auto wait = goal_.has_value() ? std::min(poll_interval, kStepInterval) : poll_interval;
+    const bool soon = goal_.has_value() || !settled;
+    const auto wait = soon ? std::min(poll_interval, kStepInterval) : poll_interval;
     if (status.ok()) mu_.AwaitWithTimeout(absl::Condition(&work), absl::FromChrono(wait));
     stopped = stopped_;
   }
@@ -183,6 +189,10 @@ bool PlanPublisher::WorkersAgree() {
   Block(absl::StrCat("the workers serve different models: ", gpu_.name(), " ", gpu.model_digest,
                      ", ", cpu_->name(), " ", cpu.model_digest, "; start both with the same file"));
   return false;
+}
+
+bool PlanPublisher::Settled() const {
+  return UsableLive() != nullptr || failures_ > 0 || doomed_.has_value() || fenced_;
 }
 
 const PlanRecord* PlanPublisher::UsableLive() const {

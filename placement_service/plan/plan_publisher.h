@@ -121,8 +121,10 @@ class PlanPublisher {
   // disk. An error is final (exit code 65: the profile is another model's).
   absl::Status RunOnce();
   // Rounds until Stop() or a final error: one each `poll_interval`, at once for a control
-  // operation and soon on the way to a plan in several epochs. Saves what was learnt at the end.
-  absl::Status Run(std::chrono::milliseconds poll_interval);
+  // operation and soon on the way to a plan. Calls `on_settled` once, when a plan is live or the
+  // first one failed. Saves what was learnt at the end.
+  absl::Status Run(std::chrono::milliseconds poll_interval,
+                   const std::function<void()>& on_settled);
   // Ends Run() and calls to workers; control operations fail with Unavailable from now on.
   void Stop();
   ~PlanPublisher();
@@ -197,6 +199,7 @@ class PlanPublisher {
   void PlanIfNeeded();
   bool MayGrow(const PlanRecord& live) const;
   const PlanRecord* UsableLive() const;  // null: there is none for this model
+  bool Settled() const;
   PlanRecord BuiltIn() const;
   void ShowLive();
   void FinishWaiters(const absl::StatusOr<PlanRecord>& result);

@@ -226,7 +226,7 @@ TEST_F(StartupErrorsTest, PlanStoreThatIsNoneIsKept) {
 TEST_F(StartupErrorsTest, SecondPlacementServiceOnOneStoreIsRefused) {
   const std::vector<std::string> command = Command("placement", model_.path());
   ChildProcess holder("holder", command, InDirectory("holder.log"));
-  ASSERT_TRUE(holder.WaitForLine("ready", seconds(20)).has_value()) << holder.Log();
+  ASSERT_TRUE(holder.WaitForLine("listening", seconds(20)).has_value()) << holder.Log();
   std::vector<std::string> second = command;
   *(std::find(second.begin(), second.end(), "--listen") + 1) = Socket("second.sock");
   EXPECT_EQ(Run(second), 71) << log_;

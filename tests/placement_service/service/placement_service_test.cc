@@ -54,11 +54,13 @@ class PlacementServiceTest : public ::testing::Test {
     command.insert(command.end(), flags.begin(), flags.end());
     return std::make_unique<ChildProcess>("placement", command, directory_ + "/log");
   }
-  void Start(std::vector<std::string> flags = {}, const std::string& state = "state") {
+  // `until`: "ready" once a plan is live, "listening" when there will be none.
+  void Start(std::vector<std::string> flags = {}, const std::string& state = "state",
+             const char* until = "ready") {
     process_ = Launch(state, std::move(flags));
     const auto address = process_->WaitForLine("listening ", kPatience);
     ASSERT_TRUE(address.has_value()) << process_->Log();
-    ASSERT_TRUE(process_->WaitForLine("ready", kPatience).has_value()) << process_->Log();
+    ASSERT_TRUE(process_->WaitForLine(until, kPatience).has_value()) << process_->Log();
     stub_ = v1::PlacementService::NewStub(rpc::MakeChannel(*address));
   }
   std::unique_ptr<grpc::ClientContext> Context() {
@@ -210,7 +212,11 @@ TEST_F(PlacementServiceTest, KilledAndStartedAgainKeepsThePlanAndServesItsReques
 
 TEST_F(PlacementServiceTest, ServesWhileWorkersAreAwayAndGoesLiveWhenTheyCome) {
   cpu_server_.reset();
-  Start();
+  Start({}, "state", "listening");
+  // What the built-in plan is of is known once the gpu_worker was asked.
+  const auto patience = std::chrono::steady_clock::now() + kPatience;
+  while (Live().layers_size() != 2 && std::chrono::steady_clock::now() < patience) {
+  }
   EXPECT_EQ(Live().epoch(), 0);
   EXPECT_EQ(Live().layers_size(), 2);
   cpu_server_ = std::make_unique<FakePrepareServer>(cpu_, "unix:" + directory_ + "/cpu.sock");
