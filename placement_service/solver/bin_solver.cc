@@ -10,14 +10,16 @@
 namespace isotherm {
 namespace {
 
-constexpr float kInfinity = std::numeric_limits<float>::infinity();
 // Layers of fewer neurons are sorted whole.
 constexpr int64_t kMinWindowed = 4096;
 // Around the threshold that a sample suggests, and around the last plan's, which a second's traffic
-// moves little. Some five and two percent of the neurons lie within and are sorted; a window that
-// proves too narrow costs its layer a full sort. Of several nodes all above the window are sorted
-// too, and a sample of each says less.
-constexpr float kSampledWindow = 1.18f, kHintedWindow = 1.06f, kNodesSampledWindow = 1.3f;
+// moves little. A few percent and one percent of the neurons lie within and are sorted; a layer
+// whose window proves too narrow gets a wider one. Of several nodes a sample of each says less, and
+// a sorted neuron takes longer.
+constexpr float kSampledWindow = 1.12f, kHintedWindow = 1.04f;
+constexpr float kNodesSampledWindow = 1.15f, kNodesHintedWindow = 1.03f;
+// No use looking for a threshold any more.
+constexpr float kWidestWindow = 2;
 constexpr int64_t kSampled = 1024;  // neurons of a layer
 
 }  // namespace
@@ -32,7 +34,7 @@ BinSolver::BinSolver(const SolveBin& bin, std::span<const SolveNode> nodes,
   const bool windowed = std::all_of(layers_.begin(), layers_.end(), [](const Layer& layer) {
     return static_cast<int64_t>(layer.input.reads.size()) >= kMinWindowed;
   });
-  float window = kHintedWindow;
+  float window = by_node_ ? kNodesHintedWindow : kHintedWindow;
   if (windowed && thresholds_.empty()) {
     window = by_node_ ? kNodesSampledWindow : kSampledWindow;
     SampleThresholds();
@@ -80,19 +82,16 @@ void BinSolver::SampleThresholds() {
 // `thresholds`: of the layer's nodes, or empty. One that is not above 0 says nothing.
 void BinSolver::BuildCurve(size_t index, std::span<const float> thresholds, float window) {
   Layer& layer = layers_[index];
-  const auto known = [](float threshold) { return threshold > 0; };
-  layer.sorted = std::none_of(thresholds.begin(), thresholds.end(), known);
-  if (by_node_) {
-    std::vector<float> low(nodes_.size(), -kInfinity);
-    for (size_t m = 0; m < thresholds.size(); ++m) {
-      if (known(thresholds[m])) low[m] = thresholds[m] / window;
-    }
-    layer.curve = std::make_unique<LayerCurve>(layer.input.reads, nodes_, low);
-  } else {
-    const float low = layer.sorted ? -kInfinity : thresholds[0] / window;
-    const float high = layer.sorted ? kInfinity : thresholds[0] * window;
-    layer.curve = std::make_unique<LayerCurve>(layer.input.reads, low, high);
+  layer.window = window;
+  std::vector<ReadsWindow> windows(per_layer());
+  layer.sorted = true;
+  for (size_t m = 0; m < thresholds.size(); ++m) {
+    if (!(thresholds[m] > 0)) continue;
+    windows[m] = {thresholds[m] / window, thresholds[m] * window};
+    layer.sorted = false;
   }
+  layer.curve = by_node_ ? std::make_unique<LayerCurve>(layer.input.reads, nodes_, windows)
+                         : std::make_unique<LayerCurve>(layer.input.reads, windows[0]);
   const LayerCurve& curve = *layer.curve;
   layer.whole_time = bin_.hot_fixed + bin_.hot_per_byte * curve.total_bytes();
   // Cold falls and hot rises with k as long as gains are not negative.
@@ -193,10 +192,15 @@ double BinSolver::SmallestLambda(int64_t budget, const BytesAt& bytes_at) const 
   return std::bit_cast<double>(high);
 }
 
-// Sorts all of a layer whose window did not reach. True when there was more to sort.
+// Sorts more of a layer whose window did not reach. True when there was more to sort.
 bool BinSolver::Widen(size_t layer) {
   if (layers_[layer].sorted) return false;
-  BuildCurve(layer, {}, 1);
+  const float window = std::pow(layers_[layer].window, 4.0f);
+  if (window < kWidestWindow) {
+    BuildCurve(layer, std::span(thresholds_).subspan(layer * per_layer(), per_layer()), window);
+  } else {
+    BuildCurve(layer, {}, window);
+  }
   return true;
 }
 

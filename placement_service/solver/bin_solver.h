@@ -42,6 +42,7 @@ class BinSolver {
   struct Layer {
     LayerInput input;
     std::unique_ptr<LayerCurve> curve;
+    float window = 1;     // around its thresholds
     bool sorted = false;  // all of the curve
     int64_t cross = 0;    // the first k whose hot side is the slower one; size + 1: none
     int64_t useful = 0;   // how many of the best it makes sense to keep while some stay cold

@@ -10,6 +10,9 @@
 namespace isotherm {
 namespace {
 
+// On what decides whether a stretch can be pooled with what is not known: for rounding.
+constexpr double kSlack = 1 + 1e-6;
+
 // Orders as the float does, with -0 beside 0.
 uint32_t FallingKey(float value) {
   const auto bits = std::bit_cast<uint32_t>(value + 0.0f);
@@ -22,7 +25,7 @@ template <typename Item>
 void SortFalling(std::vector<Item>& items) {
   constexpr int kBits = 11, kPasses = 3;
   constexpr size_t kBuckets = size_t{1} << kBits;
-  if (items.size() < kBuckets) {
+  if (items.size() < kBuckets / 4) {
     std::stable_sort(items.begin(), items.end(),
                      [](const Item& a, const Item& b) { return a.gain > b.gain; });
     return;
@@ -54,15 +57,15 @@ template <typename Item>
 std::vector<size_t> PoolRising(std::vector<Item>& items) {
   struct Stretch {
     double sum;
-    size_t count;
-    double mean() const { return sum / static_cast<double>(count); }
+    double count;
+    double mean() const { return sum / count; }
+    bool operator>(const Stretch& other) const { return sum * other.count > other.sum * count; }
   };
   std::vector<Stretch> stretches;
   stretches.reserve(items.size());
   for (const Item& item : items) {
     stretches.push_back({item.gain, 1});
-    while (stretches.size() > 1 &&
-           stretches.back().mean() > stretches[stretches.size() - 2].mean()) {
+    while (stretches.size() > 1 && stretches.back() > stretches[stretches.size() - 2]) {
       const Stretch top = stretches.back();
       stretches.pop_back();
       stretches.back().sum += top.sum;
@@ -73,9 +76,10 @@ std::vector<size_t> PoolRising(std::vector<Item>& items) {
   std::vector<size_t> ends;
   ends.reserve(stretches.size());
   for (const Stretch& stretch : stretches) {
-    for (size_t i = 0; i < stretch.count; ++i)
-      items[at++].gain = static_cast<float>(stretch.mean());
-    ends.push_back(at);
+    const size_t end = at + static_cast<size_t>(stretch.count);
+    const auto mean = static_cast<float>(stretch.mean());
+    while (at < end) items[at++].gain = mean;
+    ends.push_back(end);
   }
   return ends;
 }
@@ -92,11 +96,11 @@ std::pair<int64_t, int64_t> NodeRange(std::span<const SolveNode> nodes, size_t n
   return {node == 0 ? 0 : end(node - 1), end(node)};
 }
 
-LayerCurve::LayerCurve(std::span<const float> reads, float low, float high) : reads_(reads) {
+LayerCurve::LayerCurve(std::span<const float> reads, const ReadsWindow& window) : reads_(reads) {
   const size_t words = (reads.size() + 63) / 64;
   above_.resize(words);
   std::vector<uint64_t> within(words);
-  const WindowScan scan = ScanWindow(reads, low, high, above_.data(), within.data());
+  const WindowScan scan = ScanWindow(reads, window.low, window.high, above_.data(), within.data());
   size_t count = 0;
   for (size_t word = 0; word < words; ++word) {
     first_ += std::popcount(above_[word]);
@@ -122,48 +126,81 @@ struct LayerCurve::Node {
   std::vector<Item> items;  // sorted
   size_t next = 0;
   double factor = 1;
-  double left = 0;   // factor times the bytes of its cold neurons
-  double bytes = 0;  // of all its neurons
-  float low = 0;     // what is not in `items` is below
-  bool all = true;   // is in `items`
+  double bytes = 0;    // of all its neurons
+  double taken = 0;    // of those that are hot
+  float low = 0;       // what is neither in `items` nor above them is below
+  bool all = true;     // nothing is below
+  bool hot = false;    // one of its neurons is
+  float least = 0;     // no hot one has fewer
+  bool given = false;  // the last one of them was in `items`
+  // Factor times the bytes of its cold neurons; of sums that are exact, whatever the order.
+  double left = 0;
   bool done() const { return all && next == items.size(); }
   // No neuron left has more.
   double most() const { return next < items.size() ? items[next].gain : low; }
+  const Item& Take() {
+    const Item& item = items[next++];
+    taken += item.gain;
+    left = factor * (bytes - taken);
+    least = item.gain;
+    hot = given = true;
+    return item;
+  }
 };
 
-LayerCurve::Node LayerCurve::SortNode(std::span<const float> reads, const SolveNode& node,
-                                      float low, int64_t begin) {
-  Node out{.factor = node.cost_factor, .low = low};
+// The node of the neurons from `begin` on. Those above the window are hot from the start.
+LayerCurve::Node LayerCurve::SortNode(int64_t begin, int64_t end, const SolveNode& node,
+                                      const ReadsWindow& window) {
+  const auto reads = reads_.subspan(static_cast<size_t>(begin), static_cast<size_t>(end - begin));
+  Node out{.factor = node.cost_factor, .low = window.low};
   const size_t words = (reads.size() + 63) / 64;
   std::vector<uint64_t> above(words), within(words);
-  const WindowScan scan =
-      ScanWindow(reads, low, std::numeric_limits<float>::infinity(), above.data(), within.data());
-  out.bytes = scan.sum;
-  out.left = out.factor * out.bytes;
-  size_t count = 0;
-  for (const uint64_t word : within) count += static_cast<size_t>(std::popcount(word));
-  out.all = count == reads.size();
-  out.items.reserve(count);
+  out.bytes = ScanWindow(reads, window.low, window.high, above.data(), within.data()).sum;
+  size_t num_above = 0, num_within = 0;
   for (size_t word = 0; word < words; ++word) {
-    for (uint64_t bits = within[word]; bits != 0; bits &= bits - 1) {
-      const size_t n = word * 64 + static_cast<size_t>(std::countr_zero(bits));
-      out.items.push_back({reads[n], static_cast<int32_t>(begin + static_cast<int64_t>(n))});
+    num_above += static_cast<size_t>(std::popcount(above[word]));
+    num_within += static_cast<size_t>(std::popcount(within[word]));
+  }
+  out.all = num_above + num_within == reads.size();
+  const auto each = [](uint64_t bits, size_t word, const auto& visit) {
+    for (; bits != 0; bits &= bits - 1) {
+      visit(word * 64 + static_cast<size_t>(std::countr_zero(bits)));
     }
+  };
+  if (num_above > 0) {
+    out.hot = true;
+    out.least = window.high;
+    first_ += static_cast<int64_t>(num_above);
+    for (size_t word = 0; word < words; ++word) {
+      each(above[word], word, [&](size_t n) { out.taken += reads[n]; });
+      const size_t at = static_cast<size_t>(begin) + word * 64;
+      above_[at / 64] |= above[word] << (at % 64);
+      if (at % 64 != 0 && at / 64 + 1 < above_.size()) {
+        above_[at / 64 + 1] |= above[word] >> (64 - at % 64);
+      }
+    }
+  }
+  out.left = out.factor * (out.bytes - out.taken);
+  out.items.reserve(num_within);
+  for (size_t word = 0; word < words; ++word) {
+    each(within[word], word, [&](size_t n) {
+      out.items.push_back({reads[n], static_cast<int32_t>(begin + static_cast<int64_t>(n))});
+    });
   }
   SortFalling(out.items);
   return out;
 }
 
 LayerCurve::LayerCurve(std::span<const float> reads, std::span<const SolveNode> nodes,
-                       std::span<const float> low)
-    : reads_(reads) {
+                       std::span<const ReadsWindow> windows)
+    : reads_(reads), above_((reads.size() + 63) / 64) {
   std::vector<Node> states;
   for (size_t m = 0; m < nodes.size(); ++m) {
     const auto [begin, end] = NodeRange(nodes, m, size());
-    states.push_back(
-        SortNode(reads.subspan(static_cast<size_t>(begin), static_cast<size_t>(end - begin)),
-                 nodes[m], low[m], begin));
+    states.push_back(SortNode(begin, end, nodes[m], windows[m]));
     total_bytes_ += states.back().bytes;
+    const double cold = nodes[m].cost_factor * states.back().bytes;
+    total_ = m == 0 ? cold : std::max(total_, cold);
   }
   TakeFromSlowest(states);
 }
@@ -175,31 +212,92 @@ void LayerCurve::TakeFromSlowest(std::vector<Node>& nodes) {
     for (const Node& node : nodes) most = std::max(most, node.left);
     return most;
   };
-  size_t sorted = 0;
-  for (const Node& node : nodes) sorted += node.items.size();
-  total_ = slowest();
-  items_.reserve(sorted);
-  gain_sums_.reserve(sorted + 1);
-  byte_sums_.reserve(sorted + 1);
-  gain_sums_.push_back(0);
-  byte_sums_.push_back(0);
-  double wait = total_;
-  while (items_.size() < reads_.size()) {
+  // Null: the next neuron is not known.
+  const auto slowest_node = [&]() -> Node* {
     Node* take = nullptr;
     for (Node& node : nodes) {
       if (!node.done() && (take == nullptr || node.left > take->left)) take = &node;
     }
-    if (take->next == take->items.size()) break;
-    const Item item = take->items[take->next++];
-    take->left -= take->factor * item.gain;
+    return take == nullptr || take->next == take->items.size() ? nullptr : take;
+  };
+  // Taken one by one the neurons above the windows would have been hot at the same time only if
+  // none of the nodes had given its last one while another one was slower. A node that gave one
+  // since was the slowest then; of another the last one is what it had more.
+  const auto one_by_one = [&] {
+    const double wait = slowest();
+    return std::all_of(nodes.begin(), nodes.end(), [&](const Node& node) {
+      return node.given || !node.hot || node.left + node.factor * node.least >= wait;
+    });
+  };
+  while (!one_by_one()) {
+    Node* const take = slowest_node();
+    if (take == nullptr) break;
+    MakeHotFirst(take->Take().neuron);
+  }
+  size_t sorted = 0;
+  for (const Node& node : nodes) sorted += node.items.size() - node.next;
+  items_.reserve(sorted);
+  gain_sums_.reserve(sorted + 1);
+  byte_sums_.reserve(sorted + 1);
+  double wait = slowest();
+  gain_sums_.push_back(total_ - wait);
+  double taken = 0;
+  for (const Node& node : nodes) taken += node.taken;
+  byte_sums_.push_back(taken);
+  if (!one_by_one()) return;  // covers nothing
+  const Before before = BoundBefore(nodes, wait);
+  while (Node* const take = slowest_node()) {
+    const Item& item = take->Take();
+    taken += item.gain;
     const double now = slowest();
     items_.push_back({static_cast<float>(wait - now), item.neuron});
     wait = now;
     gain_sums_.push_back(total_ - now);
-    byte_sums_.push_back(byte_sums_.back() + item.gain);
+    byte_sums_.push_back(taken);
   }
-  const std::vector<size_t> ends = PoolRising(items_);
-  if (items_.size() < reads_.size()) DropUnsure(nodes, wait, ends);
+  std::vector<size_t> ends = PoolRising(items_);
+  if (last() < size()) DropUnsure(nodes, wait, ends);
+  if (first_ > 0) DropUnsureBefore(before, ends);
+}
+
+void LayerCurve::MakeHotFirst(int32_t neuron) {
+  above_[static_cast<size_t>(neuron) / 64] |= uint64_t{1} << (neuron % 64);
+  ++first_;
+}
+
+// The last j neurons before a wait W took off at least (j - debt) / rate: a node that then has
+// `left` gave at most (W' - left) / (factor * least) neurons since the wait was W', so
+//   j <= sum over nodes of (W' - left) / (factor * least) = (W' - W) * rate + debt.
+LayerCurve::Before LayerCurve::BoundBefore(std::span<const Node> nodes, double wait) {
+  Before out;
+  for (const Node& node : nodes) {
+    if (!node.hot) continue;
+    if (node.least <= 0) return {.rate = std::numeric_limits<double>::infinity()};
+    out.rate += 1 / (node.factor * node.least);
+    out.debt += (wait - node.left) / (node.factor * node.least);
+  }
+  return out;
+}
+
+// The first items could have been pooled with neurons before them. A stretch stays as it is when
+// no j of those, with the e items up to it, have a smaller mean: (j - debt) / rate + their gain of
+// at least mean * (j + e) for all j.
+void LayerCurve::DropUnsureBefore(const Before& before, std::span<const size_t> ends) {
+  size_t sure = items_.size();
+  for (const size_t end : ends) {
+    if (end >= items_.size()) break;
+    const double mean = items_[end].gain * kSlack;
+    const double gain = gain_sums_[end] - gain_sums_[0] - before.debt / before.rate;
+    if (mean * before.rate <= 1 && gain >= mean * static_cast<double>(end)) {
+      sure = end;
+      break;
+    }
+  }
+  for (size_t i = 0; i < sure; ++i) MakeHotFirst(items_[i].neuron);
+  const auto count = static_cast<std::ptrdiff_t>(sure);
+  items_.erase(items_.begin(), items_.begin() + count);
+  gain_sums_.erase(gain_sums_.begin(), gain_sums_.begin() + count);
+  byte_sums_.erase(byte_sums_.begin(), byte_sums_.begin() + count);
 }
 
 // What comes after the items could still be pooled with the last of them. From the wait W that they
@@ -216,7 +314,6 @@ void LayerCurve::DropUnsure(std::span<const Node> nodes, double wait,
     rate += 1 / (node.factor * node.most());
     debt += (wait - node.left) / (node.factor * node.most());
   }
-  constexpr double kSlack = 1 + 1e-6;
   size_t sure = 0;
   for (size_t stretch = ends.size(); stretch-- > 0 && sure == 0;) {
     const size_t end = ends[stretch];

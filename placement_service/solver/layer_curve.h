@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <limits>
 #include <span>
 #include <utility>
 #include <vector>
@@ -10,19 +11,24 @@
 
 namespace isotherm {
 
+// Of a node, or of a layer without nodes: what has more reads than `high` is not sorted and the
+// best, what has fewer than `low` is not looked at. Finite ones are above 0.
+struct ReadsWindow {
+  float low = -std::numeric_limits<float>::infinity();
+  float high = std::numeric_limits<float>::infinity();
+};
+
 // What a layer gains by keeping its k best neurons hot, for each k. Only a window of neurons around
 // an expected threshold is sorted; those above it count as one block, those below are not looked
 // at until somebody asks for a wider window. Covers() tells whether a k can be trusted.
 class LayerCurve {
  public:
-  // Neurons whose reads lie within [low, high] are sorted; minus to plus infinity sorts all.
   // `reads` outlives the curve.
-  LayerCurve(std::span<const float> reads, float low, float high);
+  LayerCurve(std::span<const float> reads, const ReadsWindow& window);
   // Several NUMA nodes: a neuron is taken from the node that is the slowest at the time, and gains
-  // what the layer's wait gets shorter. Of each node the neurons of at least low[node] are sorted:
-  // minus infinity sorts all, anything else is above 0.
+  // what the layer's wait gets shorter. windows[node].
   LayerCurve(std::span<const float> reads, std::span<const SolveNode> nodes,
-             std::span<const float> low);
+             std::span<const ReadsWindow> windows);
 
   int64_t size() const { return static_cast<int64_t>(reads_.size()); }
   // What the layer waits for while every neuron is cold: bytes, times the slowest node's factor.
@@ -56,9 +62,14 @@ class LayerCurve {
   };
   struct Node;
   size_t Index(int64_t k) const { return static_cast<size_t>(k - first_); }
-  static Node SortNode(std::span<const float> reads, const SolveNode& node, float low,
-                       int64_t begin);
+  struct Before {  // of neurons that came before the first item
+    double rate = 0, debt = 0;
+  };
+  Node SortNode(int64_t begin, int64_t end, const SolveNode& node, const ReadsWindow& window);
   void TakeFromSlowest(std::vector<Node>& nodes);
+  void MakeHotFirst(int32_t neuron);
+  static Before BoundBefore(std::span<const Node> nodes, double wait);
+  void DropUnsureBefore(const Before& before, std::span<const size_t> ends);
   void DropUnsure(std::span<const Node> nodes, double wait, std::span<const size_t> ends);
 
   const std::span<const float> reads_;
