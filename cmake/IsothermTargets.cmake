@@ -7,11 +7,16 @@
 # The sources of a target read the same headers, which take longer to compile than what follows them:
 # with ISOTHERM_UNITY a compiler run takes up to 16 of them (CMake's unity build). Not those that
 # Highway compiles once per instruction set, nor those with options of their own.
-function(isotherm_compile_together target)
+# `precompiled`: whose headers it takes over, see IsothermPrecompiled.cmake; its flags must be the
+# same. "": none.
+function(isotherm_compile_together target precompiled)
   if(NOT ISOTHERM_UNITY)
     return()
   endif()
   set_target_properties(${target} PROPERTIES UNITY_BUILD ON UNITY_BUILD_BATCH_SIZE 16)
+  if(TARGET "${precompiled}")
+    target_precompile_headers(${target} REUSE_FROM ${precompiled})
+  endif()
   foreach(source ${ARGN})
     if(NOT source MATCHES "[.]cc$")
       continue()
@@ -23,6 +28,13 @@ function(isotherm_compile_together target)
   endforeach()
 endfunction()
 
+# Compiled in four fifths of the time; what the tests test is compiled as it ships.
+function(isotherm_test_flags target)
+  target_compile_options(${target} PRIVATE $<$<AND:$<CONFIG:Release>,$<COMPILE_LANGUAGE:CXX>>:-O1>)
+endfunction()
+
+include(IsothermPrecompiled)
+
 set(CMAKE_RUNTIME_OUTPUT_DIRECTORY "${CMAKE_BINARY_DIR}/bin")
 
 function(isotherm_cc_library)
@@ -32,7 +44,7 @@ function(isotherm_cc_library)
     add_library(${target} STATIC ${ARG_SRCS} ${ARG_HDRS})
     target_include_directories(${target} PUBLIC "${CMAKE_SOURCE_DIR}")
     target_link_libraries(${target} PUBLIC ${ARG_DEPS} PRIVATE ${ARG_PRIVATE_DEPS} isotherm_warnings)
-    isotherm_compile_together(${target} ${ARG_SRCS})
+    isotherm_compile_together(${target} isotherm_precompiled ${ARG_SRCS})
   else()
     add_library(${target} INTERFACE)
     target_include_directories(${target} INTERFACE "${CMAKE_SOURCE_DIR}")
@@ -46,7 +58,7 @@ function(isotherm_cc_binary)
   add_executable(${ARG_NAME} ${ARG_SRCS})
   target_include_directories(${ARG_NAME} PRIVATE "${CMAKE_SOURCE_DIR}")
   target_link_libraries(${ARG_NAME} PRIVATE ${ARG_DEPS} isotherm_warnings)
-  isotherm_compile_together(${ARG_NAME} ${ARG_SRCS})
+  isotherm_compile_together(${ARG_NAME} "" ${ARG_SRCS})
 endfunction()
 
 # A test program, of which nothing runs by itself.
@@ -58,9 +70,8 @@ function(isotherm_cc_test_program)
   target_link_libraries(${ARG_NAME} PRIVATE ${ARG_DEPS} GTest::gmock GTest::gtest_main isotherm_warnings)
   target_compile_definitions(${ARG_NAME} PRIVATE
     ISOTHERM_SOURCE_DIR="${CMAKE_SOURCE_DIR}" ISOTHERM_BINARY_DIR="${CMAKE_BINARY_DIR}")
-  # Compiled in four fifths of the time; what they test is compiled as it ships.
-  target_compile_options(${ARG_NAME} PRIVATE $<$<AND:$<CONFIG:Release>,$<COMPILE_LANGUAGE:CXX>>:-O1>)
-  isotherm_compile_together(${ARG_NAME} ${ARG_SRCS})
+  isotherm_test_flags(${ARG_NAME})
+  isotherm_compile_together(${ARG_NAME} isotherm_precompiled_test ${ARG_SRCS})
 endfunction()
 
 function(isotherm_cc_test)

@@ -5,6 +5,8 @@ set(CMAKE_CXX_STANDARD_REQUIRED ON)
 set(CMAKE_CXX_EXTENSIONS OFF)
 set(CMAKE_POSITION_INDEPENDENT_CODE ON)
 set(CMAKE_EXPORT_COMPILE_COMMANDS ON)
+# Everywhere, or precompiled headers fit only some of the targets.
+add_compile_options($<$<COMPILE_LANGUAGE:CXX>:-pthread>)
 
 if(NOT CMAKE_BUILD_TYPE AND NOT CMAKE_CONFIGURATION_TYPES)
   set(CMAKE_BUILD_TYPE Release CACHE STRING "Build type" FORCE)
@@ -14,7 +16,9 @@ set(CMAKE_CXX_FLAGS_RELEASE "-O2 -DNDEBUG -g1")
 
 find_program(ISOTHERM_CCACHE ccache)
 if(ISOTHERM_CCACHE)
-  set(CMAKE_CXX_COMPILER_LAUNCHER "${ISOTHERM_CCACHE}")
+  # What ccache wants to be told before it takes precompiled headers.
+  set(CMAKE_CXX_COMPILER_LAUNCHER
+    "${CMAKE_COMMAND}" -E env CCACHE_SLOPPINESS=pch_defines,time_macros "${ISOTHERM_CCACHE}")
   set(CMAKE_CUDA_COMPILER_LAUNCHER "${ISOTHERM_CCACHE}")
 endif()
 

@@ -1,7 +1,6 @@
 #include "cpu_worker/server.h"
 
 #include <pthread.h>
-#include <spdlog/spdlog.h>
 
 #include <atomic>
 #include <chrono>
@@ -13,6 +12,7 @@
 #include "absl/synchronization/mutex.h"
 #include "common/base/exit_code.h"
 #include "common/base/status_macros.h"
+#include "common/process/log.h"
 #include "common/rpc/grpc_telemetry_sink.h"
 #include "common/rpc/server.h"
 #include "common/telemetry/telemetry_sampler.h"
@@ -31,7 +31,7 @@ absl::Status LoadModel(const CpuWorkerOptions& options, CpuWorker& worker,
       std::shared_ptr<const ModelFile> model,
       ModelFile::Open(options.model, {.activation = options.activation,
                                       .sparse_threshold = options.sparse_threshold}));
-  if (!model->repacked().empty()) SPDLOG_INFO("{}", model->repacked());
+  if (!model->repacked().empty()) LogInfo("{}", model->repacked());
   const std::string digest = model->config().digest;
   ISOTHERM_ASSIGN_OR_RETURN(const BundleSource source, SourceOf(std::move(model)));
   double announced = 0;
@@ -81,7 +81,7 @@ class Fault {
 }  // namespace
 
 absl::Status RunServer(const CpuWorkerOptions& options, ShutdownSignal& shutdown) {
-  if (const std::string warning = QuotaWarning(); !warning.empty()) SPDLOG_WARN("{}", warning);
+  if (const std::string warning = QuotaWarning(); !warning.empty()) LogWarning("{}", warning);
   Fault fault(shutdown);
   CpuWorker worker({.socket_dir = options.socket_dir,
                     .arena = options.arena,
@@ -121,7 +121,7 @@ absl::Status RunServer(const CpuWorkerOptions& options, ShutdownSignal& shutdown
   loader.join();
   if (signal == 0) return fault.status();
 
-  SPDLOG_INFO("signal {}: draining", signal);
+  LogInfo("signal {}: draining", signal);
   server->SetServing(false);
   const bool clean = Drain(worker, options.drain_timeout);
   server->Shutdown(std::chrono::milliseconds(0));

@@ -81,7 +81,7 @@ int Run(ShutdownSignal& shutdown, Options options) {
   if (!model.ok()) return ExitWith(model.status());
   (*gateway)->SetModel(*std::move(model));
   shutdown.Wait();
-  SPDLOG_INFO("draining");
+  LogInfo("draining");
   const bool finished = (*gateway)->Drain(*drain_timeout);
   return static_cast<int>(finished ? ExitCode::kOk : ExitCode::kDrainCut);
 }

@@ -57,7 +57,7 @@ std::optional<KvLeaseOptions> LeaseOf(const GpuWorkerOptions& options, const KvS
                                       const DeviceInfo& info) {
   if (options.kv_floor < 0) return std::nullopt;
   if (!info.shares_memory) {
-    SPDLOG_WARN("--kv-floor: KV pages are fixed on the device {}", info.name);
+    LogWarning("--kv-floor: KV pages are fixed on the device {}", info.name);
     return std::nullopt;
   }
   // One sequence of the whole context always fits.
@@ -103,7 +103,7 @@ absl::StatusOr<KvShape> ChooseKv(const GpuWorkerOptions& options, const ModelCon
 
 void LogMemory(const DeviceMemoryUse& use) {
   if (use.process == 0) return;
-  SPDLOG_INFO(
+  LogInfo(
       "device memory {}: context {}, dense {}, head {}, predictor {}, KV {}, workspace {}, tables "
       "{}, hot pool {}",
       FormatBytes(use.process), FormatBytes(use.context), FormatBytes(use.dense),
@@ -146,7 +146,7 @@ absl::Status RunGpuWorker(const GpuWorkerOptions& options, ShutdownSignal& shutd
   ISOTHERM_ASSIGN_OR_RETURN(const std::unique_ptr<ModelFile> model,
                             ModelFile::Open(options.model, options.model_options));
   const ModelConfig& config = model->config();
-  if (!model->repacked().empty()) SPDLOG_INFO("{}", model->repacked());
+  if (!model->repacked().empty()) LogInfo("{}", model->repacked());
   ISOTHERM_ASSIGN_OR_RETURN(const KvShape kv, ChooseKv(options, config));
   ISOTHERM_ASSIGN_OR_RETURN(
       std::unique_ptr<Device> device,
@@ -206,14 +206,14 @@ absl::Status RunGpuWorker(const GpuWorkerOptions& options, ShutdownSignal& shutd
   server->SetServing(true);
   AnnounceReady();
   const DeviceInfo info = device->Describe();
-  SPDLOG_INFO("serving {} on {} ({}): context {}, {} KV pages, hot pool {}", config.name, info.name,
-              info.isa, kv.context, kv.pages, FormatBytes(info.hot_capacity_bytes));
+  LogInfo("serving {} on {} ({}): context {}, {} KV pages, hot pool {}", config.name, info.name,
+          info.isa, kv.context, kv.pages, FormatBytes(info.hot_capacity_bytes));
   LogMemory(info.memory);
 
   shutdown.Wait();
   if (device_lost) {
     // Nothing works in this process any more, not even an orderly end: a new one has to start.
-    SPDLOG_CRITICAL("the GPU reported an error that ends this process");
+    Log(LogLevel::kCritical, "the GPU reported an error that ends this process");
     server->SetServing(false);
     std::_Exit(static_cast<int>(ExitCode::kInternal));
   }

@@ -1,7 +1,6 @@
 #include "placement_service/server.h"
 
 #include <pthread.h>
-#include <spdlog/spdlog.h>
 
 #include <filesystem>
 #include <memory>
@@ -10,6 +9,7 @@
 #include "absl/strings/str_cat.h"
 #include "common/base/exit_code.h"
 #include "common/base/status_macros.h"
+#include "common/process/log.h"
 #include "common/rpc/server.h"
 #include "models/profile/activation_profile.h"
 #include "placement_service/plan/plan_publisher.h"
@@ -37,7 +37,7 @@ absl::StatusOr<PlacementProfile> LoadProfile(const PlacementOptions& options) {
                                              "; name the file with --profile-file")),
             ExitCode::kBadData);
       }
-      SPDLOG_INFO("no {}: hot neurons are split evenly over the layers", path);
+      LogInfo("no {}: hot neurons are split evenly over the layers", path);
       return PlacementProfile();
     }
   }
@@ -90,7 +90,7 @@ absl::Status RunPlacementServer(const PlacementOptions& options, ShutdownSignal&
     if (!publisher_status.ok()) shutdown.Trigger();
   });
   const int signal = shutdown.Wait();
-  if (signal != 0) SPDLOG_INFO("signal {}: stopping", signal);
+  if (signal != 0) LogInfo("signal {}: stopping", signal);
   server->SetServing(false);
   publisher->Stop();
   thread.join();

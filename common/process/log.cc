@@ -3,6 +3,7 @@
 #include <spdlog/pattern_formatter.h>
 #include <spdlog/sinks/stdout_color_sinks.h>
 #include <spdlog/sinks/stdout_sinks.h>
+#include <spdlog/spdlog.h>
 #include <unistd.h>
 
 #include <memory>
@@ -63,6 +64,18 @@ absl::Status InitLogging(absl::string_view service, absl::string_view level) {
   logger->set_error_handler([](const std::string&) {});
   spdlog::set_default_logger(std::move(logger));
   return absl::OkStatus();
+}
+
+void log_internal::Write(LogLevel level, fmt::string_view format, fmt::format_args args) {
+  constexpr spdlog::level::level_enum kLevels[] = {spdlog::level::info, spdlog::level::warn,
+                                                   spdlog::level::err, spdlog::level::critical};
+  const spdlog::level::level_enum wanted = kLevels[static_cast<size_t>(level)];
+  spdlog::logger* const logger = spdlog::default_logger_raw();
+  if (logger == nullptr || !logger->should_log(wanted)) return;
+  try {
+    logger->log(wanted, fmt::vformat(format, args));
+  } catch (const std::exception&) {  // no memory for the text
+  }
 }
 
 std::string EscapeControl(absl::string_view text) {

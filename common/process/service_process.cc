@@ -111,7 +111,7 @@ void AnnounceProgress(double share) { WriteLine(absl::StrFormat("progress %.3f\n
 int ExitWith(const absl::Status& status) {
   const ExitCode code = ExitCodeOf(status);
   if (code != ExitCode::kOk) {
-    SPDLOG_ERROR("{} (exit {})", std::string(status.message()), static_cast<int>(code));
+    LogError("{} (exit {})", std::string(status.message()), static_cast<int>(code));
   }
   return static_cast<int>(code);
 }

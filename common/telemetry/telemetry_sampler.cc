@@ -1,11 +1,11 @@
 #include "common/telemetry/telemetry_sampler.h"
 
 #include <pthread.h>
-#include <spdlog/spdlog.h>
 
 #include <utility>
 
 #include "absl/time/time.h"
+#include "common/process/log.h"
 #include "common/telemetry/report_builder.h"
 
 namespace isotherm {
@@ -41,7 +41,7 @@ void TelemetrySampler::Loop() {
       if (stopping_) return;
     }
     if (const absl::Status status = read_(&counters); !status.ok()) {
-      SPDLOG_WARN("no telemetry: {}", std::string(status.message()));
+      LogWarning("no telemetry: {}", std::string(status.message()));
       if (absl::IsUnimplemented(status)) return;
       continue;
     }
@@ -54,8 +54,8 @@ void TelemetrySampler::Loop() {
     }
     if (sent != reaches) {
       reaches = sent;
-      SPDLOG_INFO(sent ? "the placement_service takes telemetry again"
-                       : "the placement_service takes no telemetry; it is kept until it does");
+      LogInfo("{}", sent ? "the placement_service takes telemetry again"
+                         : "the placement_service takes no telemetry; it is kept until it does");
     }
   }
 }

@@ -2,7 +2,6 @@
 
 #include <fcntl.h>
 #include <pthread.h>
-#include <spdlog/spdlog.h>
 
 #include <cerrno>
 #include <cstring>
@@ -10,6 +9,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "common/base/status_macros.h"
+#include "common/process/log.h"
 
 namespace isotherm::cpu {
 
@@ -117,7 +117,7 @@ void AttachmentHost::OnTaken(std::unique_ptr<Session> session, UniqueFd connecti
       std::move(connection), *session->region,
       shm::PeerWatch::Callbacks{.on_dead =
                                     [server](const absl::Status& why) {
-                                      SPDLOG_WARN("{}", std::string(why.message()));
+                                      LogWarning("{}", std::string(why.message()));
                                       server->Abort();
                                     },
                                 .wake = [server] { server->WakeSelf(); }},
@@ -160,8 +160,8 @@ void AttachmentHost::Loop() {
       current_ = session.get();
     }
     attached_.store(true, std::memory_order_release);
-    SPDLOG_INFO("gpu_worker {} attached{}", session->peer,
-                session->device_rings ? ", its device rings by itself" : "");
+    LogInfo("gpu_worker {} attached{}", session->peer,
+            session->device_rings ? ", its device rings by itself" : "");
     events_.StateChanged();
     if (session->device_rings) engine_.SetSpin(options_.wait.device_spin);
     Serve(*session);
@@ -169,7 +169,7 @@ void AttachmentHost::Loop() {
     session->server->Abort();
     engine_.DropStep();
     attached_.store(false, std::memory_order_release);
-    SPDLOG_INFO("gpu_worker {} detached", session->peer);
+    LogInfo("gpu_worker {} detached", session->peer);
     {
       absl::MutexLock lock(&mu_);
       current_ = nullptr;
@@ -187,8 +187,8 @@ void AttachmentHost::Serve(Session& session) {
     if (absl::IsDeadlineExceeded(work.status())) continue;
     if (!work.ok()) {
       if (!absl::IsUnavailable(work.status())) {
-        SPDLOG_ERROR("gpu_worker {} broke the slot protocol: {}", session.peer,
-                     std::string(work.status().message()));
+        LogError("gpu_worker {} broke the slot protocol: {}", session.peer,
+                 std::string(work.status().message()));
       }
       return;
     }

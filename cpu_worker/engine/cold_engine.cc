@@ -1,7 +1,5 @@
 #include "cpu_worker/engine/cold_engine.h"
 
-#include <spdlog/spdlog.h>
-
 #include <bit>
 #include <chrono>
 #include <string>
@@ -9,6 +7,7 @@
 
 #include "common/base/checked_math.h"
 #include "common/base/status_macros.h"
+#include "common/process/log.h"
 
 namespace isotherm::cpu {
 namespace {
@@ -107,8 +106,8 @@ shm::ColdLayerOutcome ColdEngine::Compute(
     done(outcome);
   });
   if (!status.ok()) {
-    SPDLOG_ERROR("layer {} of step {}: {}", header.layer, header.step_id,
-                 std::string(status.message()));
+    LogError("layer {} of step {}: {}", header.layer, header.step_id,
+             std::string(status.message()));
     return refuse(shm::ColdLayerStatus::kPoison);
   }
   ledger_.AddLayer(KeyOf(header), outcome.work_hash, outcome.neurons);

@@ -2,7 +2,6 @@
 
 #include <hwy/targets.h>
 #include <sched.h>
-#include <spdlog/spdlog.h>
 
 #include <algorithm>
 #include <utility>
@@ -10,6 +9,7 @@
 #include "common/base/error_reason.h"
 #include "common/base/status_macros.h"
 #include "common/base/units.h"
+#include "common/process/log.h"
 #include "common/process/service_process.h"
 #include "common/threading/cores.h"
 #include "common/threading/cpu_list.h"
@@ -55,13 +55,13 @@ absl::Status CpuWorker::Load(const BundleSource& source, const std::string& mode
                                                        return !progress || progress(share);
                                                      },
                                                  .limits = shm::ReadMemoryLimits()}));
-  SPDLOG_INFO("{} of {}, {} of it in 2 MiB pages; {} compute threads{}",
-              parts_.arena->is_model_file() ? "arena in the mapped model file" : "arena, a copy,",
-              FormatBytes(parts_.arena->geometry().arena_bytes),
-              FormatBytes(parts_.arena->huge_page_bytes()), threads,
-              options_.compute_cpus.empty()
-                  ? ""
-                  : " on CPUs " + FormatCpuList(Sorted(options_.compute_cpus)));
+  LogInfo("{} of {}, {} of it in 2 MiB pages; {} compute threads{}",
+          parts_.arena->is_model_file() ? "arena in the mapped model file" : "arena, a copy,",
+          FormatBytes(parts_.arena->geometry().arena_bytes),
+          FormatBytes(parts_.arena->huge_page_bytes()), threads,
+          options_.compute_cpus.empty()
+              ? ""
+              : " on CPUs " + FormatCpuList(Sorted(options_.compute_cpus)));
   parts_.epochs =
       std::make_unique<EpochTables>(EpochTables::Model{.num_layers = source.shape.num_layers,
                                                        .num_neurons = source.shape.num_neurons,

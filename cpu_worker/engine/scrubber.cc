@@ -1,7 +1,6 @@
 #include "cpu_worker/engine/scrubber.h"
 
 #include <pthread.h>
-#include <spdlog/spdlog.h>
 
 #include <algorithm>
 #include <string>
@@ -9,6 +8,7 @@
 
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
+#include "common/process/log.h"
 
 namespace isotherm::cpu {
 
@@ -55,9 +55,9 @@ absl::Status Scrubber::CheckNext() {
   next_ = (next_ + 1) % arena_.num_groups();
   const absl::Status damage = arena_.CheckGroup(group);
   if (damage.ok()) return damage;
-  SPDLOG_ERROR("{}", std::string(damage.message()));
+  LogError("{}", std::string(damage.message()));
   const absl::StatusOr<int64_t> mended = arena_.MendGroup(group, source_);
-  if (mended.ok()) SPDLOG_WARN("{} bytes of it were written anew from the model file", *mended);
+  if (mended.ok()) LogWarning("{} bytes of it were written anew from the model file", *mended);
   // After the mending, or what is run again would meet the damage again.
   StepResult report;
   report.error_code = static_cast<int32_t>(damage.code());

@@ -77,9 +77,9 @@ void Generation::OnFinish(absl::Status status, const GenerationStats& stats) {
     });
     queue_.Push(CompleteEvent{stats});
   }
-  SPDLOG_INFO("request {} prompt={} completion={} ms={:.1f} ttft_ms={:.1f} tok/s={:.1f} finish={}",
-              EscapeControl(options_.request_id), stats.prompt_tokens, stats.completion_tokens,
-              total_ms, stats.time_to_first_token_ms, rate, finish);
+  LogInfo("request {} prompt={} completion={} ms={:.1f} ttft_ms={:.1f} tok/s={:.1f} finish={}",
+          EscapeControl(options_.request_id), stats.prompt_tokens, stats.completion_tokens,
+          total_ms, stats.time_to_first_token_ms, rate, finish);
   // Whoever is told may delete this object.
   const std::function<void()> on_finish = on_finish_;
   queue_.Close(std::move(status));

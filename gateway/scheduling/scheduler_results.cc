@@ -1,11 +1,11 @@
 // What comes back from the workers, and what follows when it does not.
-#include <spdlog/spdlog.h>
 
 #include <algorithm>
 #include <string>
 #include <utility>
 
 #include "common/base/error_reason.h"
+#include "common/process/log.h"
 #include "gateway/scheduling/scheduler.h"
 
 namespace isotherm {
@@ -56,7 +56,7 @@ void Scheduler::OnHello(WorkerKind kind, WorkerHello hello) {
     cpu_stream_up_ = true;
     epochs_.SetCpuEpochs(hello.epochs);
   } else if (!IsUsable(hello)) {
-    SPDLOG_ERROR(
+    LogError(
         "the gpu_worker's hello is out of bounds: kv_pages={} page_size={} max_rows={} "
         "context={}; are both of one version?",
         hello.kv_pages, hello.page_size, hello.max_rows, hello.context_length);
@@ -68,8 +68,8 @@ void Scheduler::OnHello(WorkerKind kind, WorkerHello hello) {
     }
     epochs_.SetGpuEpochs(hello.epochs);
     if (!gpu_hello_.has_value()) {
-      SPDLOG_INFO("gpu_worker attached: {} KV pages of {}, context {}, {} rows a step",
-                  hello.kv_pages, hello.page_size, hello.context_length, hello.max_rows);
+      LogInfo("gpu_worker attached: {} KV pages of {}, context {}, {} rows a step", hello.kv_pages,
+              hello.page_size, hello.context_length, hello.max_rows);
       pages_ = PagePool(std::max(hello.kv_pages, hello.kv_pages_most), hello.kv_pages);
       kv_demand_ = KvDemand();
       gpu_hello_ = std::move(hello);
@@ -87,7 +87,7 @@ void Scheduler::OnHello(WorkerKind kind, WorkerHello hello) {
       for (const auto& [request, status] : too_long) Finish(*request, status);
     } else {
       if (hello.kv_pages != gpu_hello_->kv_pages) {
-        SPDLOG_INFO("the gpu_worker has {} KV pages now", hello.kv_pages);
+        LogInfo("the gpu_worker has {} KV pages now", hello.kv_pages);
         gpu_hello_->kv_pages = hello.kv_pages;
         pages_.SetLimit(hello.kv_pages);
       }
@@ -302,7 +302,7 @@ void Scheduler::ApplyRow(SequenceRef ref, const RowResult& row) {
 void Scheduler::FailStep(FaultKind kind, const std::vector<SentRow>& blamed,
                          const absl::Status& why) {
   ++step_failures_;
-  SPDLOG_WARN("a step of {} sequences failed: {}", blamed.size(), std::string(why.message()));
+  LogWarning("a step of {} sequences failed: {}", blamed.size(), std::string(why.message()));
   // Everything sent or unverified rests on the failed step: it is thrown away, and each sequence in
   // it begins anew from its tokens under another name, so that nothing late can be taken for it.
   std::vector<SequenceId> touched;
@@ -391,8 +391,8 @@ void Scheduler::RestartAfterFault(ScheduledRequest& request, FaultKind kind, boo
 void Scheduler::OnGpuLost(const absl::Status& why) {
   if (!gpu_hello_.has_value()) return;
   if (!draining_ || !running_.empty()) {  // at an orderly end it is no loss
-    SPDLOG_WARN("gpu_worker lost with {} requests running: {}", running_.size(),
-                std::string(why.message()));
+    LogWarning("gpu_worker lost with {} requests running: {}", running_.size(),
+               std::string(why.message()));
   }
   ++step_failures_;
   std::vector<RequestHandle> at_work;

@@ -1,11 +1,11 @@
 #include "gateway/service/grpc_placement_client.h"
 
 #include <pthread.h>
-#include <spdlog/spdlog.h>
 
 #include <algorithm>
 #include <utility>
 
+#include "common/process/log.h"
 #include "common/rpc/channel.h"
 #include "isotherm/v1/placement.grpc.pb.h"
 
@@ -59,7 +59,7 @@ void GrpcPlacementClient::Loop(SchedulerThread& scheduler) {
       const int64_t epoch = response.plan().epoch();
       if (epoch < 0) break;
       if (response.state() == v1::PLAN_STATE_LIVE) {
-        SPDLOG_INFO("placement epoch {} is live", epoch);
+        LogInfo("placement epoch {} is live", epoch);
         scheduler.Post([epoch](Scheduler& s) { s.OnLive(epoch); });
       } else if (response.state() == v1::PLAN_STATE_RETIRED) {
         scheduler.Post([epoch](Scheduler& s) { s.OnRetired(epoch); });
@@ -74,12 +74,11 @@ void GrpcPlacementClient::Loop(SchedulerThread& scheduler) {
       if (stopping_) return;
     }
     if (heard) {
-      SPDLOG_WARN("lost the placement_service: {}; the last plan serves on",
-                  status.error_message());
+      LogWarning("lost the placement_service: {}; the last plan serves on", status.error_message());
       backoff = rpc::kFirstBackoff;
       said_so = true;
     } else if (!said_so) {
-      SPDLOG_INFO("waiting for the placement_service at {}", address_);
+      LogInfo("waiting for the placement_service at {}", address_);
       said_so = true;
     }
     absl::MutexLock lock(&mu_);

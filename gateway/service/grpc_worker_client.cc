@@ -1,12 +1,12 @@
 #include "gateway/service/grpc_worker_client.h"
 
 #include <pthread.h>
-#include <spdlog/spdlog.h>
 
 #include <algorithm>
 #include <atomic>
 #include <utility>
 
+#include "common/process/log.h"
 #include "common/rpc/channel.h"
 #include "common/rpc/status.h"
 #include "common/rpc/step_convert.h"
@@ -61,8 +61,7 @@ void GrpcWorkerClient::Loop(SchedulerThread& scheduler) {
       if (!message.has_result() || !greeted->load()) return false;
       auto result = rpc::FromProto(message.result());
       if (!result.ok()) {
-        SPDLOG_ERROR("{} sent a bad result: {}", Name(kind_),
-                     std::string(result.status().message()));
+        LogError("{} sent a bad result: {}", Name(kind_), std::string(result.status().message()));
         return false;
       }
       scheduler.Post([this, stream = &self, result = *std::move(result)](Scheduler& s) mutable {
@@ -85,7 +84,7 @@ void GrpcWorkerClient::Loop(SchedulerThread& scheduler) {
       ours = stopping_;
     }
     if (greeted->load()) {
-      if (!ours) SPDLOG_WARN("lost the {}: {}", Name(kind_), status.error_message());
+      if (!ours) LogWarning("lost the {}: {}", Name(kind_), status.error_message());
       said_so = true;
       backoff = rpc::kFirstBackoff;
       scheduler.Post([this, stream, why = rpc::FromGrpcStatus(status)](Scheduler& s) {
@@ -94,7 +93,7 @@ void GrpcWorkerClient::Loop(SchedulerThread& scheduler) {
         s.OnDisconnected(kind_, why);
       });
     } else if (!said_so) {
-      SPDLOG_INFO("waiting for the {} at {}", Name(kind_), address_);
+      LogInfo("waiting for the {} at {}", Name(kind_), address_);
       said_so = true;
     }
     absl::MutexLock lock(&mu_);

@@ -1,7 +1,5 @@
 #include "gateway/text/gguf_text_model.h"
 
-#include <spdlog/spdlog.h>
-
 #include <chrono>
 #include <fstream>
 #include <map>
@@ -13,6 +11,7 @@
 #include "common/base/error_reason.h"
 #include "common/base/exit_code.h"
 #include "common/base/status_macros.h"
+#include "common/process/log.h"
 #include "models/chat_template/chat_template.h"
 #include "models/gguf/gguf_file.h"
 #include "models/gguf/gguf_limits.h"
@@ -161,8 +160,8 @@ std::unique_ptr<ChatTemplate> LoadOwn(const GgufFile& file) {
   absl::StatusOr<std::string> source = file.GetString(kTemplateKey);
   auto parsed = source.ok() ? ChatTemplate::Parse(*source) : source.status();
   if (parsed.ok()) return *std::move(parsed);
-  SPDLOG_WARN("the model's chat template cannot be used: {}; chat is off, try --chat-template",
-              std::string(parsed.status().message()));
+  LogWarning("the model's chat template cannot be used: {}; chat is off, try --chat-template",
+             std::string(parsed.status().message()));
   return nullptr;
 }
 

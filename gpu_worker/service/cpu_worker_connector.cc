@@ -92,7 +92,7 @@ void CpuWorkerConnector::Loop() {
     std::chrono::milliseconds wait = kPollEvery;
     if (attached == nullptr || !attached->link().alive()) {
       if (attached != nullptr) {
-        SPDLOG_WARN("the cpu_worker is lost; cold neurons are computed here until it is back");
+        LogWarning("the cpu_worker is lost; cold neurons are computed here until it is back");
         told = kAway;
       }
       lock.unlock();
@@ -106,14 +106,14 @@ void CpuWorkerConnector::Loop() {
       }
       if (fresh.ok()) {
         attached = *std::move(fresh);
-        SPDLOG_INFO("attached to the cpu_worker by {}",
-                    options_.transport == ColdTransport::kShm ? "shared memory" : "gRPC");
+        LogInfo("attached to the cpu_worker by {}",
+                options_.transport == ColdTransport::kShm ? "shared memory" : "gRPC");
         told.clear();
       } else {
         const std::string why(fresh.status().message());
         const bool away = absl::IsUnavailable(fresh.status());
         if (const std::string& reason = away ? kAway : why; reason != told) {
-          SPDLOG_INFO("waiting for the cpu_worker: {}", why);
+          LogInfo("waiting for the cpu_worker: {}", why);
           told = reason;
         }
         if (!away) wait = kRefusedEvery;

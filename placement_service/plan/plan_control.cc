@@ -1,5 +1,4 @@
 // The control operations of PlanPublisher: queueing, idempotence, preconditions.
-#include <spdlog/spdlog.h>
 
 #include <utility>
 
@@ -7,6 +6,7 @@
 #include "absl/strings/str_split.h"
 #include "common/base/error_reason.h"
 #include "common/base/status_macros.h"
+#include "common/process/log.h"
 #include "placement_service/plan/plan_publisher.h"
 
 namespace isotherm {
@@ -235,7 +235,7 @@ absl::Status PlanPublisher::ApplyPin(const Control& control) {
     pinned_ = control.pinned;
   }
   const int64_t epoch = live != nullptr ? live->plan.epoch : 0;
-  SPDLOG_INFO("epoch {} is {}", epoch, control.pinned ? "pinned" : "not pinned any more");
+  LogInfo("epoch {} is {}", epoch, control.pinned ? "pinned" : "not pinned any more");
   if (control.request_id.empty()) return absl::OkStatus();
   return store_.InsertRequest(
       {.request_id = control.request_id, .fingerprint = control.fingerprint, .epoch = epoch});
@@ -273,7 +273,7 @@ absl::Status PlanPublisher::ApplyProfile(const Control& control) {
   }
   traffic_.SetPrior(profile.name, profile.predicted, profile.fired, profile.tokens);
   ISOTHERM_RETURN_IF_ERROR(store_.PutProfile(traffic_.Snapshot()));
-  SPDLOG_INFO("learning starts over from the profile {}", profile.name);
+  LogInfo("learning starts over from the profile {}", profile.name);
   if (control.request_id.empty()) return absl::OkStatus();
   const PlanRecord* live = UsableLive();
   return store_.InsertRequest({.request_id = control.request_id,

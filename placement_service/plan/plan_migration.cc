@@ -1,6 +1,5 @@
 // How PlanPublisher makes a plan live: intent, in several epochs where room is short, prepare and
 // commit on both workers, announce, retire; and what it does when one of these fails.
-#include <spdlog/spdlog.h>
 
 #include <algorithm>
 #include <bit>
@@ -10,6 +9,7 @@
 #include "common/base/checked_math.h"
 #include "common/base/status_macros.h"
 #include "common/base/units.h"
+#include "common/process/log.h"
 #include "placement_service/plan/plan_codec.h"
 #include "placement_service/plan/plan_publisher.h"
 
@@ -146,9 +146,9 @@ absl::Status PlanPublisher::BeginStep(PlanRecord record,
   record.measured_hit_share.reset();
   record.measured_gain.reset();
   ISOTHERM_RETURN_IF_ERROR(store_.InsertPreparing(record, request));
-  SPDLOG_INFO("epoch {}: {} of {}, objective {:.4f}, {} neurons move: {}", record.plan.epoch,
-              FormatBytes(record.plan.used_bytes), FormatBytes(record.plan.budget_bytes),
-              record.plan.objective, record.moved_neurons, record.reason);
+  LogInfo("epoch {}: {} of {}, objective {:.4f}, {} neurons move: {}", record.plan.epoch,
+          FormatBytes(record.plan.used_bytes), FormatBytes(record.plan.budget_bytes),
+          record.plan.objective, record.moved_neurons, record.reason);
   feed_->Publish(record.plan, PlanState::kPreparing, "");
   pending_ = std::move(record);
   pending_since_ = clock_.Now();
@@ -226,7 +226,7 @@ void PlanPublisher::GoLive() {
   failures_ = 0;
   traffic_.SetLive(live_->plan);
   ShowLive();
-  SPDLOG_INFO("epoch {} is live", live_->plan.epoch);
+  LogInfo("epoch {} is live", live_->plan.epoch);
   feed_->Publish(live_->plan, PlanState::kLive, "");
   if (old != nullptr) feed_->Publish(old->plan, PlanState::kRetired, "");
   if (!goal_.has_value()) FinishWaiters(*live_);
@@ -243,7 +243,7 @@ void PlanPublisher::FailPending(const absl::Status& status) {
     return Block(absl::StrCat("epoch ", failed.plan.epoch,
                               " failed and cannot be recorded: ", stored.message()));
   }
-  SPDLOG_ERROR("epoch {} failed: {}", failed.plan.epoch, message);
+  LogError("epoch {} failed: {}", failed.plan.epoch, message);
   doomed_.reset();
   pending_.reset();  // what workers hold of it is an extra epoch now
   feed_->Publish(failed.plan, PlanState::kFailed, message);
@@ -276,7 +276,7 @@ void PlanPublisher::RestoreLive() {
     }
     if (absl::IsAborted(status)) return Fence(status);
     if (status.ok()) {
-      SPDLOG_INFO("{} has epoch {} again", std::string(worker->name()), epoch);
+      LogInfo("{} has epoch {} again", std::string(worker->name()), epoch);
     } else {
       Block(absl::StrCat(worker->name(), " did not take epoch ", epoch, ": ", status.message()));
     }
@@ -305,8 +305,8 @@ bool PlanPublisher::RetireOn(WorkerView& worker) {
     }
     if (!status.ok()) {
       if (!IsTransient(status)) {
-        SPDLOG_WARN("{} did not free epoch {}: {}", std::string(worker.name()), epoch,
-                    std::string(status.message()));
+        LogWarning("{} did not free epoch {}: {}", std::string(worker.name()), epoch,
+                   std::string(status.message()));
       }
       return false;
     }

@@ -1,5 +1,4 @@
 // What makes PlanPublisher move neurons: solving, recomputations, the traffic.
-#include <spdlog/spdlog.h>
 
 #include <algorithm>
 #include <bit>
@@ -10,6 +9,7 @@
 #include "common/base/checked_math.h"
 #include "common/base/error_reason.h"
 #include "common/base/status_macros.h"
+#include "common/process/log.h"
 #include "common/process/service_process.h"
 #include "placement_service/plan/plan_codec.h"
 #include "placement_service/plan/plan_publisher.h"
@@ -51,7 +51,7 @@ absl::StatusOr<PlanRecord> PlanPublisher::Solve(int64_t requested_bytes, Placeme
 
 void PlanPublisher::FollowTraffic() {
   for (const std::string& alarm : mover_.TakeAlarms()) {
-    SPDLOG_WARN("{}", alarm);
+    LogWarning("{}", alarm);
     feed_->PublishAlarm(alarm);
   }
   const PlanRecord* live = UsableLive();
@@ -95,8 +95,8 @@ void PlanPublisher::RecordGain() {
   const absl::Status status =
       store_.RecordMeasured(live_->plan.epoch, result->hit_share, result->gain);
   if (!status.ok()) {
-    SPDLOG_WARN("what epoch {} gained is not recorded: {}", live_->plan.epoch,
-                std::string(status.message()));
+    LogWarning("what epoch {} gained is not recorded: {}", live_->plan.epoch,
+               std::string(status.message()));
   }
 }
 

@@ -1,7 +1,5 @@
 #include "placement_service/plan/plan_publisher.h"
 
-#include <spdlog/spdlog.h>
-
 #include <algorithm>
 #include <utility>
 
@@ -9,6 +7,7 @@
 #include "absl/time/time.h"
 #include "common/base/checked_math.h"
 #include "common/base/status_macros.h"
+#include "common/process/log.h"
 #include "placement_service/plan/plan_codec.h"
 
 namespace isotherm {
@@ -304,7 +303,7 @@ void PlanPublisher::Block(const std::string& reason) {
 void PlanPublisher::Notify(const PlacementPlan& plan, PlanState state, const std::string& notice) {
   if (notice == last_notice_) return;
   last_notice_ = notice;
-  SPDLOG_ERROR("{}", notice);
+  LogError("{}", notice);
   feed_->Publish(plan, state, notice);
 }
 

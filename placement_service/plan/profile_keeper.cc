@@ -1,6 +1,5 @@
 #include "placement_service/plan/profile_keeper.h"
-
-#include <spdlog/spdlog.h>
+#include "common/process/log.h"
 
 #include <chrono>
 #include <utility>
@@ -19,7 +18,7 @@ ProfileKeeper::ProfileKeeper(PlanStore& store, TrafficModel& traffic, const Cloc
 std::optional<StoredProfile> ProfileKeeper::Load() {
   absl::StatusOr<std::optional<StoredProfile>> stored = store_.GetProfile();
   if (!stored.ok()) {
-    SPDLOG_WARN("{}; learning starts over", std::string(stored.status().message()));
+    LogWarning("{}; learning starts over", std::string(stored.status().message()));
     return std::nullopt;
   }
   if (stored->has_value()) saved_tokens_ = (*stored)->total_tokens;
@@ -40,7 +39,7 @@ void ProfileKeeper::Save() {
   if (status.ok()) {
     saved_tokens_ = tokens;
   } else if (!failing_) {
-    SPDLOG_WARN("what was learnt is not saved: {}", std::string(status.message()));
+    LogWarning("what was learnt is not saved: {}", std::string(status.message()));
   }
   failing_ = !status.ok();
 }

@@ -1,11 +1,10 @@
 #include "placement_service/plan/recomputations.h"
 
-#include <spdlog/spdlog.h>
-
 #include <algorithm>
 #include <utility>
 
 #include "common/base/status_macros.h"
+#include "common/process/log.h"
 
 namespace isotherm {
 
@@ -79,8 +78,8 @@ void Recomputations::Progress(absl::string_view id, double progress) {
 void Recomputations::End(RecomputationRecord record) {
   record.progress = 1;
   if (const absl::Status status = store_.PutRecomputation(record); !status.ok()) {
-    SPDLOG_WARN("recomputation {} ended and is not recorded: {}", record.id,
-                std::string(status.message()));
+    LogWarning("recomputation {} ended and is not recorded: {}", record.id,
+               std::string(status.message()));
   }
   feed_.PublishRecomputation(record);
   absl::MutexLock lock(&mu_);

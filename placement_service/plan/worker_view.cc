@@ -1,12 +1,11 @@
 #include "placement_service/plan/worker_view.h"
 
-#include <spdlog/spdlog.h>
-
 #include <algorithm>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "common/base/check.h"
+#include "common/process/log.h"
 
 namespace isotherm {
 namespace {
@@ -40,7 +39,7 @@ void WorkerView::Refresh() {
     NoteAbsence(status).IgnoreError();
     return;
   }
-  if (!absent_reason_.empty()) SPDLOG_INFO("{} is there", std::string(name()));
+  if (!absent_reason_.empty()) LogInfo("{} is there", std::string(name()));
   absent_reason_.clear();
   seen_ = true;
   description_ = *std::move(description);
@@ -50,9 +49,8 @@ absl::Status WorkerView::NoteAbsence(absl::Status status) {
   if (absent_reason_ != status.message()) {
     // One that was never there, and only does not answer, is starting.
     const bool starts = !seen_ && IsTransient(status);
-    SPDLOG_LOGGER_CALL(spdlog::default_logger_raw(),
-                       starts ? spdlog::level::info : spdlog::level::warn, "waiting for {}: {}",
-                       std::string(name()), std::string(status.message()));
+    Log(starts ? LogLevel::kInfo : LogLevel::kWarning, "waiting for {}: {}", std::string(name()),
+        std::string(status.message()));
     absent_reason_ = std::string(status.message());
   }
   description_.reset();
@@ -83,8 +81,8 @@ absl::Status WorkerView::Plan(const PlacementPlan& plan, int64_t term,
     if (!Holds(plan.epoch)) description_->epochs.push_back(plan.epoch);
     got = *checksum;
     if (got == wanted) return absl::OkStatus();
-    SPDLOG_WARN("{} took epoch {} with the checksum {:x} instead of {:x}; sending it again",
-                std::string(name()), plan.epoch, got, wanted);
+    LogWarning("{} took epoch {} with the checksum {:x} instead of {:x}; sending it again",
+               std::string(name()), plan.epoch, got, wanted);
     const absl::Status aborted = Run(PreparePhase::kAbort, plan.epoch, term, timeout);
     if (!aborted.ok()) return aborted;
   }

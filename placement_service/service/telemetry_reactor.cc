@@ -1,9 +1,8 @@
 #include "placement_service/service/telemetry_reactor.h"
 
-#include <spdlog/spdlog.h>
-
 #include <string>
 
+#include "common/process/log.h"
 #include "common/rpc/telemetry_convert.h"
 
 namespace isotherm {
@@ -26,9 +25,8 @@ void TelemetryReactor::OnReadDone(bool ok) {
     ++accepted_;
   } else if (dropped_++ == 0) {  // a worker that is wrong once is wrong again
     // Of a worker that this service has not met yet: the next ones count.
-    SPDLOG_LOGGER_CALL(spdlog::default_logger_raw(),
-                       absl::IsNotFound(status) ? spdlog::level::info : spdlog::level::warn,
-                       "a telemetry report was dropped: {}", std::string(status.message()));
+    Log(absl::IsNotFound(status) ? LogLevel::kInfo : LogLevel::kWarning,
+        "a telemetry report was dropped: {}", std::string(status.message()));
   }
   StartRead(&request_);
 }

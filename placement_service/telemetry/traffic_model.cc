@@ -1,7 +1,5 @@
 #include "placement_service/telemetry/traffic_model.h"
 
-#include <spdlog/spdlog.h>
-
 #include <algorithm>
 #include <bit>
 #include <cmath>
@@ -9,6 +7,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "common/base/status_macros.h"
+#include "common/process/log.h"
 #include "placement_service/profile/expected_reads.h"
 
 namespace isotherm {
@@ -183,7 +182,7 @@ absl::Status TrafficModel::Admit(const TelemetryReport& report) {
   if (instance.last_sequence > 0 && report.sequence > instance.last_sequence + 1) {
     const int64_t lost = report.sequence - instance.last_sequence - 1;
     counts_.lost += lost;
-    SPDLOG_WARN("{} telemetry reports of {} were lost", lost, report.instance_id);
+    LogWarning("{} telemetry reports of {} were lost", lost, report.instance_id);
   }
   instance.last_sequence = report.sequence;
   if (instance.allowance < 1) {

@@ -41,7 +41,7 @@ TEST_F(LogTest, WhateverATextHoldsARecordIsOneLineOfJson) {
                                           std::string("nul \0 byte", 10),
                                           "not UTF-8 \xff\xfe",
                                           std::string(100'000, 'x')};
-  for (const std::string& text : texts) SPDLOG_INFO("{}", text);
+  for (const std::string& text : texts) LogInfo("{}", text);
   const std::string log = testing::internal::GetCapturedStderr();
   EXPECT_EQ(std::count(log.begin(), log.end(), '\n'), static_cast<int64_t>(texts.size()));
   size_t at = 0;
@@ -68,7 +68,7 @@ TEST_F(LogTest, AFullOrClosedSinkIsNoError) {
   for (const int sink : {full.get(), broken.get()}) {
     const RedirectedStderr redirected(sink);
     ASSERT_TRUE(InitLogging("log-test", "info").ok());
-    for (int i = 0; i < 100; ++i) SPDLOG_ERROR("record {}", i);
+    for (int i = 0; i < 100; ++i) LogError("record {}", i);
     spdlog::drop_all();
   }
 }
