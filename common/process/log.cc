@@ -51,8 +51,13 @@ absl::Status InitLogging(absl::string_view service, absl::string_view level) {
         "unknown log level '", level, "'; use trace, debug, info, warn, error or off"));
   }
   const bool terminal = ::isatty(STDERR_FILENO) != 0;
-  auto logger = terminal ? spdlog::stderr_color_mt(std::string(service))
-                         : spdlog::stderr_logger_mt(std::string(service));
+  spdlog::sink_ptr sink;
+  if (terminal) {
+    sink = std::make_shared<spdlog::sinks::stderr_color_sink_mt>();
+  } else {
+    sink = std::make_shared<spdlog::sinks::stderr_sink_mt>();
+  }
+  auto logger = std::make_shared<spdlog::logger>(std::string(service), std::move(sink));
   if (terminal) {
     logger->set_pattern("%H:%M:%S.%e %^%l%$ %n: %v");
   } else {

@@ -12,7 +12,7 @@ namespace isotherm {
 
 // Sends the log to stderr: text on a terminal, else one JSON object a line with ts, level, service,
 // msg (control bytes escaped). `level` is trace, debug, info, warn, error or off; InvalidArgument
-// otherwise. Call once, first thing in main().
+// otherwise. Call it first thing in main(); a later call replaces what an earlier one said.
 absl::Status InitLogging(absl::string_view service, absl::string_view level);
 
 enum class LogLevel { kInfo, kWarning, kError, kCritical };

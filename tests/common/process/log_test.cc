@@ -3,7 +3,6 @@
 #include <fcntl.h>
 #include <gtest/gtest.h>
 #include <signal.h>
-#include <spdlog/spdlog.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -26,12 +25,7 @@ class RedirectedStderr {
   const UniqueFd saved_;
 };
 
-class LogTest : public testing::Test {
- protected:
-  void TearDown() override { spdlog::drop_all(); }
-};
-
-TEST_F(LogTest, WhateverATextHoldsARecordIsOneLineOfJson) {
+TEST(LogTest, WhateverATextHoldsARecordIsOneLineOfJson) {
   testing::internal::CaptureStderr();
   ASSERT_TRUE(InitLogging("log-test", "info").ok());
   const std::vector<std::string> texts = {"plain",
@@ -57,7 +51,7 @@ TEST_F(LogTest, WhateverATextHoldsARecordIsOneLineOfJson) {
   for (const char byte : log) EXPECT_TRUE(byte == '\n' || static_cast<uint8_t>(byte) >= 0x20);
 }
 
-TEST_F(LogTest, AFullOrClosedSinkIsNoError) {
+TEST(LogTest, AFullOrClosedSinkIsNoError) {
   ::signal(SIGPIPE, SIG_IGN);  // as ShutdownSignal does in every service
   const UniqueFd full(::open("/dev/full", O_WRONLY | O_CLOEXEC));
   ASSERT_TRUE(full.valid());
@@ -69,11 +63,10 @@ TEST_F(LogTest, AFullOrClosedSinkIsNoError) {
     const RedirectedStderr redirected(sink);
     ASSERT_TRUE(InitLogging("log-test", "info").ok());
     for (int i = 0; i < 100; ++i) LogError("record {}", i);
-    spdlog::drop_all();
   }
 }
 
-TEST_F(LogTest, UnknownLevelsAreNamedWithTheKnown) {
+TEST(LogTest, UnknownLevelsAreNamedWithTheKnown) {
   const absl::Status status = InitLogging("log-test", "loud");
   EXPECT_TRUE(absl::IsInvalidArgument(status));
   EXPECT_NE(std::string(status.message()).find("debug"), std::string::npos);

@@ -3,14 +3,13 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include <spdlog/spdlog.h>
-
 #include <cstdlib>
 #include <memory>
 #include <random>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "common/process/log.h"
 #include "gateway/request/derive_seed.h"
 #include "gateway/scheduling/scheduler.h"
 #include "tests/fakes/fake_clock.h"
@@ -239,7 +238,7 @@ class Schedule {
 };
 
 void RunMany(bool faults, Totals& totals) {
-  spdlog::set_level(spdlog::level::off);
+  ASSERT_TRUE(InitLogging("scheduler", "off").ok());
   const char* only = std::getenv("SCHEDULE_SEED");
   const uint64_t first = only != nullptr ? std::strtoull(only, nullptr, 10) : 1;
   const uint64_t last = only != nullptr ? first : 5000;
