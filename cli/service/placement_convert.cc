@@ -65,7 +65,7 @@ std::string StateName(v1::RecomputationState state) {
 std::vector<uint64_t> WordsOf(const std::string& bitmap) {
   static_assert(std::endian::native == std::endian::little);
   std::vector<uint64_t> words((bitmap.size() + 7) / 8, 0);
-  std::memcpy(words.data(), bitmap.data(), bitmap.size());
+  if (!bitmap.empty()) std::memcpy(words.data(), bitmap.data(), bitmap.size());
   return words;
 }
 

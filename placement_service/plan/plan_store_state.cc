@@ -29,7 +29,7 @@ absl::StatusOr<std::vector<float>> SharesOf(const std::string& bytes) {
     return BadProfile(absl::StrCat("a layer has ", bytes.size(), " bytes"));
   }
   std::vector<float> out(bytes.size() / sizeof(float));
-  std::memcpy(out.data(), bytes.data(), bytes.size());
+  if (!out.empty()) std::memcpy(out.data(), bytes.data(), bytes.size());
   for (const float value : out) {
     if (!(value >= 0 && value <= 1)) return BadProfile("a share is not within 0 to 1");
   }

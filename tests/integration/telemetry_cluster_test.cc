@@ -126,9 +126,11 @@ TEST_F(TelemetryClusterTest, NothingWaitsForOrKeepsWhatTheServiceDoesNotTake) {
   // What was counted while it was away comes with the first reports.
   EXPECT_TRUE(Eventually(seconds(30), [&] { return Profile().tokens() > known + 1'500; }))
       << Profile().tokens() << " after " << known;
+#ifndef __SANITIZE_ADDRESS__  // which keeps what is freed
   for (const auto& [worker, before] : memory) {
     EXPECT_LT(ResidentKiB(cluster_.process(worker).pid()), before + 8 * 1'024) << worker;
   }
+#endif
 }
 
 TEST_F(TelemetryClusterTest, FalseReportsChangeNothing) {

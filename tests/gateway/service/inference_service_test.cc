@@ -321,7 +321,9 @@ TEST_F(SlowReaderTest, IsCutAndItsMateGoesOn) {
   bool complete = false;
   while (reader->Read(&event)) complete |= event.has_complete();
   EXPECT_FALSE(complete);
-  EXPECT_EQ(reader->Finish().error_code(), grpc::StatusCode::DEADLINE_EXCEEDED);
+  // One that reads too slowly to get as far as its status finds the stream cancelled.
+  EXPECT_THAT(reader->Finish().error_code(),
+              testing::AnyOf(grpc::StatusCode::DEADLINE_EXCEEDED, grpc::StatusCode::CANCELLED));
 }
 
 TEST_F(SlowReaderTest, IsCutAfterACompleteAnswerToo) {
@@ -553,8 +555,9 @@ TEST_F(InferenceServiceTest, DrainLetsAdmittedWorkFinish) {
   ASSERT_TRUE(reader->Read(&event));
   auto drained =
       std::async(std::launch::async, [this] { return gateway_->Drain(std::chrono::seconds(10)); });
-  while (Generate(Request(1)).status.error_code() != grpc::StatusCode::UNAVAILABLE) {
-  }
+  // A request before that would be admitted, and wait for steps that are not allowed.
+  while (!gateway_->state().draining) std::this_thread::yield();
+  EXPECT_EQ(Generate(Request(1)).status.error_code(), grpc::StatusCode::UNAVAILABLE);
   workers_.AllowSteps(-1);
   bool complete = false;
   while (reader->Read(&event)) complete |= event.has_complete();
