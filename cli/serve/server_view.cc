@@ -65,7 +65,8 @@ void ServerView::OnExit(absl::string_view service, absl::string_view how,
 void ServerView::OnLog(const LogLine& line) {
   std::lock_guard lock(mu_);
   const bool chatter = line.level == "trace" || line.level == "debug" || line.level == "info";
-  if (quiet_ && chatter) return;
+  // A service that stops is the other one's warning.
+  if (quiet_ && (chatter || (stopping_ && line.level == "warning"))) return;
   if (!console_.err_is_terminal && !line.level.empty()) {
     PrintLocked(line.raw);
   } else if (line.level.empty()) {
