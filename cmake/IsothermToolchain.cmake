@@ -35,6 +35,8 @@ target_compile_options(isotherm_warnings INTERFACE
   -Wno-unused-parameter -Wno-missing-field-initializers>)
 
 if(ISOTHERM_SANITIZE)
+  # A third less to wait for; nobody measures these builds.
+  string(REPLACE "-O2" "-O1" CMAKE_CXX_FLAGS_RELEASE "${CMAKE_CXX_FLAGS_RELEASE}")
   add_compile_options($<$<COMPILE_LANGUAGE:CXX>:-fsanitize=${ISOTHERM_SANITIZE}>
     $<$<COMPILE_LANGUAGE:CXX>:-fno-omit-frame-pointer> $<$<COMPILE_LANGUAGE:CXX>:-fno-sanitize-recover=all>)
   add_link_options(-fsanitize=${ISOTHERM_SANITIZE})
