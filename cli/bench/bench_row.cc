@@ -55,6 +55,7 @@ BenchRow MakeBenchRow(std::string name, int64_t concurrency,
                       const std::vector<BenchSample>& samples) {
   const auto spread_of = [&samples](double BenchSample::*field) {
     std::vector<double> values;
+    values.reserve(samples.size());
     for (const BenchSample& sample : samples) values.push_back(sample.*field);
     return SpreadOf(std::move(values));
   };

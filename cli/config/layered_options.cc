@@ -74,6 +74,7 @@ absl::StatusOr<LayeredOptions> LayeredOptions::Resolve(
     const std::vector<OptionSpec>& specs, const std::map<std::string, std::string>& flags,
     const GetEnv& get_env, const std::optional<std::filesystem::path>& yaml) {
   std::vector<std::string> known;
+  known.reserve(specs.size());
   for (const OptionSpec& spec : specs) known.push_back(spec.key);
   std::map<std::string, std::string> from_file;
   if (yaml.has_value()) {

@@ -133,7 +133,7 @@ class GrpcInferenceClient final : public InferenceClient {
     v1::AbortRequest request;
     request.add_request_ids(std::string(request_id));
     v1::AbortResponse response;
-    const absl::Status status = ClientStatus(stub_->Abort(&context, request, &response), address_);
+    absl::Status status = ClientStatus(stub_->Abort(&context, request, &response), address_);
     // Not known there (yet): the call itself is ended.
     if (!status.ok() || response.aborted_ids_size() == 0) CancelCall(std::string(request_id));
     return status;

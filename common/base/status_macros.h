@@ -8,6 +8,8 @@
 #define ISOTHERM_MACRO_CONCAT_INNER(a, b) a##b
 #define ISOTHERM_MACRO_CONCAT(a, b) ISOTHERM_MACRO_CONCAT_INNER(a, b)
 
+// NOLINTBEGIN(bugprone-macro-parentheses): names of variables, and a declaration as `lhs`.
+
 // Leaves the function with the status of `expression` unless it is OK.
 #define ISOTHERM_RETURN_IF_ERROR(expression) \
   ISOTHERM_RETURN_IF_ERROR_IMPL(ISOTHERM_MACRO_CONCAT(isotherm_status_, __LINE__), expression)
@@ -28,3 +30,4 @@
   auto statusor = (expression);                                   \
   if (!statusor.ok()) return std::move(statusor).status();        \
   lhs = *std::move(statusor)
+// NOLINTEND(bugprone-macro-parentheses)
