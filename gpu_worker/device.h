@@ -20,9 +20,11 @@
 
 namespace isotherm::gpu {
 
+inline constexpr TokenId kSampledToken = -1;
+
 // One token to compute.
 struct DeviceRow {
-  TokenId token = 0;
+  TokenId token = 0;  // kSampledToken, in a next batch alone: what the same row of this one samples
   int32_t position = 0;
   std::span<const int32_t> pages;     // of the row's sequence; covers `position`
   bool exact = false;                 // every neuron is active
@@ -39,6 +41,9 @@ struct DeviceBatch {
   // kHybrid.
   std::span<const LayerRange> layers;
   std::span<const DeviceRow> rows;
+  // What the next call will likely run, with the same cold side; null: not known. A device may
+  // begin it before this step has ended, and drops it when something else comes.
+  const DeviceBatch* next = nullptr;
 };
 
 struct DeviceSample {
@@ -55,6 +60,7 @@ struct DeviceOutput {
   int64_t hot_neurons = 0;
   int64_t open_neurons = 0;  // of those computed on this side, (row, neuron) with an open gate
   bool cpu_recomputed = false;
+  bool next_begun = false;           // the next batch is under way
   std::vector<LayerTiming> timings;  // of traced layers
 };
 
@@ -125,8 +131,12 @@ class Device {
   // is out of bounds; nothing ran. Unavailable: cold neurons are active and neither a cpu_worker
   // nor an arena is there. DeadlineExceeded: the cold side did not answer in time. DataLoss: the
   // logits are not numbers.
+  // With next_begun the cold side stays until the next call of this or of Settle.
   virtual absl::Status RunStep(const DeviceBatch& batch, const ColdSide& cold,
                                DeviceOutput* output) = 0;
+
+  // Waits for a next batch that was begun, and drops it. By the thread of RunStep.
+  virtual void Settle() {}
 
   // Copies the totals; `counters` is the caller's to reuse, sized here. One thread at a time, about
   // once a second, while steps run: it neither waits for one nor slows it. Words of a running step

@@ -52,6 +52,11 @@ void CudaCounters::AddStep(int64_t epoch, int64_t rows, bool decode) {
   times_due_ = decode && totals_.decode_steps % kTimeEvery == 0;
 }
 
+bool CudaCounters::NextTimesDue() const {
+  std::lock_guard lock(mu_);
+  return (totals_.decode_steps + 1) % kTimeEvery == 0;
+}
+
 void CudaCounters::AddLayer(int64_t layer, int64_t rows, int64_t exact,
                             const LayerCounters* timed) {
   std::lock_guard lock(mu_);

@@ -37,6 +37,8 @@ class CudaCounters {
   void AddStep(int64_t epoch, int64_t rows, bool decode);
   // Whether the step just added is to be timed, if it can be.
   bool TimesDue() const { return times_due_; }
+  // The same of the next step, if it is of decoding and no other comes between.
+  bool NextTimesDue() const;
   // exact: of the layer's rows. `timed`: its times and the bytes they are of; null: none were
   // taken.
   void AddLayer(int64_t layer, int64_t rows, int64_t exact, const LayerCounters* timed);
@@ -56,7 +58,7 @@ class CudaCounters {
   cudaEvent_t copied_ = nullptr;
   PinnedBytes staging_;  // predicted, fired, read
   bool times_due_ = false;
-  std::mutex mu_;
+  mutable std::mutex mu_;
   NeuronCounters totals_;  // without the arrays of neurons
 };
 

@@ -37,6 +37,23 @@ constexpr double kFirstLevel = 0.15;
 constexpr double kEarlyActivity = 16;
 constexpr int32_t kMaxLogits = 64;
 
+// What `sampling` draws next, or behind `ahead` others.
+SampleRow SampleRowOf(const SamplingState& sampling, int32_t ahead = 0) {
+  const std::optional<PlainDraw> draw = sampling.Plain(ahead);
+  if (!draw.has_value()) return {};
+  SampleRow out{.on_device = 1,
+                .greedy = draw->greedy ? 1 : 0,
+                .inverse_temperature = draw->inverse_temperature,
+                .floor = draw->floor,
+                .top_k = draw->top_k,
+                .top_p = draw->top_p,
+                .bits = draw->bits};
+  for (const TokenId stop : sampling.stop_token_ids()) {
+    if (out.num_stops < SampleRow::kMostStops) out.stops[out.num_stops++] = stop;
+  }
+  return out;
+}
+
 }  // namespace
 
 bool HasCudaDevice() {
@@ -93,12 +110,9 @@ CudaDevice::CudaDevice(const ModelFile& model, const CudaDeviceOptions& options)
                     : options.max_rows >= kPrefillRows && layout_.layer_bytes() >= kLargeLayer
                         ? kPrefillRowsOfLarge
                         : kPrefillRows),
-      logits_offset_(RoundUp<int64_t>(StateBytes(config_.num_layers), 256)),
       cuts_(static_cast<size_t>(config_.num_layers),
             CutController(layout_.num_neurons, options.streamed_share, kFirstShare, kCutGain,
-                          kMostCutChange)),
-      layer_steps_(static_cast<size_t>(config_.num_layers)),
-      asked_traces_(layer_steps_.size()) {
+                          kMostCutChange)) {
   if (options.streamed_share < 0)
     product_levels_.assign(std::size(kProductRows), ShareLevel(kFirstLevel));
 }
@@ -107,6 +121,9 @@ CudaDevice::~CudaDevice() {
   if (stream_ != nullptr) cudaStreamSynchronize(stream_);
   if (copy_stream_ != nullptr) cudaStreamSynchronize(copy_stream_);
   graph_.reset();
+  for (const Place& place : places_) {
+    if (place.done != nullptr) cudaEventDestroy(place.done);
+  }
   if (stream_ != nullptr) cudaStreamDestroy(stream_);
   if (copy_stream_ != nullptr) cudaStreamDestroy(copy_stream_);
 }
@@ -136,14 +153,14 @@ absl::Status CudaDevice::Open() {
   return absl::OkStatus();
 }
 
-// Everything that indexes memory later.
-absl::Status CudaDevice::Check(const DeviceBatch& batch) const {
+absl::Status CudaDevice::Check(const DeviceBatch& batch, bool follows) const {
   if (batch.rows.size() > static_cast<size_t>(options_.max_rows)) {
     return absl::InvalidArgumentError(
         absl::StrCat("a step of ", batch.rows.size(), " rows; at most ", options_.max_rows));
   }
   for (const DeviceRow& row : batch.rows) {
-    if (row.token < 0 || row.token >= config_.vocab_size || row.position < 0 ||
+    const bool sampled = follows && row.token == kSampledToken;
+    if ((row.token < 0 && !sampled) || row.token >= config_.vocab_size || row.position < 0 ||
         row.position >= int64_t{max_pages_} * kPageSize ||
         static_cast<size_t>(row.position / kPageSize) >= row.pages.size()) {
       return absl::InvalidArgumentError(
@@ -174,75 +191,103 @@ absl::Status CudaDevice::Check(const DeviceBatch& batch) const {
   return absl::OkStatus();
 }
 
-void CudaDevice::FillInputs(const DeviceBatch& batch, const MappedCold* cold, const SlotRing& ring,
-                            const LayerTable* tables, uint64_t nonce) {
-  std::byte* const base = inputs_.as<>();
-  auto* const rows = reinterpret_cast<gpu::StepRow*>(base + input_layout_.rows);
-  auto* const logit_rows = reinterpret_cast<int32_t*>(base + input_layout_.logit_rows);
-  auto* const pages = reinterpret_cast<int32_t*>(base + input_layout_.pages);
-  num_logits_ = 0;
-  page_tables_ = 0;
-  const int32_t* last_pages = nullptr;
-  for (size_t r = 0; r < batch.rows.size(); ++r) {
-    const DeviceRow& row = batch.rows[r];
-    // Rows of one sequence stand together and share one table, that of the last of them.
-    if (row.pages.data() != last_pages) ++page_tables_;
-    last_pages = row.pages.data();
-    const auto used = static_cast<size_t>(row.position / kPageSize + 1);
-    std::memcpy(pages + (page_tables_ - 1) * max_pages_, row.pages.data(), used * sizeof(int32_t));
-    rows[r] = {.token = row.token,
-               .position = row.position,
-               .table = static_cast<int32_t>(page_tables_ - 1),
-               .exact = row.exact ? 1 : 0,
-               .key = StepKey(nonce, static_cast<uint64_t>(batch.step_id),
-                              static_cast<uint64_t>(batch.attempt), r)};
-    if (row.sampling != nullptr) logit_rows[num_logits_++] = static_cast<int32_t>(r);
-  }
-  // With a level no id is below the cut of a step of products.
-  const bool by_level = in_products_ && !product_levels_.empty();
-  for (size_t l = 0; l < layer_steps_.size(); ++l)
-    layer_steps_[l] = {.flags = 0, .cut = by_level ? 0 : cuts_[l].cut()};
-  std::fill(asked_traces_.begin(), asked_traces_.end(), uint8_t{0});
+bool CudaDevice::Flight::traced() const {
+  return std::any_of(layers.begin(), layers.end(),
+                     [](const LayerStep& layer) { return (layer.flags & kLayerTrace) != 0; });
+}
+
+std::vector<int32_t> CudaDevice::AskedFlags(const DeviceBatch& batch, size_t num_layers) {
+  std::vector<int32_t> out(num_layers);
   for (const LayerRange& range : batch.layers) {
     const int32_t flags = (range.mode == LayerMode::kExact ? kLayerExact : 0) |
                           (range.mode == LayerMode::kGpuOnly ? kLayerGpuOnly : 0) |
                           (range.trace ? kLayerTrace : 0);
-    for (int32_t l = range.first; l < range.last; ++l) {
-      layer_steps_[static_cast<size_t>(l)].flags = flags;
-      asked_traces_[static_cast<size_t>(l)] = range.trace ? 1 : 0;
-    }
+    std::fill(out.begin() + range.first, out.begin() + range.last, flags);
   }
-  if (counters_->TimesDue()) {
-    for (LayerStep& layer : layer_steps_) layer.flags |= kLayerTrace;
+  return out;
+}
+
+void CudaDevice::FillLayers(Flight* flight) const {
+  // With a level no id is below the cut of a step of products. Without an arena here every cold
+  // neuron is the cpu side's.
+  const bool by_level = flight->in_products && !product_levels_.empty();
+  const bool arena = flight->mapped != nullptr && flight->mapped->layers() != nullptr;
+  const int32_t flags =
+      (flight->timed ? kLayerTrace : 0) | (flight->ring && !flight->shared ? kLayerGpuOnly : 0);
+  flight->layers.resize(flight->asked_flags.size());
+  for (size_t l = 0; l < flight->layers.size(); ++l) {
+    flight->layers[l] = {.flags = flight->asked_flags[l] | flags,
+                         .cut = !arena     ? static_cast<int32_t>(layout_.num_neurons)
+                                : by_level ? 0
+                                           : cuts_[l].cut()};
   }
-  // Without an arena here every cold neuron is the cpu side's.
-  if (cold == nullptr || cold->layers() == nullptr) {
-    for (LayerStep& layer : layer_steps_) layer.cut = static_cast<int32_t>(layout_.num_neurons);
+}
+
+void CudaDevice::FillInputs(const DeviceBatch& batch, const DeviceBatch* ahead, Flight* flight) {
+  std::byte* const base = places_[flight->place].inputs.as<>();
+  auto* const rows = reinterpret_cast<gpu::StepRow*>(base + input_layout_.rows);
+  auto* const logit_rows = reinterpret_cast<int32_t*>(base + input_layout_.logit_rows);
+  auto* const samples = reinterpret_cast<SampleRow*>(base + input_layout_.samples);
+  auto* const pages = reinterpret_cast<int32_t*>(base + input_layout_.pages);
+  const MappedCold* const cold = flight->mapped.get();
+  const uint64_t nonce = flight->link != nullptr ? flight->link->hash_nonce() : 0;
+  flight->num_logits = 0;
+  flight->page_tables = 0;
+  flight->host_samples = false;
+  const int32_t* last_pages = nullptr;
+  for (size_t r = 0; r < batch.rows.size(); ++r) {
+    const DeviceRow& row = batch.rows[r];
+    // Rows of one sequence stand together and share one table, that of the last of them.
+    if (row.pages.data() != last_pages) ++flight->page_tables;
+    last_pages = row.pages.data();
+    const auto used = static_cast<size_t>(row.position / kPageSize + 1);
+    std::memcpy(pages + (flight->page_tables - 1) * max_pages_, row.pages.data(),
+                used * sizeof(int32_t));
+    rows[r] = {.token = row.token,
+               .position = row.position,
+               .table = static_cast<int32_t>(flight->page_tables - 1),
+               .exact = row.exact ? 1 : 0,
+               .key = StepKey(nonce, static_cast<uint64_t>(batch.step_id),
+                              static_cast<uint64_t>(batch.attempt), r)};
+    if (row.sampling == nullptr) continue;
+    const bool draws_ahead =
+        ahead != nullptr &&
+        std::any_of(ahead->rows.begin(), ahead->rows.end(),
+                    [&](const DeviceRow& other) { return other.sampling == row.sampling; });
+    samples[flight->num_logits] = SampleRowOf(*row.sampling, draws_ahead ? 1 : 0);
+    if (samples[flight->num_logits].on_device == 0) flight->host_samples = true;
+    logit_rows[flight->num_logits++] = static_cast<int32_t>(r);
   }
-  std::memcpy(base + input_layout_.layers, layer_steps_.data(),
-              layer_steps_.size() * sizeof(LayerStep));
-  const auto left = std::chrono::duration_cast<std::chrono::nanoseconds>(
-      batch.deadline - std::chrono::steady_clock::now());
+  FillLayers(flight);
+  std::memcpy(base + input_layout_.layers, flight->layers.data(),
+              flight->layers.size() * sizeof(LayerStep));
+  flight->time =
+      std::max(std::chrono::nanoseconds(0), std::chrono::duration_cast<std::chrono::nanoseconds>(
+                                                batch.deadline - std::chrono::steady_clock::now()));
   StepHeader header{.num_rows = static_cast<int32_t>(batch.rows.size()),
-                    .num_logits = num_logits_,
+                    .num_logits = flight->num_logits,
                     .max_pages = max_pages_,
                     .attempt = batch.attempt,
+                    .follows = ahead != nullptr ? 1 : 0,
                     .step_id = batch.step_id,
                     .epoch = batch.epoch,
-                    .time_left_ns = std::max<int64_t>(0, left.count()),
-                    .tables = tables,
-                    .arena = cold != nullptr ? cold->layers() : nullptr,
-                    .ring = ring};
-  if (ring.base != nullptr) header.next_sequence = cold->slots()->next_sequence();
+                    .time_left_ns = flight->time.count(),
+                    .tables = flight->tables,
+                    .arena = cold != nullptr ? cold->layers() : nullptr};
+  if (flight->ring) {
+    header.ring = cold->ring();
+    header.next_sequence = cold->slots()->next_sequence();
+  }
   std::memcpy(base + input_layout_.header, &header, sizeof(header));
 }
 
 // Waits for the queued step, and meanwhile wakes a cpu side that sleeps: the device cannot.
-absl::Status CudaDevice::AwaitStep(TimePoint deadline, ColdLink* link) {
-  shm::SlotClient* const slots = link != nullptr ? link->slots() : nullptr;
+absl::Status CudaDevice::AwaitStep(const Flight& flight, TimePoint deadline) {
+  shm::SlotClient* const slots = flight.shared ? flight.mapped->slots() : nullptr;
   cudaError_t state = cudaSuccess;
   AwaitDevice(
-      deadline, [&] { return (state = cudaStreamQuery(stream_)) == cudaErrorNotReady; },
+      deadline,
+      [&] { return (state = cudaEventQuery(places_[flight.place].done)) == cudaErrorNotReady; },
       [&] {
         if (slots != nullptr) slots->RingSleeper();
       });
@@ -260,8 +305,8 @@ size_t CudaDevice::Bucket(int32_t rows) {
   return bucket;
 }
 
-void CudaDevice::ObserveCuts() {
-  const auto* const times = reinterpret_cast<const LayerTimes*>(&state() + 1);
+void CudaDevice::ObserveCuts(const Flight& flight) {
+  const LayerTimes* const times = TimesOf(flight.place);
   for (size_t l = 0; l < cuts_.size(); ++l) {
     cuts_[l].Observe(static_cast<double>(times[l].cpu_ns),
                      static_cast<double>(times[l].streamed_ns));
@@ -299,114 +344,241 @@ void CudaDevice::Survey(const std::shared_ptr<const EpochTables>& epoch) {
   }
 }
 
-PrefillPass::Step CudaDevice::ProductStep(const DeviceBatch& batch, const MappedCold& cold,
-                                          ColdLink* link) {
+PrefillPass::Step CudaDevice::ProductStep(const DeviceBatch& batch, const Flight& flight) {
   PrefillPass::Step step{.rows = static_cast<int32_t>(batch.rows.size()),
-                         .logits = num_logits_,
-                         .page_tables = page_tables_,
-                         .shared = link != nullptr,
+                         .logits = flight.num_logits,
+                         .page_tables = flight.page_tables,
+                         .shared = flight.shared,
                          .layers = survey_};
-  if (link != nullptr && !product_levels_.empty()) step.level = &product_levels_[Bucket(step.rows)];
-  if (link != nullptr) step.while_waiting = [link] { link->slots()->RingSleeper(); };
+  if (flight.shared && !product_levels_.empty()) step.level = &product_levels_[Bucket(step.rows)];
+  if (flight.shared)
+    step.while_waiting = [slots = flight.mapped->slots()] { slots->RingSleeper(); };
   // Early ones are worth it where a row's neurons are mostly another's, too.
   const bool early = activity_ * static_cast<double>(batch.rows.size()) >= kEarlyActivity;
   for (size_t l = 0; l < step.layers.size(); ++l) {
-    const bool to_cpu = link != nullptr && (layer_steps_[l].flags & kLayerGpuOnly) == 0;
-    if (!early || (to_cpu && step.layers[l].top < layer_steps_[l].cut)) step.layers[l].num_top = 0;
-    step.layers[l].arena = cold.arena()->Layer(static_cast<int64_t>(l)).data;
-    step.layers[l].trace = (layer_steps_[l].flags & kLayerTrace) != 0;
+    const LayerStep& layer = flight.layers[l];
+    const bool to_cpu = flight.shared && (layer.flags & kLayerGpuOnly) == 0;
+    if (!early || (to_cpu && step.layers[l].top < layer.cut)) step.layers[l].num_top = 0;
+    step.layers[l].arena = flight.mapped->arena()->Layer(static_cast<int64_t>(l)).data;
+    step.layers[l].trace = (layer.flags & kLayerTrace) != 0;
   }
   return step;
 }
 
-absl::Status CudaDevice::RunOnce(const DeviceBatch& batch, const MappedCold* cold, ColdLink* link,
-                                 const LayerTable* tables, uint64_t nonce) {
+absl::StatusOr<std::unique_ptr<CudaDevice::Flight>> CudaDevice::Plan(const DeviceBatch& batch,
+                                                                     const ColdSide& cold) {
+  auto flight = std::make_unique<Flight>();
+  flight->epoch = hot_pool_->Find(batch.epoch);
+  flight->tables = flight->epoch != nullptr ? tables_->Find(flight->epoch.get()) : nullptr;
+  if (flight->tables == nullptr)
+    return absl::AbortedError(absl::StrCat("epoch ", batch.epoch, " is not prepared here"));
+  flight->mapped = FindMapped(cold);
+  flight->link = cold.link != nullptr && cold.link->alive() ? cold.link : nullptr;
+  if (flight->mapped == nullptr && (flight->link != nullptr || cold.arena != nullptr))
+    return absl::FailedPreconditionError("a cold side that was not mapped for the device");
+  flight->decode = !batch.rows.empty() &&
+                   std::all_of(batch.rows.begin(), batch.rows.end(),
+                               [](const DeviceRow& row) { return row.sampling != nullptr; });
+  flight->in_products = InProducts(static_cast<int32_t>(batch.rows.size()), flight->mapped.get());
+  flight->asked_flags = AskedFlags(batch, static_cast<size_t>(config_.num_layers));
+  return flight;
+}
+
+absl::Status CudaDevice::Launch(const DeviceBatch& batch, const DeviceBatch* ahead,
+                                Flight* flight) {
   const auto rows = static_cast<int32_t>(batch.rows.size());
-  const bool arena = cold != nullptr && cold->layers() != nullptr;
-  in_products_ = InProducts(rows, cold);
-  if (in_products_ && !arena) {
+  const MappedCold* const cold = flight->mapped.get();
+  if (flight->in_products && (cold == nullptr || cold->layers() == nullptr)) {
     return absl::UnavailableError(absl::StrCat(
         "a step of ", rows, " rows reads neurons that are not mapped here; send at most ",
         graph_rows_, " rows, or attach a cpu_worker on this host"));
   }
-  // Without cold neurons there is nothing to post, and nobody needs to be woken.
-  const bool any_cold = std::any_of(survey_.begin(), survey_.end(),
-                                    [](const PrefillPass::Layer& layer) { return layer.cold > 0; });
-  SlotRing ring;
-  if (cold != nullptr && link != nullptr && any_cold &&
-      (!in_products_ || rows <= std::min(PrefillPass::kMostSharedRows, cold->max_rows())))
-    ring = cold->ring();
-  shared_ = ring.base != nullptr;
-  if (shared_) ISOTHERM_RETURN_IF_ERROR(cold->slots()->AwaitIdle(batch.deadline));
-  FillInputs(batch, cold, ring, tables, nonce);
+  Survey(flight->epoch);
+  flight->ring =
+      flight->link != nullptr && cold->ring().base != nullptr &&
+      (!flight->in_products || rows <= std::min(PrefillPass::kMostSharedRows, cold->max_rows()));
+  // Without cold neurons there is nothing to post but the end, and nobody needs to be woken.
+  flight->shared =
+      flight->ring && std::any_of(survey_.begin(), survey_.end(),
+                                  [](const PrefillPass::Layer& layer) { return layer.cold > 0; });
+  if (flight->ring && ahead == nullptr)
+    ISOTHERM_RETURN_IF_ERROR(cold->slots()->AwaitIdle(batch.deadline));
+  flight->place = next_place_;
+  next_place_ = 1 - next_place_;
+  const Place& place = places_[flight->place];
+  FillInputs(batch, ahead, flight);
   if (options_.before_step) options_.before_step(stream_);
-  if (in_products_) {
-    ISOTHERM_RETURN_IF_ERROR(prefill_->Launch(
-        ProductStep(batch, *cold, ring.base != nullptr ? link : nullptr), stream_));
+  ISOTHERM_CUDA_RETURN_IF_ERROR(
+      cudaMemcpyAsync(const_cast<unsigned char*>(buffers_.inputs), place.inputs.as<void>(),
+                      static_cast<size_t>(input_layout_.BytesFor(flight->page_tables)),
+                      cudaMemcpyHostToDevice, stream_));
+  if (flight->in_products) {
+    ISOTHERM_RETURN_IF_ERROR(prefill_->Launch(ProductStep(batch, *flight), stream_));
   } else {
-    ISOTHERM_RETURN_IF_ERROR(graph_->Launch(rows, num_logits_, page_tables_, stream_));
+    ISOTHERM_RETURN_IF_ERROR(graph_->Launch(rows, flight->num_logits, stream_));
   }
-  ISOTHERM_RETURN_IF_ERROR(AwaitStep(batch.deadline, link));
-  if (ring.base != nullptr) {
-    cold->slots()->Resume(state().next_sequence);
-    if (state().failure != kStepOk) cold->slots()->CancelPosted();
+  const auto copy_out = [&](const PinnedBytes& to, const void* from, int64_t bytes) {
+    return CudaStatus(cudaMemcpyAsync(to.as<void>(), from, static_cast<size_t>(bytes),
+                                      cudaMemcpyDeviceToHost, stream_),
+                      "copying a step's results");
+  };
+  ISOTHERM_RETURN_IF_ERROR(
+      copy_out(place.results, buffers_.state, StateBytes(config_.num_layers, flight->num_logits)));
+  if (flight->host_samples) {
+    ISOTHERM_RETURN_IF_ERROR(
+        copy_out(logits_, buffers_.logits, flight->num_logits * config_.vocab_size * int64_t{4}));
   }
-  return StepStatus();
+  if (flight->traced()) {
+    ISOTHERM_RETURN_IF_ERROR(
+        copy_out(place.traces, buffers_.traces,
+                 config_.num_layers * static_cast<int64_t>(sizeof(LayerTrace))));
+  }
+  return CudaStatus(cudaEventRecord(place.done, stream_), "queueing a step");
+}
+
+absl::Status CudaDevice::Finish(const Flight& flight, TimePoint deadline) {
+  ISOTHERM_RETURN_IF_ERROR(AwaitStep(flight, deadline));
+  const StepState& state = StateOf(flight);
+  if (flight.ring) {
+    shm::SlotClient& slots = *flight.mapped->slots();
+    slots.Resume(state.next_sequence);
+    if (state.failure != kStepOk) slots.CancelPosted();
+    slots.RingSleeper();
+  }
+  return StepStatus(state);
+}
+
+void CudaDevice::BeginNext(const DeviceBatch& batch, const ColdSide& cold, const Flight& flight) {
+  const DeviceBatch* const next = batch.next;
+  if (next == nullptr || next->rows.empty() || next->epoch != batch.epoch || flight.in_products ||
+      gate_.Wanted() || !Check(*next, /*follows=*/true).ok()) {
+    return;
+  }
+  for (size_t r = 0; r < next->rows.size(); ++r) {
+    const DeviceRow& row = next->rows[r];
+    // What the host samples it has to see first.
+    if (row.sampling == nullptr || !row.sampling->Plain().has_value()) return;
+    if (row.token == kSampledToken &&
+        (r >= batch.rows.size() || !flight.decode || !batch.rows[r].sampling->Plain().has_value()))
+      return;
+  }
+  absl::StatusOr<std::unique_ptr<Flight>> planned = Plan(*next, cold);
+  if (!planned.ok() || (*planned)->in_products || (*planned)->link != flight.link ||
+      (*planned)->mapped != flight.mapped)
+    return;
+  (*planned)->timed = (*planned)->decode && counters_->NextTimesDue();
+  if (Launch(*next, &batch, planned->get()).ok()) ahead_ = *std::move(planned);
+}
+
+bool CudaDevice::IsAhead(const DeviceBatch& batch, const ColdSide& cold) const {
+  const std::byte* const base = places_[ahead_->place].inputs.as<>();
+  const auto& header = *reinterpret_cast<const StepHeader*>(base + input_layout_.header);
+  const auto* const rows = reinterpret_cast<const gpu::StepRow*>(base + input_layout_.rows);
+  const auto* const samples = reinterpret_cast<const SampleRow*>(base + input_layout_.samples);
+  const auto* const pages = reinterpret_cast<const int32_t*>(base + input_layout_.pages);
+  const ColdLink* const link = cold.link != nullptr && cold.link->alive() ? cold.link : nullptr;
+  if (batch.step_id != header.step_id || batch.epoch != header.epoch ||
+      batch.attempt != header.attempt ||
+      batch.rows.size() != static_cast<size_t>(header.num_rows) || link != ahead_->link ||
+      FindMapped(cold) != ahead_->mapped ||
+      AskedFlags(batch, ahead_->asked_flags.size()) != ahead_->asked_flags) {
+    return false;
+  }
+  for (size_t r = 0; r < batch.rows.size(); ++r) {
+    const DeviceRow& row = batch.rows[r];
+    const int32_t token = rows[r].token >= 0 ? rows[r].token : TokensOf(1 - ahead_->place)[r];
+    const auto used = static_cast<size_t>(row.position / kPageSize + 1);
+    const int32_t* const table = pages + rows[r].table * max_pages_;
+    if (row.token != token || row.position != rows[r].position ||
+        row.exact != (rows[r].exact != 0) || row.sampling == nullptr ||
+        SampleRowOf(*row.sampling) != samples[r] || row.pages.size() < used ||
+        !std::equal(table, table + used, row.pages.begin())) {
+      return false;
+    }
+  }
+  return true;
+}
+
+void CudaDevice::DropAhead() {
+  if (ahead_ == nullptr) return;
+  const std::unique_ptr<Flight> flight = std::move(ahead_);
+  Finish(*flight, std::chrono::steady_clock::now() + flight->time).IgnoreError();
+}
+
+void CudaDevice::Settle() {
+  DropAhead();
+  in_gate_.reset();
 }
 
 absl::Status CudaDevice::RunStep(const DeviceBatch& batch, const ColdSide& cold,
                                  DeviceOutput* output) {
   *output = DeviceOutput();
   ISOTHERM_CUDA_RETURN_IF_ERROR(cudaSetDevice(options_.device));
-  const StepGate::Step step(gate_);  // outlives what this step holds of the epoch
-  const std::shared_ptr<const EpochTables> epoch = hot_pool_->Find(batch.epoch);
-  const LayerTable* const tables = epoch != nullptr ? tables_->Find(epoch.get()) : nullptr;
-  if (tables == nullptr)
-    return absl::AbortedError(absl::StrCat("epoch ", batch.epoch, " is not prepared here"));
-  ISOTHERM_RETURN_IF_ERROR(Check(batch));
-  const std::shared_ptr<MappedCold> mapped = FindMapped(cold);
-  ColdLink* link = cold.link != nullptr && cold.link->alive() ? cold.link : nullptr;
-  if (mapped == nullptr && (link != nullptr || cold.arena != nullptr))
-    return absl::FailedPreconditionError("a cold side that was not mapped for the device");
-  const uint64_t nonce = link != nullptr ? link->hash_nonce() : 0;
-  Survey(epoch);
-  const bool decode = !batch.rows.empty() &&
-                      std::all_of(batch.rows.begin(), batch.rows.end(),
-                                  [](const DeviceRow& row) { return row.sampling != nullptr; });
-  counters_->AddStep(batch.epoch, static_cast<int64_t>(batch.rows.size()), decode);
+  ISOTHERM_RETURN_IF_ERROR(Check(batch, /*follows=*/false));
+  std::unique_ptr<Flight> flight;
+  if (ahead_ != nullptr && IsAhead(batch, cold)) flight = std::move(ahead_);
+  if (flight == nullptr) Settle();
+  if (in_gate_ == nullptr) in_gate_ = std::make_unique<StepGate::Step>(gate_);
+  const absl::Status status = RunInGate(batch, cold, std::move(flight), output);
+  if (!status.ok()) DropAhead();  // what followed failed with it
+  output->next_begun = ahead_ != nullptr;
+  if (ahead_ == nullptr) in_gate_.reset();
+  return status;
+}
+
+absl::Status CudaDevice::RunInGate(const DeviceBatch& batch, const ColdSide& cold,
+                                   std::unique_ptr<Flight> flight, DeviceOutput* output) {
+  const bool launched = flight != nullptr;
+  if (!launched) {
+    ISOTHERM_ASSIGN_OR_RETURN(flight, Plan(batch, cold));
+  }
+  counters_->AddStep(batch.epoch, static_cast<int64_t>(batch.rows.size()), flight->decode);
+  ColdLink* const link = flight->link;
   if (batch.rows.empty()) {
     if (link == nullptr) return absl::OkStatus();
     return link->EndOfStep(batch.step_id, batch.epoch, batch.attempt, batch.deadline);
   }
-  absl::Status status = RunOnce(batch, mapped.get(), link, tables, nonce);
+  absl::Status status;
+  if (!launched) {
+    flight->timed = counters_->TimesDue();
+    status = Launch(batch, nullptr, flight.get());
+  }
+  if (status.ok()) {
+    BeginNext(batch, cold, *flight);
+    status = Finish(*flight, batch.deadline);
+  }
   if (!status.ok() && link != nullptr && !link->alive() && cold.arena != nullptr &&
       (absl::IsUnavailable(status) || absl::IsInternal(status)) &&
       cudaPeekAtLastError() == cudaSuccess) {
     // The cpu_worker was lost: the whole step again, its neurons from the arena.
+    DropAhead();
     output->cpu_recomputed = true;
-    link = nullptr;
-    status = RunOnce(batch, mapped.get(), nullptr, tables, nonce);
+    flight->link = nullptr;
+    status = Launch(batch, nullptr, flight.get());
+    if (status.ok()) status = Finish(*flight, batch.deadline);
   }
   ISOTHERM_RETURN_IF_ERROR(status);
-  output->owed_hash = state().owed_hash;
-  output->work_hash = state().work_hash;
-  output->active_neurons = state().active_neurons;
-  output->hot_neurons = state().hot_neurons;
-  output->open_neurons = state().open_neurons;
-  activity_ = static_cast<double>(state().active_neurons) /
+  const StepState& state = StateOf(*flight);
+  output->owed_hash = state.owed_hash;
+  output->work_hash = state.work_hash;
+  output->active_neurons = state.active_neurons;
+  output->hot_neurons = state.hot_neurons;
+  output->open_neurons = state.open_neurons;
+  activity_ = static_cast<double>(state.active_neurons) /
               (static_cast<double>(batch.rows.size()) *
                static_cast<double>(layout_.num_neurons * layout_.num_layers));
-  if (shared_ && !in_products_) ObserveCuts();  // products learn as they go
-  if (link != nullptr) {
-    status = link->EndOfStep(batch.step_id, batch.epoch, batch.attempt, batch.deadline);
+  if (flight->shared && !flight->in_products) ObserveCuts(*flight);  // products learn as they go
+  if (flight->link != nullptr) {
+    if (!flight->ring)
+      status = link->EndOfStep(batch.step_id, batch.epoch, batch.attempt, batch.deadline);
     if (!status.ok() && link->alive()) return status;
-    if (!status.ok()) {  // it will not report this step; its results were accepted layer by layer
+    if (!link->alive()) {  // it may not report this step; its results were accepted one by one
       output->cpu_recomputed = true;
-      output->work_hash += state().cold_hash;
+      output->work_hash += state.cold_hash;
     }
   }
-  ISOTHERM_RETURN_IF_ERROR(Count(batch, output));
-  return Sample(batch, output);
+  Count(batch, *flight, output);
+  return Sample(batch, *flight, output);
 }
 
 }  // namespace isotherm::gpu

@@ -50,7 +50,8 @@ struct CudaDeviceOptions {
   std::function<void(cudaStream_t)> before_step;
 };
 
-// A step of a batch on one CUDA device. Small batches run as one captured graph; see Device for the
+// A step of a batch on one CUDA device. Small batches run as one captured graph, and one whose
+// tokens are sampled here may be queued behind the step that samples them; see Device for the
 // contract.
 class CudaDevice final : public Device {
  public:
@@ -71,6 +72,7 @@ class CudaDevice final : public Device {
   absl::StatusOr<std::shared_ptr<void>> Map(const ColdSide& cold) override;
   absl::Status RunStep(const DeviceBatch& batch, const ColdSide& cold,
                        DeviceOutput* output) override;
+  void Settle() override;
   absl::Status ReadCounters(NeuronCounters* counters) override { return counters_->Read(counters); }
 
   // Of the last step, copied from the device, for tests: residual rows [rows, model_dim], and the
@@ -88,28 +90,75 @@ class CudaDevice final : public Device {
   absl::Status Publish(const std::shared_ptr<const EpochTables>& tables);
   // What the driver counts changes: with the hot pool, and as it loads late.
   void MeasureProcess();
-  absl::Status Check(const DeviceBatch& batch) const;
-  void FillInputs(const DeviceBatch& batch, const MappedCold* cold, const SlotRing& ring,
-                  const LayerTable* tables, uint64_t nonce);
-  absl::Status RunOnce(const DeviceBatch& batch, const MappedCold* cold, ColdLink* link,
-                       const LayerTable* tables, uint64_t nonce);
-  absl::Status AwaitStep(TimePoint deadline, ColdLink* link);
-  absl::Status StepStatus() const;
-  absl::Status Sample(const DeviceBatch& batch, DeviceOutput* output);
+
+  // A step from its launch to its end. Two may be under way.
+  struct Flight {
+    int place = 0;  // of places_
+    std::shared_ptr<const EpochTables> epoch;
+    const LayerTable* tables = nullptr;
+    std::shared_ptr<MappedCold> mapped;
+    ColdLink* link = nullptr;  // alive when the step was planned
+    bool decode = false;       // every row samples
+    bool in_products = false;
+    bool ring = false;          // the device posts to the cpu side: at least the step's end,
+    bool shared = false;        // and layers
+    bool timed = false;         // for the counters
+    bool host_samples = false;  // some row's logits are read by the host
+    int32_t num_logits = 0;
+    int64_t page_tables = 0;
+    std::chrono::nanoseconds time{};  // that it has
+    std::vector<LayerStep> layers;
+    std::vector<int32_t> asked_flags;  // of layers, as the batch asks
+
+    bool traced() const;
+  };
+  // What a step under way has to itself on the host. Pinned.
+  struct Place {
+    PinnedBytes inputs, results, traces;
+    cudaEvent_t done = nullptr;
+  };
+
+  // Everything that indexes memory later. `follows`: tokens may be those that are sampled ahead.
+  absl::Status Check(const DeviceBatch& batch, bool follows) const;
+  absl::StatusOr<std::unique_ptr<Flight>> Plan(const DeviceBatch& batch, const ColdSide& cold);
+  static std::vector<int32_t> AskedFlags(const DeviceBatch& batch, size_t num_layers);
+  void FillLayers(Flight* flight) const;
+  void FillInputs(const DeviceBatch& batch, const DeviceBatch* ahead, Flight* flight);
+  // ahead: the batch under way that this one follows on the device; null: none.
+  absl::Status Launch(const DeviceBatch& batch, const DeviceBatch* ahead, Flight* flight);
+  absl::Status Finish(const Flight& flight, TimePoint deadline);
+  // Inside the gate. flight: launched already, or null.
+  absl::Status RunInGate(const DeviceBatch& batch, const ColdSide& cold,
+                         std::unique_ptr<Flight> flight, DeviceOutput* output);
+  // Whether `batch` is what was begun ahead of its time.
+  bool IsAhead(const DeviceBatch& batch, const ColdSide& cold) const;
+  // Queues the next batch behind `flight`, if it can run without the host between them.
+  void BeginNext(const DeviceBatch& batch, const ColdSide& cold, const Flight& flight);
+  void DropAhead();
+  absl::Status AwaitStep(const Flight& flight, TimePoint deadline);
+  static absl::Status StepStatus(const StepState& state);
+  absl::Status Sample(const DeviceBatch& batch, const Flight& flight, DeviceOutput* output);
   // Whether a step of so many rows goes through matrix products.
   bool InProducts(int32_t rows, const MappedCold* cold) const;
   static size_t Bucket(int32_t rows);  // of product_levels_
   // Learns from a step that the cpu side shared.
-  void ObserveCuts();
-  PrefillPass::Step ProductStep(const DeviceBatch& batch, const MappedCold& cold, ColdLink* link);
+  void ObserveCuts(const Flight& flight);
+  PrefillPass::Step ProductStep(const DeviceBatch& batch, const Flight& flight);
   // What products need of the epoch's placement, kept while its steps follow each other.
   void Survey(const std::shared_ptr<const EpochTables>& epoch);
   // Adds the step to the counters, and its traced layers' times, of which `output` gets those asked
   // for.
-  absl::Status Count(const DeviceBatch& batch, DeviceOutput* output);
-  absl::StatusOr<std::span<const LayerTrace>> ReadTraces();
-  std::shared_ptr<MappedCold> FindMapped(const ColdSide& cold);
-  const StepState& state() const { return *results_.as<const StepState>(); }
+  void Count(const DeviceBatch& batch, const Flight& flight, DeviceOutput* output);
+  std::shared_ptr<MappedCold> FindMapped(const ColdSide& cold) const;
+  const StepState& StateOf(const Flight& flight) const {
+    return *places_[flight.place].results.as<const StepState>();
+  }
+  const LayerTimes* TimesOf(int place) const {
+    return reinterpret_cast<const LayerTimes*>(places_[place].results.as<const StepState>() + 1);
+  }
+  const int32_t* TokensOf(int place) const {
+    return reinterpret_cast<const int32_t*>(TimesOf(place) + config_.num_layers);
+  }
 
   const ModelFile& model_;
   const ModelConfig config_;
@@ -119,13 +168,14 @@ class CudaDevice final : public Device {
   const int32_t graph_rows_;  // of a step of the graph
   const int32_t max_logits_;  // rows of a step that sample
   const int32_t product_rows_;
-  const int64_t logits_offset_;  // in results_, behind the state
   std::string name_, isa_;
   cudaStream_t stream_ = nullptr;       // of steps
   cudaStream_t copy_stream_ = nullptr;  // of everything else
   CudaWeights weights_;
   DeviceBytes kv_, work_memory_;
-  PinnedBytes inputs_, results_, traces_, bounce_;
+  Place places_[2];
+  PinnedBytes logits_;  // of rows that the host samples
+  PinnedBytes bounce_;
   StepBuffersCuda buffers_;
   StepInputs input_layout_;
   std::unique_ptr<StepGraph> graph_;
@@ -140,17 +190,15 @@ class CudaDevice final : public Device {
   std::vector<ShareLevel> product_levels_;  // by Bucket; none with a fixed share
   DeviceMemoryUse memory_;                  // fixed once loaded, but for:
   std::atomic<int64_t> process_bytes_ = 0;
-  std::mutex mapped_mu_;
+  mutable std::mutex mapped_mu_;
   std::vector<std::weak_ptr<MappedCold>> mapped_;
   std::weak_ptr<const EpochTables> surveyed_;
   std::vector<PrefillPass::Layer> survey_;
-  // Of the running step.
-  std::vector<LayerStep> layer_steps_;
-  std::vector<uint8_t> asked_traces_;  // [num_layers]
-  bool in_products_ = false, shared_ = false;
   double activity_ = 0;  // share of the neurons that a row of the last step needed
-  int64_t page_tables_ = 0;
-  int32_t num_logits_ = 0;
+  // Holds the gate from the first step under way to the last.
+  std::unique_ptr<StepGate::Step> in_gate_;
+  std::unique_ptr<Flight> ahead_;  // begun before its call; goes before the gate does
+  int next_place_ = 0;
 };
 
 }  // namespace isotherm::gpu

@@ -63,7 +63,8 @@ absl::Status CudaDevice::Allocate() {
   const int64_t words = CeilDiv<int64_t>(config_.ffn_dim, 64);
   const int64_t half = config_.rope_dims / 2;
   const AttentionShape shape = StepParts{.config = &config_, .layout = &layout_}.Shape();
-  input_layout_ = StepInputs::Make(config_.num_layers, all_rows, max_pages_);
+  input_layout_ = StepInputs::Make(config_.num_layers, all_rows, max_logits_, max_pages_);
+  const int64_t state_bytes = StateBytes(config_.num_layers, max_logits_);
   const auto carve = [&](Carver& carver) {
     StepBuffersCuda b;
     b.hidden_stride = static_cast<int32_t>(max_rank);
@@ -86,9 +87,9 @@ absl::Status CudaDevice::Allocate() {
     b.attention_scratch = carver.Take<unsigned char>(AttentionScratchBytes(shape, rows));
     b.rope_frequencies = carver.Take<double>(half);
     b.inputs = carver.Take<unsigned char>(input_layout_.bytes);
-    b.state =
-        reinterpret_cast<StepState*>(carver.Take<unsigned char>(StateBytes(config_.num_layers)));
+    b.state = reinterpret_cast<StepState*>(carver.Take<unsigned char>(state_bytes));
     b.times = reinterpret_cast<LayerTimes*>(b.state + 1);
+    b.tokens = reinterpret_cast<int32_t*>(b.times + config_.num_layers);
     b.traces = carver.Take<LayerTrace>(config_.num_layers);
     return b;
   };
@@ -101,11 +102,16 @@ absl::Status CudaDevice::Allocate() {
   ISOTHERM_CUDA_RETURN_IF_ERROR(
       cudaMemcpy(buffers_.rope_frequencies, weights_.rope_frequencies.data(),
                  weights_.rope_frequencies.size() * sizeof(double), cudaMemcpyHostToDevice));
-  ISOTHERM_ASSIGN_OR_RETURN(inputs_, PinnedBytes::Make(input_layout_.bytes));
-  ISOTHERM_ASSIGN_OR_RETURN(
-      results_, PinnedBytes::Make(logits_offset_ + max_logits_ * config_.vocab_size * int64_t{4}));
-  ISOTHERM_ASSIGN_OR_RETURN(
-      traces_, PinnedBytes::Make(config_.num_layers * static_cast<int64_t>(sizeof(LayerTrace))));
+  for (Place& place : places_) {
+    ISOTHERM_ASSIGN_OR_RETURN(place.inputs, PinnedBytes::Make(input_layout_.bytes));
+    ISOTHERM_ASSIGN_OR_RETURN(place.results, PinnedBytes::Make(state_bytes));
+    ISOTHERM_ASSIGN_OR_RETURN(
+        place.traces,
+        PinnedBytes::Make(config_.num_layers * static_cast<int64_t>(sizeof(LayerTrace))));
+    ISOTHERM_CUDA_RETURN_IF_ERROR(cudaEventCreateWithFlags(&place.done, cudaEventDisableTiming));
+  }
+  ISOTHERM_ASSIGN_OR_RETURN(logits_,
+                            PinnedBytes::Make(max_logits_ * config_.vocab_size * int64_t{4}));
   ISOTHERM_ASSIGN_OR_RETURN(bounce_, PinnedBytes::Make(kBounceBytes));
   ISOTHERM_ASSIGN_OR_RETURN(
       counters_,
@@ -123,10 +129,7 @@ absl::Status CudaDevice::Allocate() {
                         .inputs = input_layout_,
                         .kv = kv_.as<uint16_t>(),
                         .kv_pages = options_.kv_pages,
-                        .pool = pool_memory_->data(),
-                        .host_inputs = inputs_.as<>(),
-                        .host_results = results_.as<>(),
-                        .logits_offset = logits_offset_};
+                        .pool = pool_memory_->data()};
   graph_ = std::make_unique<StepGraph>(parts, rows);
   ISOTHERM_RETURN_IF_ERROR(graph_->Capture(stream_));
   if (all_rows < product_rows_) return absl::OkStatus();
@@ -220,7 +223,7 @@ absl::StatusOr<std::shared_ptr<void>> CudaDevice::Map(const ColdSide& cold) {
   return std::shared_ptr<void>(std::move(mapped));
 }
 
-std::shared_ptr<MappedCold> CudaDevice::FindMapped(const ColdSide& cold) {
+std::shared_ptr<MappedCold> CudaDevice::FindMapped(const ColdSide& cold) const {
   shm::SlotClient* const slots = cold.link != nullptr ? cold.link->slots() : nullptr;
   std::lock_guard lock(mapped_mu_);
   for (const std::weak_ptr<MappedCold>& weak : mapped_) {

@@ -8,8 +8,7 @@
 
 namespace isotherm::gpu {
 
-absl::Status CudaDevice::StepStatus() const {
-  const StepState& state = *results_.as<const StepState>();
+absl::Status CudaDevice::StepStatus(const StepState& state) {
   const auto in_layer = [&] { return absl::StrCat(" in layer ", state.failed_layer); };
   switch (state.failure) {
     case kStepOk:
@@ -24,21 +23,35 @@ absl::Status CudaDevice::StepStatus() const {
     case kStepNoColdSide:
       return absl::UnavailableError(
           "cold neurons are active and the cpu_worker is not attached; try again soon");
+    case kStepNoNumbers:
+      return absl::DataLossError(absl::StrCat("the logits of row ", state.failed_layer,
+                                              " are not numbers; the model may be damaged"));
+    case kStepNotBegun:
+      return absl::AbortedError("the step before failed");
     default:
       return absl::InternalError(
           absl::StrCat("the cpu_worker failed or sent what no sound peer sends", in_layer()));
   }
 }
 
-absl::Status CudaDevice::Sample(const DeviceBatch& batch, DeviceOutput* output) {
-  auto* const logits = reinterpret_cast<float*>(results_.as<>() + logits_offset_);
+absl::Status CudaDevice::Sample(const DeviceBatch& batch, const Flight& flight,
+                                DeviceOutput* output) {
+  const auto* const how = reinterpret_cast<const SampleRow*>(places_[flight.place].inputs.as<>() +
+                                                             input_layout_.samples);
   int64_t at = 0;
   for (size_t r = 0; r < batch.rows.size(); ++r) {
-    if (batch.rows[r].sampling == nullptr) continue;
+    SamplingState* const sampling = batch.rows[r].sampling;
+    if (sampling == nullptr) continue;
     DeviceSample sample{.row = static_cast<int64_t>(r)};
-    const std::span<float> row(logits + at++ * config_.vocab_size,
-                               static_cast<size_t>(config_.vocab_size));
-    sample.token = batch.rows[r].sampling->Sample(row, &sample.logprobs);
+    if (how[at].on_device != 0) {
+      sample.token = TokensOf(flight.place)[at];
+      if (sample.token >= 0) sampling->Take(sample.token);
+    } else {
+      sample.token = sampling->Sample(std::span(logits_.as<float>() + at * config_.vocab_size,
+                                                static_cast<size_t>(config_.vocab_size)),
+                                      &sample.logprobs);
+    }
+    ++at;
     if (sample.token < 0) {
       return absl::DataLossError(
           absl::StrCat("the logits of row ", r, " are not numbers; the model may be damaged"));
@@ -48,20 +61,8 @@ absl::Status CudaDevice::Sample(const DeviceBatch& batch, DeviceOutput* output) 
   return absl::OkStatus();
 }
 
-// Of the last step; empty when no layer was traced.
-absl::StatusOr<std::span<const LayerTrace>> CudaDevice::ReadTraces() {
-  const bool traced = std::any_of(layer_steps_.begin(), layer_steps_.end(),
-                                  [](const LayerStep& l) { return (l.flags & kLayerTrace) != 0; });
-  if (!traced) return std::span<const LayerTrace>();
-  ISOTHERM_CUDA_RETURN_IF_ERROR(cudaMemcpyAsync(traces_.as<void>(), buffers_.traces,
-                                                layer_steps_.size() * sizeof(LayerTrace),
-                                                cudaMemcpyDeviceToHost, stream_));
-  ISOTHERM_CUDA_RETURN_IF_ERROR(cudaStreamSynchronize(stream_));
-  return std::span(traces_.as<const LayerTrace>(), layer_steps_.size());
-}
-
-absl::Status CudaDevice::Count(const DeviceBatch& batch, DeviceOutput* output) {
-  ISOTHERM_ASSIGN_OR_RETURN(const std::span<const LayerTrace> traces, ReadTraces());
+void CudaDevice::Count(const DeviceBatch& batch, const Flight& flight, DeviceOutput* output) {
+  const auto* const traces = places_[flight.place].traces.as<const LayerTrace>();
   const auto rows = static_cast<int64_t>(batch.rows.size());
   const int64_t exact_rows = std::count_if(batch.rows.begin(), batch.rows.end(),
                                            [](const DeviceRow& row) { return row.exact; });
@@ -69,10 +70,11 @@ absl::Status CudaDevice::Count(const DeviceBatch& batch, DeviceOutput* output) {
   const auto us = [&](uint64_t from, uint64_t to) {
     return static_cast<float>(ns(from, to)) * 1e-3f;
   };
-  for (size_t l = 0; l < layer_steps_.size(); ++l) {
-    const bool all_exact = (layer_steps_[l].flags & kLayerExact) != 0;
+  for (size_t l = 0; l < flight.layers.size(); ++l) {
+    const int32_t flags = flight.layers[l].flags;
+    const bool all_exact = (flags & kLayerExact) != 0;
     const int64_t exact = !config_.sparse ? 0 : all_exact ? rows : exact_rows;
-    if (traces.empty() || (layer_steps_[l].flags & kLayerTrace) == 0) {
+    if ((flags & kLayerTrace) == 0) {
       counters_->AddLayer(static_cast<int64_t>(l), rows, exact, nullptr);
       continue;
     }
@@ -87,12 +89,13 @@ absl::Status CudaDevice::Count(const DeviceBatch& batch, DeviceOutput* output) {
         .merge_ns = ns(t.resumed, t.merged),
         .hot_bytes = static_cast<uint64_t>(t.hot) * static_cast<uint64_t>(layout_.bundle_bytes),
         .timed_cold_bytes =
-            static_cast<uint64_t>(in_products_ ? prefill_->Read(static_cast<int32_t>(l)) : t.read) *
+            static_cast<uint64_t>(flight.in_products ? prefill_->Read(static_cast<int32_t>(l))
+                                                     : t.read) *
             static_cast<uint64_t>(layout_.bundle_bytes)};
     // Exact rows would pass for expensive ones.
     counters_->AddLayer(static_cast<int64_t>(l), rows, exact,
-                        counters_->TimesDue() && exact == 0 ? &times : nullptr);
-    if (asked_traces_[l] == 0) continue;
+                        flight.timed && exact == 0 ? &times : nullptr);
+    if ((flight.asked_flags[l] & kLayerTrace) == 0) continue;
     output->timings.push_back({.layer = static_cast<int32_t>(l),
                                .attention_us = us(t.begin, t.predict),
                                .predict_us = us(t.predict, t.activated),
@@ -104,7 +107,6 @@ absl::Status CudaDevice::Count(const DeviceBatch& batch, DeviceOutput* output) {
                                .active_neurons = t.active,
                                .hot_neurons = t.hot});
   }
-  return absl::OkStatus();
 }
 
 std::vector<float> CudaDevice::Residual(int64_t rows) const {

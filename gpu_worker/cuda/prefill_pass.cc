@@ -408,7 +408,7 @@ absl::Status PrefillPass::Launch(const Step& step, cudaStream_t stream) {
   plan_.clear();
   num_hot_.clear();
   fetched_ = used_ = 0;
-  parts_.Begin(step.rows, step.page_tables, stream);
+  parts_.Begin(step.rows, stream);
   // What is listed without looking at the rows is listed a layer ahead, so that PCIe never waits
   // for attention.
   const bool ahead = step.rows > kSelectRows;

@@ -20,7 +20,7 @@ StepGraph::~StepGraph() {
   if (side_stream_ != nullptr) cudaStreamDestroy(side_stream_);
 }
 
-void StepGraph::Record(int32_t rows, int64_t page_tables, int32_t logits, cudaStream_t stream) {
+void StepGraph::Record(int32_t rows, int32_t logits, cudaStream_t stream) {
   const ModelConfig& config = *parts_.config;
   const StepBuffersCuda& b = parts_.buffers;
   const auto dim = static_cast<int32_t>(config.model_dim);
@@ -29,7 +29,7 @@ void StepGraph::Record(int32_t rows, int64_t page_tables, int32_t logits, cudaSt
   const AttentionShape shape = parts_.Shape();
   const int64_t q_dim = config.num_q_heads * config.head_dim;
 
-  parts_.Begin(rows, page_tables, stream);
+  parts_.Begin(rows, stream);
   for (int32_t l = 0; l < config.num_layers; ++l) {
     const CudaWeights::Layer& layer = parts_.weights->layers[static_cast<size_t>(l)];
     const KvPages kv = parts_.KvOf(l);
@@ -113,7 +113,7 @@ void StepGraph::Record(int32_t rows, int64_t page_tables, int32_t logits, cudaSt
 absl::Status StepGraph::CaptureOne(int32_t rows, cudaStream_t stream) {
   cudaGraph_t graph = nullptr;
   ISOTHERM_CUDA_RETURN_IF_ERROR(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
-  Record(rows, rows, rows, stream);
+  Record(rows, rows, stream);
   const cudaError_t launched = cudaGetLastError();
   ISOTHERM_CUDA_RETURN_IF_ERROR(cudaStreamEndCapture(stream, &graph));
   ISOTHERM_CUDA_RETURN_IF_ERROR(launched);
@@ -132,10 +132,10 @@ absl::Status StepGraph::Capture(cudaStream_t stream) {
       cudaStreamCreateWithPriority(&side_stream_, cudaStreamNonBlocking, high));
   ISOTHERM_CUDA_RETURN_IF_ERROR(cudaEventCreateWithFlags(&fork_, cudaEventDisableTiming));
   ISOTHERM_CUDA_RETURN_IF_ERROR(cudaEventCreateWithFlags(&join_, cudaEventDisableTiming));
-  // No rows: the header is zero. Each row tile has kernels of its own.
+  // No rows: the inputs are zero. Each row tile has kernels of its own.
   for (const int32_t rows : {1, 2, 3}) {
     if (rows > max_rows_) break;
-    Record(rows, 0, rows, stream);
+    Record(rows, rows, stream);
     ISOTHERM_CUDA_RETURN_IF_ERROR(cudaGetLastError());
   }
   ISOTHERM_CUDA_RETURN_IF_ERROR(cudaStreamSynchronize(stream));
@@ -145,12 +145,11 @@ absl::Status StepGraph::Capture(cudaStream_t stream) {
   return CudaStatus(cudaStreamSynchronize(stream), "loading the graphs");
 }
 
-absl::Status StepGraph::Launch(int32_t rows, int32_t logits, int64_t page_tables,
-                               cudaStream_t stream) {
+absl::Status StepGraph::Launch(int32_t rows, int32_t logits, cudaStream_t stream) {
   const auto graph = graphs_.lower_bound(rows);
   if (graph != graphs_.end())
     return CudaStatus(cudaGraphLaunch(graph->second, stream), "cudaGraphLaunch");
-  Record(rows, page_tables, logits, stream);
+  Record(rows, logits, stream);
   return CudaStatus(cudaGetLastError(), "launching a step");
 }
 

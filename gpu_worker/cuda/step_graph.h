@@ -22,11 +22,11 @@ class StepGraph {
   // loaded or allocated during a step. `stream` is idle.
   absl::Status Capture(cudaStream_t stream);
 
-  // Queues a step of `rows` rows whose inputs are filled in, of which `logits` are wanted.
-  absl::Status Launch(int32_t rows, int32_t logits, int64_t page_tables, cudaStream_t stream);
+  // Queues a step of `rows` rows whose inputs are on the device, of which `logits` are wanted.
+  absl::Status Launch(int32_t rows, int32_t logits, cudaStream_t stream);
 
  private:
-  void Record(int32_t max_rows, int64_t page_tables, int32_t logits, cudaStream_t stream);
+  void Record(int32_t max_rows, int32_t logits, cudaStream_t stream);
   absl::Status CaptureOne(int32_t rows, cudaStream_t stream);
 
   const StepParts parts_;

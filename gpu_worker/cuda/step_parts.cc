@@ -5,7 +5,8 @@
 
 namespace isotherm::gpu {
 
-StepInputs StepInputs::Make(int64_t num_layers, int32_t max_rows, int32_t max_pages) {
+StepInputs StepInputs::Make(int64_t num_layers, int32_t max_rows, int32_t max_logits,
+                            int32_t max_pages) {
   StepInputs out{.max_rows = max_rows, .max_pages = max_pages};
   const auto place = [&](int64_t bytes) {
     const int64_t at = out.bytes;
@@ -16,6 +17,7 @@ StepInputs StepInputs::Make(int64_t num_layers, int32_t max_rows, int32_t max_pa
   out.layers = place(num_layers * static_cast<int64_t>(sizeof(LayerStep)));
   out.rows = place(max_rows * static_cast<int64_t>(sizeof(StepRow)));
   out.logit_rows = place(max_rows * int64_t{4});
+  out.samples = place(max_logits * static_cast<int64_t>(sizeof(SampleRow)));
   out.pages = place(int64_t{max_rows} * max_pages * 4);
   return out;
 }
@@ -26,9 +28,11 @@ StepPointers StepParts::Pointers() const {
           .layers = reinterpret_cast<const LayerStep*>(in + inputs.layers),
           .rows = reinterpret_cast<const StepRow*>(in + inputs.rows),
           .logit_rows = reinterpret_cast<const int32_t*>(in + inputs.logit_rows),
+          .samples = reinterpret_cast<const SampleRow*>(in + inputs.samples),
           .page_tables = reinterpret_cast<const int32_t*>(in + inputs.pages),
           .state = buffers.state,
           .times = buffers.times,
+          .tokens = buffers.tokens,
           .traces = buffers.traces};
 }
 
@@ -92,10 +96,7 @@ void StepParts::Predict(int32_t l, bool posts, int32_t rows, cudaStream_t stream
                  rows, stream);
 }
 
-void StepParts::Begin(int32_t rows, int64_t page_tables, cudaStream_t stream) const {
-  cudaMemcpyAsync(const_cast<unsigned char*>(buffers.inputs), host_inputs,
-                  static_cast<size_t>(inputs.BytesFor(page_tables)), cudaMemcpyHostToDevice,
-                  stream);
+void StepParts::Begin(int32_t rows, cudaStream_t stream) const {
   LaunchEmbed({.step = Pointers(),
                .dtype = weights->embedding.dtype,
                .embedding = weights->embedding.memory.as<const unsigned char>(),
@@ -115,23 +116,22 @@ void StepParts::Begin(int32_t rows, int64_t page_tables, cudaStream_t stream) co
 
 void StepParts::End(int32_t logits, cudaStream_t stream) const {
   const StepPointers step = Pointers();
-  if (logits > 0) {
-    LaunchProduct({.in = {.x = buffers.x,
-                          .stride = static_cast<int32_t>(config->model_dim),
-                          .gather = step.logit_rows,
-                          .num_rows = &step.header->num_logits,
-                          .norm = NormOf(weights->output_norm)},
-                   .w = weights->head,
-                   .y = buffers.logits,
-                   .y_stride = weights->head.rows,
-                   .output = ProductOutput::kStore},
-                  logits, stream);
-    cudaMemcpyAsync(host_results + logits_offset, buffers.logits,
-                    static_cast<size_t>(logits * weights->head.rows) * sizeof(float),
-                    cudaMemcpyDeviceToHost, stream);
-  }
-  cudaMemcpyAsync(host_results, buffers.state, static_cast<size_t>(StateBytes(config->num_layers)),
-                  cudaMemcpyDeviceToHost, stream);
+  LaunchPostEnd(step, stream);
+  if (logits == 0) return;
+  LaunchProduct({.in = {.x = buffers.x,
+                        .stride = static_cast<int32_t>(config->model_dim),
+                        .gather = step.logit_rows,
+                        .num_rows = &step.header->num_logits,
+                        .norm = NormOf(weights->output_norm)},
+                 .w = weights->head,
+                 .y = buffers.logits,
+                 .y_stride = weights->head.rows,
+                 .output = ProductOutput::kStore},
+                logits, stream);
+  LaunchSample({.step = step,
+                .logits = buffers.logits,
+                .vocabulary = static_cast<int32_t>(weights->head.rows)},
+               logits, stream);
 }
 
 }  // namespace isotherm::gpu

@@ -14,10 +14,11 @@ namespace isotherm::gpu {
 // Where the inputs of a step lie in their one block, the same on the host and on the device, and
 // what of it a step of `rows` rows needs: the front, so that a small step copies little.
 struct StepInputs {
-  int64_t header = 0, layers = 0, rows = 0, logit_rows = 0, pages = 0, bytes = 0;
+  int64_t header = 0, layers = 0, rows = 0, logit_rows = 0, samples = 0, pages = 0, bytes = 0;
   int32_t max_rows = 0, max_pages = 0;
 
-  static StepInputs Make(int64_t num_layers, int32_t max_rows, int32_t max_pages);
+  static StepInputs Make(int64_t num_layers, int32_t max_rows, int32_t max_logits,
+                         int32_t max_pages);
   int64_t BytesFor(int64_t page_tables) const { return pages + page_tables * max_pages * 4; }
 };
 
@@ -36,6 +37,7 @@ struct StepBuffersCuda {
   const unsigned char* inputs = nullptr;
   StepState* state = nullptr;   // StateBytes
   LayerTimes* times = nullptr;  // behind it
+  int32_t* tokens = nullptr;    // behind them
   LayerTrace* traces = nullptr;
   int32_t hidden_stride = 0;
 };
@@ -49,10 +51,7 @@ struct StepParts {
   StepInputs inputs;
   uint16_t* kv = nullptr;
   int32_t kv_pages = 0;
-  const unsigned char* pool = nullptr;     // hot neurons
-  const std::byte* host_inputs = nullptr;  // pinned
-  std::byte* host_results = nullptr;       // pinned: StateBytes, then logits
-  int64_t logits_offset = 0;               // in host_results
+  const unsigned char* pool = nullptr;  // hot neurons
 
   bool bf16() const { return layout->dtype == DType::kBF16; }
   StepPointers Pointers() const;
@@ -63,9 +62,9 @@ struct StepParts {
   // A layer's predictor and what makes active sets of it, for few rows. posts: the last block hands
   // the layer to the cpu side.
   void Predict(int32_t layer, bool posts, int32_t rows, cudaStream_t stream) const;
-  // Copies the inputs and embeds the tokens.
-  void Begin(int32_t rows, int64_t page_tables, cudaStream_t stream) const;
-  // Logits of the rows that sample, and the results to the host.
+  // Embeds the tokens; the inputs are there.
+  void Begin(int32_t rows, cudaStream_t stream) const;
+  // Logits of the rows that sample, and their tokens.
   void End(int32_t logits, cudaStream_t stream) const;
 };
 

@@ -98,52 +98,79 @@ void SamplingState::Penalise(std::span<float> logits) const {
 }
 
 // Counter-based: the n-th draw of a seed is the same whatever ran before it.
-double SamplingState::NextUniform() const {
-  const uint64_t bits = Mix64(Mix64(static_cast<uint64_t>(params_.seed) + 0x9e3779b97f4a7c15u) +
-                              static_cast<uint64_t>(num_sampled_));
-  return static_cast<double>(bits >> 11) * 0x1p-53;
+PlainDraw SamplingState::DrawAt(int32_t index) const {
+  const bool greedy = params_.temperature == 0 || params_.top_k == 1;
+  return {.greedy = greedy,
+          .inverse_temperature = greedy ? 1.0f : 1.0f / params_.temperature,
+          .floor = params_.min_p > 0 ? std::log(params_.min_p) * params_.temperature
+                                     : -std::numeric_limits<float>::infinity(),
+          .top_k = params_.top_k,
+          .top_p = params_.top_p,
+          .bits = Mix64(Mix64(static_cast<uint64_t>(params_.seed) + 0x9e3779b97f4a7c15u) +
+                        static_cast<uint64_t>(index))};
+}
+
+std::optional<PlainDraw> SamplingState::Plain(int32_t ahead) const {
+  const bool plain = params_.repetition_penalty == 1.0f && params_.frequency_penalty == 0 &&
+                     params_.presence_penalty == 0 && params_.logit_bias.empty() &&
+                     top_logprobs_ < 0 && num_sampled_ >= min_tokens_;
+  if (!plain) return std::nullopt;
+  return DrawAt(num_sampled_ + ahead);
+}
+
+void SamplingState::Take(TokenId token) {
+  ++num_sampled_;
+  ++output_counts_[token];
 }
 
 TokenId SamplingState::Draw(std::span<const float> logits, float top) {
-  const float inverse = 1.0f / params_.temperature;
-  // min-p is a bound on logits; it also keeps the candidate list short.
-  float floor = std::numeric_limits<float>::lowest();
-  if (params_.min_p > 0)
-    floor = std::max(floor, top + std::log(params_.min_p) * params_.temperature);
+  const PlainDraw draw = DrawAt(num_sampled_);
+  // The floor also keeps the list short.
+  const float floor = std::max(std::numeric_limits<float>::lowest(), top + draw.floor);
   candidates_.clear();
   for (size_t i = 0; i < logits.size(); ++i) {
-    if (logits[i] >= floor) candidates_.emplace_back(logits[i], static_cast<TokenId>(i));
+    if (logits[i] < floor) continue;
+    const float share = std::exp((logits[i] - top) * draw.inverse_temperature);
+    candidates_.push_back({.logit = logits[i],
+                           .id = static_cast<TokenId>(i),
+                           .weight = static_cast<uint64_t>(share * kDrawUnit)});
   }
-  const auto better = [](const std::pair<float, TokenId>& a, const std::pair<float, TokenId>& b) {
-    return a.first != b.first ? a.first > b.first : a.second < b.second;
+  const auto better = [](const Candidate& a, const Candidate& b) {
+    return a.logit != b.logit ? a.logit > b.logit : a.id < b.id;
   };
-  if (params_.top_k > 0 && static_cast<size_t>(params_.top_k) < candidates_.size()) {
-    std::nth_element(candidates_.begin(), candidates_.begin() + params_.top_k, candidates_.end(),
+  bool by_id = true;
+  if (draw.top_k > 0 && static_cast<size_t>(draw.top_k) < candidates_.size()) {
+    std::nth_element(candidates_.begin(), candidates_.begin() + draw.top_k, candidates_.end(),
                      better);
-    candidates_.resize(static_cast<size_t>(params_.top_k));
+    candidates_.resize(static_cast<size_t>(draw.top_k));
+    by_id = false;
   }
-  double total = 0;
-  for (auto& [logit, id] : candidates_) {
-    logit = std::exp((logit - top) * inverse);
-    total += static_cast<double>(logit);
-  }
-  if (params_.top_p < 1.0f) {
+  uint64_t total = 0;
+  for (const Candidate& candidate : candidates_) total += candidate.weight;
+  if (draw.top_p < 1.0f) {
     std::sort(candidates_.begin(), candidates_.end(), better);
-    double sum = 0;
+    const auto wanted =
+        static_cast<uint64_t>(static_cast<double>(draw.top_p) * static_cast<double>(total));
+    uint64_t sum = 0;
     size_t keep = 0;
-    while (keep < candidates_.size() &&
-           (keep == 0 || sum < static_cast<double>(params_.top_p) * total)) {
-      sum += static_cast<double>(candidates_[keep++].first);
-    }
+    while (keep < candidates_.size() && (keep == 0 || sum < wanted))
+      sum += candidates_[keep++].weight;
     candidates_.resize(keep);
     total = sum;
+    by_id = false;
   }
-  double left = NextUniform() * total;
-  for (const auto& [weight, id] : candidates_) {
-    left -= static_cast<double>(weight);
-    if (left < 0) return id;
+  if (!by_id) {
+    std::sort(candidates_.begin(), candidates_.end(),
+              [](const Candidate& a, const Candidate& b) { return a.id < b.id; });
   }
-  return candidates_.back().second;  // rounding left a crumb; `top` is always a candidate
+  const auto picked = static_cast<uint64_t>(
+      (static_cast<unsigned __int128>(draw.bits) * static_cast<unsigned __int128>(total)) >> 64);
+  uint64_t sum = 0;
+  for (const Candidate& candidate : candidates_) {
+    sum += candidate.weight;
+    if (sum > picked) return candidate.id;
+  }
+  return candidates_.back().id;  // not reached: the sum is `total`, and picked is less
 }
 
 TokenLogprobs SamplingState::Logprobs(std::span<const float> logits, float top,
@@ -168,7 +195,7 @@ TokenId SamplingState::Sample(std::span<float> logits, std::optional<TokenLogpro
   if (best < 0) return -1;
   const float top = logits[static_cast<size_t>(best)];
   if (!std::isfinite(top)) return -1;
-  const bool greedy = params_.temperature == 0 || params_.top_k == 1;
+  const bool greedy = DrawAt(num_sampled_).greedy;
   if (!greedy || top_logprobs_ >= 0) {
     for (float& logit : logits) {
       if (std::isnan(logit)) logit = -std::numeric_limits<float>::infinity();
@@ -176,8 +203,7 @@ TokenId SamplingState::Sample(std::span<float> logits, std::optional<TokenLogpro
   }
   const TokenId token = greedy ? best : Draw(logits, top);
   if (top_logprobs_ >= 0) *logprobs = Logprobs(logits, top, token);
-  ++num_sampled_;
-  ++output_counts_[token];
+  Take(token);
   return token;
 }
 

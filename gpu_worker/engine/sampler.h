@@ -3,11 +3,11 @@
 #include <cstdint>
 #include <optional>
 #include <span>
-#include <utility>
 #include <vector>
 
 #include "absl/container/flat_hash_map.h"
 #include "common/step/step.h"
+#include "gpu_worker/engine/plain_draw.h"
 
 namespace isotherm::gpu {
 
@@ -29,12 +29,19 @@ class SamplingState {
   // nothing changed, when no logit is a number or one is +infinity.
   TokenId Sample(std::span<float> logits, std::optional<TokenLogprobs>* logprobs);
 
+  // The draw that comes after `ahead` others; nothing when it also needs penalties, bias, masked
+  // stop tokens or logprobs.
+  std::optional<PlainDraw> Plain(int32_t ahead = 0) const;
+  // Counts a token that a device drew by Plain().
+  void Take(TokenId token);
+
   bool IsStop(TokenId token) const;
+  std::span<const TokenId> stop_token_ids() const { return stop_token_ids_; }
   int32_t num_sampled() const { return num_sampled_; }
 
  private:
   void Penalise(std::span<float> logits) const;
-  double NextUniform() const;
+  PlainDraw DrawAt(int32_t index) const;
   TokenId Draw(std::span<const float> logits, float top);
   TokenLogprobs Logprobs(std::span<const float> logits, float top, TokenId token) const;
 
@@ -46,7 +53,12 @@ class SamplingState {
   int32_t num_sampled_ = 0;
   absl::flat_hash_map<TokenId, int32_t> prompt_counts_;
   absl::flat_hash_map<TokenId, int32_t> output_counts_;
-  std::vector<std::pair<float, TokenId>> candidates_;
+  struct Candidate {
+    float logit;
+    TokenId id;
+    uint64_t weight;
+  };
+  std::vector<Candidate> candidates_;
 };
 
 }  // namespace isotherm::gpu

@@ -265,13 +265,20 @@ void StepEngine::Run(Pending pending, std::unique_lock<std::mutex>& lock) {
     applied = absl::AbortedError(absl::StrCat("epoch ", request.epoch, " is not committed here"));
   }
   std::vector<StepRow> rows = request.rows;
+  Cold before;  // a step that was begun early still uses it
+  const auto go_on_after = [&] {
+    return !abort_ && pending.connection == connection_ && committed_.contains(request.epoch);
+  };
   for (int64_t i = 0; i <= request.grant; ++i) {
     const Cold cold = cold_;
     std::vector<StepRow> next;
     StepResult result;
+    bool begun = false;
     if (applied.ok()) {
+      const bool ahead = i < request.grant && queue_.empty() && go_on_after();
       lock.unlock();
-      result = RunOne(request, request.step_id + i, rows, cold, &next);
+      result = RunOne(request, request.step_id + i, rows, cold, ahead, &next, &begun);
+      before = cold;
       lock.lock();
     } else {
       result.step_id = request.step_id;
@@ -283,8 +290,7 @@ void StepEngine::Run(Pending pending, std::unique_lock<std::mutex>& lock) {
         std::any_of(result.rows.begin(), result.rows.end(),
                     [](const RowResult& row) { return row.status != RowStatus::kOk; });
     const bool go_on = i < request.grant && result.error_code == 0 && !stopped && !next.empty() &&
-                       queue_.empty() && !abort_ && pending.connection == connection_ &&
-                       committed_.contains(request.epoch);
+                       (begun || queue_.empty()) && go_on_after();
     result.grant_ended = !go_on;
     if (pending.connection == connection_ && greeted_ && peer_announced_ != PeerAliveLocked()) {
       AnnounceLocked();
@@ -295,9 +301,27 @@ void StepEngine::Run(Pending pending, std::unique_lock<std::mutex>& lock) {
       return;
     }
     if (sink_ != nullptr && pending.connection == connection_) sink_->OnResult(result);
-    if (!go_on) return;
+    if (!go_on) break;
     rows = std::move(next);
   }
+  lock.unlock();
+  device_.Settle();
+  lock.lock();
+}
+
+std::vector<DeviceRow> StepEngine::RowsBehind(std::span<const DeviceRow> rows) const {
+  std::vector<DeviceRow> out;
+  for (const DeviceRow& row : rows) {
+    const int32_t position = row.position + 1;
+    if (row.sampling == nullptr || position >= options_.context_length ||
+        static_cast<size_t>(position / kPageSize) >= row.pages.size()) {
+      return {};
+    }
+    out.push_back(row);
+    out.back().token = kSampledToken;
+    out.back().position = position;
+  }
+  return out;
 }
 
 // What a step may do to one sequence: positions ascend by one, and only the last row samples.
@@ -323,8 +347,8 @@ absl::StatusOr<Sequence*> StepEngine::CheckRow(const StepRow& row, StepRowOrder*
 }
 
 StepResult StepEngine::RunOne(const StepRequest& request, int64_t step_id,
-                              const std::vector<StepRow>& rows, const Cold& cold,
-                              std::vector<StepRow>* next) {
+                              const std::vector<StepRow>& rows, const Cold& cold, bool ahead,
+                              std::vector<StepRow>* next, bool* begun) {
   const TimePoint start = std::chrono::steady_clock::now();
   StepResult result{.step_id = step_id, .epoch = request.epoch};
   const auto fail = [&](const absl::Status& status) {
@@ -358,7 +382,7 @@ StepResult StepEngine::RunOne(const StepRequest& request, int64_t step_id,
     sources.push_back(sequence);
     source_rows.push_back(&row);
   }
-  const DeviceBatch batch{
+  DeviceBatch batch{
       .step_id = step_id,
       .epoch = request.epoch,
       .deadline = start + (request.deadline_us > 0 ? std::chrono::microseconds(request.deadline_us)
@@ -367,9 +391,16 @@ StepResult StepEngine::RunOne(const StepRequest& request, int64_t step_id,
       .rows = device_rows};
   const ColdSide side{.link = cold.attachment != nullptr ? &cold.attachment->link() : nullptr,
                       .arena = cold.attachment != nullptr ? cold.attachment->arena() : nullptr};
+  const std::vector<DeviceRow> rows_behind =
+      ahead ? RowsBehind(device_rows) : std::vector<DeviceRow>();
+  DeviceBatch behind = batch;
+  behind.step_id = step_id + 1;
+  behind.rows = rows_behind;
+  if (!rows_behind.empty()) batch.next = &behind;
   DeviceOutput output;
   if (const absl::Status status = device_.RunStep(batch, side, &output); !status.ok())
     return fail(status);
+  *begun = output.next_begun;
 
   size_t next_sample = 0;
   for (size_t i = 0; i < device_rows.size(); ++i) {

@@ -9,6 +9,7 @@
 #include <mutex>
 #include <optional>
 #include <set>
+#include <span>
 #include <string>
 #include <thread>
 #include <vector>
@@ -47,7 +48,8 @@ struct StepEngineOptions {
 };
 
 // Runs StepRequests one after the other on its own thread ("step-engine"), and grants on its own
-// account. At most two requests wait; a newer one ends the running grant at the next step boundary.
+// account, whose next step the device may begin early. At most two requests wait; a newer one ends
+// the running grant at the next step boundary, or at the one behind it if that step has begun.
 // One gateway at a time: a new sink replaces the old one, whose sequences and queue are dropped.
 //
 // Thread-safe. The device is used by the engine thread for steps and by callers of Prepare and
@@ -102,8 +104,11 @@ class StepEngine {
   void Loop();
   absl::StatusOr<Sequence*> CheckRow(const StepRow& row, StepRowOrder* order);
   void Run(Pending pending, std::unique_lock<std::mutex>& lock);
+  // `ahead`: the step behind it may begin before it has ended, and *begun says whether it did.
   StepResult RunOne(const StepRequest& request, int64_t step_id, const std::vector<StepRow>& rows,
-                    const Cold& cold, std::vector<StepRow>* next);
+                    const Cold& cold, bool ahead, std::vector<StepRow>* next, bool* begun);
+  // The rows behind `rows`, all of which sample; none when one of them lacks a page.
+  std::vector<DeviceRow> RowsBehind(std::span<const DeviceRow> rows) const;
   // Of a call of the device: whether it was its last is looked into when it failed.
   absl::Status Judged(absl::Status status);
   WorkerHello HelloLocked() const;

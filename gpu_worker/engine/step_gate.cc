@@ -27,4 +27,9 @@ void StepGate::Between(const std::function<void()>& work) {
   changed_.notify_all();
 }
 
+bool StepGate::Wanted() const {
+  std::lock_guard lock(mu_);
+  return between_ > 0;
+}
+
 }  // namespace isotherm::gpu

@@ -26,9 +26,11 @@ class StepGate {
 
   // Calls `work` while no step runs.
   void Between(const std::function<void()>& work);
+  // Somebody waits to: no further step should be begun before the running one has ended.
+  bool Wanted() const;
 
  private:
-  std::mutex mu_;
+  mutable std::mutex mu_;
   std::condition_variable changed_;
   bool running_ = false;
   int between_ = 0;  // callers of Between() that wait or work

@@ -30,6 +30,7 @@ class FakeDevice final : public Device {
     std::vector<Row> rows;
     std::vector<LayerRange> layers;
     TimePoint deadline;
+    std::vector<Row> next;  // rows of the batch that it was told comes next
   };
 
   static TokenId NextToken(TokenId token, int32_t position) {
@@ -88,10 +89,30 @@ class FakeDevice final : public Device {
       sample.token = row.sampling->Sample(logits, &sample.logprobs);
       output->samples.push_back(sample);
     }
+    if (batch.next != nullptr) {
+      for (const DeviceRow& row : batch.next->rows)
+        step.next.push_back({row.token, row.position, row.pages.size(), row.exact, true, 0});
+      output->next_begun = begins_next_;
+    }
     steps_.push_back(std::move(step));
     changed_.notify_all();
     changed_.wait(lock, [this] { return !held_; });
     return std::exchange(next_status_, absl::OkStatus());
+  }
+
+  void Settle() override {
+    std::lock_guard lock(mu_);
+    ++num_settled_;
+    changed_.notify_all();
+  }
+  // Every next batch is begun early, it says.
+  void BeginNext() {
+    std::lock_guard lock(mu_);
+    begins_next_ = true;
+  }
+  void AwaitSettled(int count) {
+    std::unique_lock lock(mu_);
+    changed_.wait(lock, [&] { return num_settled_ >= count; });
   }
 
   // Steps that start from now on stay inside RunStep until Release().
@@ -154,7 +175,8 @@ class FakeDevice final : public Device {
   const NeuronStore* source_ = nullptr;
   int64_t hot_used_bytes_ = 0;
   std::vector<std::pair<int64_t, int32_t>> shares_;
-  bool held_ = false, lost_ = false;
+  bool held_ = false, lost_ = false, begins_next_ = false;
+  int num_settled_ = 0;
   absl::Status next_status_;
 };
 

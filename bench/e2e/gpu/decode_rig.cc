@@ -60,6 +60,7 @@ absl::StatusOr<std::unique_ptr<DecodeRig>> DecodeRig::Create(const RigOptions& o
 }
 
 DecodeRig::~DecodeRig() {
+  if (device_ != nullptr) device_->Settle();
   mapping_.reset();
   attachment_.reset();
   cpu_worker_.reset();
@@ -137,18 +138,33 @@ absl::StatusOr<uint64_t> DecodeRig::ReadByDevice() const {
   return bytes;
 }
 
-void DecodeRig::Restart() { positions_.assign(static_cast<size_t>(options_.sequences), 0); }
+void DecodeRig::Restart() {
+  positions_.assign(static_cast<size_t>(options_.sequences), 0);
+  for (std::vector<TokenId>& fed : fed_) {
+    fed.clear();
+    for (int32_t s = 0; s < options_.sequences; ++s) fed.push_back(RandomToken());
+  }
+}
 
-absl::StatusOr<StepRun> DecodeRig::Run(const std::vector<gpu::DeviceRow>& rows, bool trace) {
-  const LayerRange layers{.last = static_cast<int32_t>(config().num_layers), .trace = trace};
+absl::StatusOr<StepRun> DecodeRig::Run(const std::vector<gpu::DeviceRow>& rows, bool trace,
+                                       const std::vector<gpu::DeviceRow>& then, bool then_trace) {
+  const auto last = static_cast<int32_t>(config().num_layers);
+  const LayerRange layers{.last = last, .trace = trace};
+  const LayerRange then_layers{.last = last, .trace = then_trace};
   gpu::ColdAttachment& cold = *attachment_;
   gpu::DeviceOutput output;
   const auto start = std::chrono::steady_clock::now();
+  const gpu::DeviceBatch next{.step_id = step_id_ + 2,
+                              .epoch = kEpoch,
+                              .deadline = start + kStepDeadline,
+                              .layers = std::span(&then_layers, 1),
+                              .rows = then};
   ISOTHERM_RETURN_IF_ERROR(device_->RunStep({.step_id = ++step_id_,
                                              .epoch = kEpoch,
                                              .deadline = start + kStepDeadline,
                                              .layers = std::span(&layers, 1),
-                                             .rows = rows},
+                                             .rows = rows,
+                                             .next = then.empty() ? nullptr : &next},
                                             {.link = &cold.link(), .arena = cold.arena()},
                                             &output));
   StepRun run{
@@ -160,19 +176,34 @@ absl::StatusOr<StepRun> DecodeRig::Run(const std::vector<gpu::DeviceRow>& rows, 
   return run;
 }
 
-absl::StatusOr<StepRun> DecodeRig::Decode(int32_t sequences, bool trace) {
+std::vector<gpu::DeviceRow> DecodeRig::DecodeRows(int32_t sequences, int32_t ahead) const {
   std::vector<gpu::DeviceRow> rows;
-  for (int32_t s = 0; s < sequences; ++s) {
-    int32_t& position = positions_[static_cast<size_t>(s)];
-    if (position >= options_.context)
-      return absl::OutOfRangeError(absl::StrCat("the context of ", options_.context, " is full"));
-    rows.push_back(
-        {.token = static_cast<TokenId>(tokens_() % static_cast<uint64_t>(config().vocab_size)),
-         .position = position++,
-         .pages = pages_[static_cast<size_t>(s)],
-         .sampling = &sampling_[static_cast<size_t>(s)]});
+  for (int32_t i = 0; i < sequences; ++i) {
+    const auto s = static_cast<size_t>(i);
+    rows.push_back({.token = fed_[ahead][s],
+                    .position = positions_[s] + ahead,
+                    .pages = pages_[s],
+                    .sampling = const_cast<gpu::SamplingState*>(&sampling_[s])});
   }
-  return Run(rows, trace);
+  return rows;
+}
+
+absl::StatusOr<StepRun> DecodeRig::Decode(int32_t sequences, bool trace,
+                                          std::optional<bool> then_trace) {
+  if (positions_[0] >= options_.context)
+    return absl::OutOfRangeError(absl::StrCat("the context of ", options_.context, " is full"));
+  const bool ahead =
+      options_.queue_ahead && then_trace.has_value() && positions_[0] + 1 < options_.context;
+  ISOTHERM_ASSIGN_OR_RETURN(StepRun run,
+                            Run(DecodeRows(sequences, 0), trace,
+                                ahead ? DecodeRows(sequences, 1) : std::vector<gpu::DeviceRow>(),
+                                then_trace.value_or(false)));
+  for (size_t s = 0; s < static_cast<size_t>(sequences); ++s) {
+    ++positions_[s];
+    fed_[0][s] = fed_[1][s];
+    fed_[1][s] = RandomToken();
+  }
+  return run;
 }
 
 absl::StatusOr<StepRun> DecodeRig::Prefill(int32_t tokens, bool trace) {
@@ -181,11 +212,10 @@ absl::StatusOr<StepRun> DecodeRig::Prefill(int32_t tokens, bool trace) {
     const int32_t last = std::min(tokens, first + options_.max_rows);
     std::vector<gpu::DeviceRow> rows;
     for (int32_t p = first; p < last; ++p) {
-      rows.push_back(
-          {.token = static_cast<TokenId>(tokens_() % static_cast<uint64_t>(config().vocab_size)),
-           .position = p,
-           .pages = pages_[0],
-           .sampling = p + 1 == tokens ? &sampling_[0] : nullptr});
+      rows.push_back({.token = RandomToken(),
+                      .position = p,
+                      .pages = pages_[0],
+                      .sampling = p + 1 == tokens ? &sampling_[0] : nullptr});
     }
     ISOTHERM_ASSIGN_OR_RETURN(StepRun run, Run(rows, trace));
     total.us += run.us;

@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <random>
 #include <string>
 #include <vector>
@@ -27,6 +28,7 @@ struct RigOptions {
   double streamed_share = -1;
   bool stored_predictor = false;
   bool early_launch = true;
+  bool queue_ahead = true;
   uint64_t seed = 1;
 };
 
@@ -45,8 +47,9 @@ class DecodeRig {
   static absl::StatusOr<std::unique_ptr<DecodeRig>> Create(const RigOptions& options);
   ~DecodeRig();
 
-  // The next token of each of the first `sequences` ones.
-  absl::StatusOr<StepRun> Decode(int32_t sequences, bool trace);
+  // The next token of each of the first `sequences` ones. `then_trace`: how the next call will
+  // trace, for a device that begins it early; absent: no such call follows.
+  absl::StatusOr<StepRun> Decode(int32_t sequences, bool trace, std::optional<bool> then_trace);
   // `tokens` random ones of sequence 0, from its start, in steps of at most max_rows.
   absl::StatusOr<StepRun> Prefill(int32_t tokens, bool trace);
   // Every sequence begins anew.
@@ -63,7 +66,10 @@ class DecodeRig {
   DecodeRig() = default;
   absl::Status Attach();
   absl::Status Place();
-  absl::StatusOr<StepRun> Run(const std::vector<gpu::DeviceRow>& rows, bool trace);
+  std::vector<gpu::DeviceRow> DecodeRows(int32_t sequences, int32_t ahead) const;
+  absl::StatusOr<StepRun> Run(const std::vector<gpu::DeviceRow>& rows, bool trace,
+                              const std::vector<gpu::DeviceRow>& then = {},
+                              bool then_trace = false);
 
   RigOptions options_;
   std::shared_ptr<const ModelFile> model_;
@@ -76,7 +82,11 @@ class DecodeRig {
   std::vector<std::vector<int32_t>> pages_;  // of each sequence
   std::vector<int32_t> positions_;
   std::vector<gpu::SamplingState> sampling_;
+  TokenId RandomToken() {
+    return static_cast<TokenId>(tokens_() % static_cast<uint64_t>(config().vocab_size));
+  }
   std::mt19937_64 tokens_;
+  std::vector<TokenId> fed_[2];  // of each sequence: in the next step, and in the one behind it
   int64_t step_id_ = 0;
 };
 

@@ -6,9 +6,11 @@
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 #include <iostream>
 #include <nlohmann/json.hpp>
+#include <optional>
 
 #include "absl/strings/str_cat.h"
 #include "bench/e2e/gpu/decode_rig.h"
@@ -118,19 +120,21 @@ absl::Status MeasureDecode(DecodeRig& rig, const Flags& flags, int32_t sequences
   for (int repeat = 0; repeat < flags.repeats; ++repeat) {
     rig.Restart();
     for (int i = 0; i < kWarmUp; ++i)
-      ISOTHERM_RETURN_IF_ERROR(rig.Decode(sequences, false).status());
+      ISOTHERM_RETURN_IF_ERROR(rig.Decode(sequences, false, i + 1 == kWarmUp).status());
     all_steps += kWarmUp + flags.tokens;
-    double us = 0;
+    const auto start = std::chrono::steady_clock::now();
     for (int i = 0; i < flags.tokens; ++i) {
-      ISOTHERM_ASSIGN_OR_RETURN(StepRun run, rig.Decode(sequences, i % kTraceEvery == 0));
-      us += run.us;
+      const std::optional<bool> then =
+          i + 1 < flags.tokens ? std::optional<bool>((i + 1) % kTraceEvery == 0) : std::nullopt;
+      ISOTHERM_ASSIGN_OR_RETURN(StepRun run, rig.Decode(sequences, i % kTraceEvery == 0, then));
       step_us.push_back(run.us);
       active += run.active;
       hot += run.hot;
       ++steps;
       timings.insert(timings.end(), run.timings.begin(), run.timings.end());
     }
-    rates.push_back(sequences * flags.tokens / (us * 1e-6));
+    const std::chrono::duration<double> took = std::chrono::steady_clock::now() - start;
+    rates.push_back(sequences * flags.tokens / took.count());
   }
   ordered_json line = Describe(rig, flags);
   line["figure"] = "decode";
@@ -172,11 +176,15 @@ absl::Status MeasurePrefill(DecodeRig& rig, const Flags& flags, int32_t tokens) 
     ISOTHERM_ASSIGN_OR_RETURN(const StepRun run, rig.Prefill(tokens, false));
     if (repeat > 0) rates.push_back(tokens / (run.us * 1e-6));  // the first one warms up
   }
+  ISOTHERM_ASSIGN_OR_RETURN(const uint64_t read_before, rig.ReadByDevice());
   ISOTHERM_ASSIGN_OR_RETURN(const StepRun traced, rig.Prefill(tokens, true));
+  ISOTHERM_ASSIGN_OR_RETURN(const uint64_t read_after, rig.ReadByDevice());
   ordered_json line = Describe(rig, flags);
   line["figure"] = "prefill";
   line["tokens"] = tokens;
   line["layer_us"] = Breakdown(traced.timings);
+  line["traced_us"] = traced.us;
+  line["pcie_gb"] = static_cast<double>(read_after - read_before) * 1e-9;
   line["tokens_per_second"] = {{"median", Percentile(rates, 0.5)},
                                {"low", Percentile(rates, 0)},
                                {"high", Percentile(rates, 1)}};
@@ -233,6 +241,8 @@ int main(int argc, char** argv) {
       ->capture_default_str();
   app.add_flag("!--no-early-launch", flags.rig.early_launch,
                "each kernel waits for the end of the one ahead");
+  app.add_flag("!--no-queue-ahead", flags.rig.queue_ahead,
+               "each step is begun once the one ahead has ended");
   app.add_flag("--stored-predictor", flags.rig.stored_predictor, "keep the predictor's type");
   app.add_option("--tokens", flags.tokens, "decoded in each repeat; 0: none")
       ->capture_default_str()

@@ -22,11 +22,21 @@ __global__ void __launch_bounds__(256) EmbedKernel(EmbedArgs args) {
     StepState state;
     state.start_ns = GlobalTimer();
     state.next_sequence = header.next_sequence;
+    if (header.follows != 0) {
+      state.next_sequence = args.step.state->next_sequence;
+      if (args.step.state->failure != kStepOk || args.step.state->stopped != 0) {
+        state.failure = kStepNotBegun;
+        // No kernel behind this one finds work to do.
+        auto& inputs = const_cast<StepHeader&>(header);
+        inputs.num_rows = inputs.num_logits = 0;
+      }
+    }
     *args.step.state = state;
   }
   if (row >= header.num_rows) return;
   const StepRow& what = args.step.rows[row];
-  const unsigned char* const from = args.embedding + what.token * args.embedding_row_bytes;
+  const int token = what.token >= 0 ? what.token : max(args.step.tokens[row], 0);
+  const unsigned char* const from = args.embedding + token * args.embedding_row_bytes;
   float* const x = args.x + int64_t{row} * args.model_dim;
   DecodeRow<Format, false>(from, args.model_dim, x);
   if (args.positions != nullptr) {  // each thread adds to what it wrote itself

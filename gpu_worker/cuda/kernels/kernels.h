@@ -26,9 +26,11 @@ struct StepPointers {
   const LayerStep* layers = nullptr;     // [num_layers]
   const StepRow* rows = nullptr;         // [max_rows]
   const int32_t* logit_rows = nullptr;   // [num_logits], rows whose logits are wanted
+  const SampleRow* samples = nullptr;    // [num_logits]
   const int32_t* page_tables = nullptr;  // [tables, header->max_pages]
   StepState* state = nullptr;
   LayerTimes* times = nullptr;   // [num_layers]
+  int32_t* tokens = nullptr;     // [num_logits], sampled
   LayerTrace* traces = nullptr;  // [num_layers]
 };
 
@@ -67,7 +69,8 @@ struct AttentionShape {
   bool bf16 = false;
 };
 
-// State reset, embedding rows to x, angles of the rotary embedding.
+// State reset, embedding rows to x, angles of the rotary embedding. A step that follows one that
+// failed or sampled a stop token gets no rows.
 // embedding: in the file's blocks, rows embedding_row_bytes apart, host or device memory.
 struct EmbedArgs {
   StepPointers step;
@@ -219,5 +222,16 @@ struct MergeArgs {
   float* x = nullptr;
 };
 void LaunchMerge(const MergeArgs& args, int max_rows, cudaStream_t stream);
+
+// Tells the cpu side, if it has part in the step, that no layer follows.
+void LaunchPostEnd(const StepPointers& step, cudaStream_t stream);
+
+// Samples the rows that do it here.
+struct SampleArgs {
+  StepPointers step;
+  const float* logits = nullptr;  // [num_logits, vocabulary]
+  int32_t vocabulary = 0;
+};
+void LaunchSample(const SampleArgs& args, int max_logits, cudaStream_t stream);
 
 }  // namespace isotherm::gpu

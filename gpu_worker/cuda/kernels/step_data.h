@@ -46,9 +46,13 @@ struct StepHeader {
   int32_t num_logits = 0;  // rows whose logits are wanted
   int32_t max_pages = 0;   // stride of the page table
   int32_t attempt = 0;
+  // Begun before the step ahead of it had ended: goes on from the sequence and the tokens that one
+  // left, and does nothing if it failed or sampled a stop token.
+  int32_t follows = 0;
+  int32_t reserved = 0;
   int64_t step_id = 0;
   int64_t epoch = 0;
-  int64_t time_left_ns = 0;
+  int64_t time_left_ns = 0;    // from when the device begins it
   uint64_t next_sequence = 0;  // of the next post
   const LayerTable* tables = nullptr;
   const unsigned char* const* arena = nullptr;  // each layer's bundles, as mapped; null: none
@@ -56,11 +60,29 @@ struct StepHeader {
 };
 
 struct StepRow {
-  int32_t token = 0;
+  int32_t token = 0;  // below 0: what the row of this number sampled in the step ahead
   int32_t position = 0;
   int32_t table = 0;  // row of the page table
   int32_t exact = 0;
   uint64_t key = 0;  // of the work hash
+};
+
+// How a row that samples does it (PlainDraw of engine/sampler.h).
+struct SampleRow {
+  int32_t on_device = 0;  // 0: the host reads its logits
+  int32_t greedy = 0;
+  float inverse_temperature = 1;
+  float floor = 0;
+  int32_t top_k = 0;
+  float top_p = 1;
+  uint64_t bits = 0;
+  // A step that follows the one in which such a token is sampled does nothing. There may be more
+  // than fit: what follows is then computed in vain.
+  static constexpr int32_t kMostStops = 7;
+  int32_t num_stops = 0;
+  int32_t stops[kMostStops] = {};
+
+  bool operator==(const SampleRow&) const = default;
 };
 
 enum StepFailure : int32_t {
@@ -70,6 +92,8 @@ enum StepFailure : int32_t {
   kStepStaleEpoch = 3,  // the cpu side does not know the epoch
   kStepPoisoned = 4,    // the cpu side failed or sent what no sound peer sends
   kStepNoColdSide = 5,  // cold neurons are active, and there is nobody to compute them
+  kStepNoNumbers = 6,   // no logit of row failed_layer is a number, or one is infinite
+  kStepNotBegun = 7,    // the step ahead failed, or sampled a stop token
 };
 
 // Of a traced layer; nanoseconds of the device's clock.
@@ -110,16 +134,17 @@ struct StepState {
   uint32_t arrived = 0;         // blocks of the activation kernel
   int32_t accepted = 0;         // the cpu side's sums are to be added
   uint32_t waited_layers = 0;   // layers whose wait is over
-  uint32_t reserved = 0;
+  uint32_t stopped = 0;         // a stop token was sampled
   uint64_t accepted_sequence = 0;
   uint64_t posted_ns = 0;  // when its post was made
   uint64_t hot_end_ns = 0, streamed_end_ns = 0;
 };
 
-// The layers' times follow the state, so that one copy fetches both.
-inline constexpr int64_t StateBytes(int64_t num_layers) {
+// The layers' times and the tokens sampled, 32 bits each, follow the state, so that one copy
+// fetches all. Tokens stay until the next step samples.
+inline constexpr int64_t StateBytes(int64_t num_layers, int64_t num_tokens) {
   return static_cast<int64_t>(sizeof(StepState)) +
-         num_layers * static_cast<int64_t>(sizeof(LayerTimes));
+         num_layers * static_cast<int64_t>(sizeof(LayerTimes)) + num_tokens * int64_t{4};
 }
 static_assert(sizeof(StepState) % alignof(LayerTimes) == 0);
 

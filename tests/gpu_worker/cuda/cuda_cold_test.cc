@@ -43,6 +43,7 @@ class Pair {
     EXPECT_TRUE(status.ok()) << status;
   }
   ~Pair() {
+    if (device_ != nullptr) device_->Settle();
     mapping_.reset();
     attachment_.reset();
     cpu_worker_.reset();
@@ -50,13 +51,18 @@ class Pair {
     std::filesystem::remove_all(folder_, ignored);
   }
 
-  absl::Status Run(const std::vector<DeviceRow>& rows, DeviceOutput* output) {
-    return device_->RunStep(
-        {.step_id = ++step_id_,
-         .epoch = kEpoch,
-         .deadline = std::chrono::steady_clock::now() + std::chrono::seconds(20),
-         .rows = rows},
-        {.link = &attachment_->link(), .arena = attachment_->arena()}, output);
+  // then: rows of the next step, which may begin early; none: not known.
+  absl::Status Run(const std::vector<DeviceRow>& rows, DeviceOutput* output,
+                   const std::vector<DeviceRow>& then = {}) {
+    const TimePoint deadline = std::chrono::steady_clock::now() + std::chrono::seconds(20);
+    const DeviceBatch next{
+        .step_id = step_id_ + 2, .epoch = kEpoch, .deadline = deadline, .rows = then};
+    return device_->RunStep({.step_id = ++step_id_,
+                             .epoch = kEpoch,
+                             .deadline = deadline,
+                             .rows = rows,
+                             .next = then.empty() ? nullptr : &next},
+                            {.link = &attachment_->link(), .arena = attachment_->arena()}, output);
   }
   CudaDevice& device() { return *device_; }
 
@@ -227,6 +233,56 @@ TEST_P(CudaColdTest, BatchesOfAnySizeGiveTheGoldenTokens) {
       EXPECT_EQ(out[s], model.Golden(prompts[s], static_cast<int64_t>(out[s].size())))
           << "sequence " << s << ", products from " << product_rows;
     }
+  }
+}
+
+// Steps that begin behind the one that samples their tokens, some of which are then not wanted.
+TEST_P(CudaColdTest, StepsBegunEarlyGiveTheGoldenTokens) {
+  const reference::IntegerModel model({.ffn_dim = GetParam().ffn_dim, .seed = 8});
+  const std::vector<std::vector<int32_t>> prompts = model.Prompts(17, 3);
+  Pair pair(model, GetParam(), 65);
+  const auto pages = Pages(prompts.size(), 8);
+  std::vector<std::vector<TokenId>> out(prompts.size());
+  std::vector<SamplingState> states(prompts.size(), SamplingState({.params = {.temperature = 0}}));
+  DeviceOutput output;
+  for (size_t s = 0; s < prompts.size(); ++s) {
+    std::vector<DeviceRow> rows;
+    for (size_t p = 0; p < prompts[s].size(); ++p) {
+      rows.push_back({.token = prompts[s][p],
+                      .position = static_cast<int32_t>(p),
+                      .pages = pages[s],
+                      .sampling = p + 1 == prompts[s].size() ? &states[s] : nullptr});
+    }
+    const absl::Status status = pair.Run(rows, &output);
+    ASSERT_TRUE(status.ok()) << status;
+    EXPECT_FALSE(output.next_begun);
+    out[s].push_back(output.samples.back().token);
+  }
+  const auto rows_of = [&](size_t sequences, int32_t ahead) {
+    std::vector<DeviceRow> rows;
+    for (size_t s = 0; s < sequences; ++s) {
+      rows.push_back(
+          {.token = ahead == 0 ? out[s].back() : kSampledToken,
+           .position = static_cast<int32_t>(prompts[s].size() + out[s].size()) - 1 + ahead,
+           .pages = pages[s],
+           .sampling = &states[s]});
+    }
+    return rows;
+  };
+  size_t sequences = 3;
+  for (int step = 0; step < 60; ++step) {
+    // Now and then another batch comes than the one that was told.
+    const std::vector<DeviceRow> then = rows_of(sequences, 1);
+    const absl::Status status = pair.Run(rows_of(sequences, 0), &output, then);
+    ASSERT_TRUE(status.ok()) << status << " at step " << step;
+    EXPECT_TRUE(output.next_begun);
+    for (size_t s = 0; s < sequences; ++s) out[s].push_back(output.samples[s].token);
+    if (step % 7 == 6) sequences = sequences % 3 + 1;
+    if (step % 11 == 10) pair.device().Settle();
+  }
+  for (size_t s = 0; s < prompts.size(); ++s) {
+    EXPECT_EQ(out[s], model.Golden(prompts[s], static_cast<int64_t>(out[s].size()))) << s;
+    EXPECT_EQ(states[s].num_sampled(), static_cast<int32_t>(out[s].size()));
   }
 }
 

@@ -176,6 +176,47 @@ TEST_F(CudaFaultTest, ACpuSideThatIsLostFreesAStepThatWaits) {
   EXPECT_EQ(output_.owed_hash, output_.work_hash);
 }
 
+// Two steps are queued, and the first waits for a cpu side that never answers.
+TEST_F(CudaFaultTest, AStepThatFailsTakesTheOneBegunBehindItAlong) {
+  auto made = Make({.streamed_share = 0});
+  ASSERT_TRUE(made.ok()) << made.status();
+  CudaDevice& device = **made;
+  SilentColdSide cold(model_->bundle_layout());
+  auto mapping = device.Map({.link = cold.link(), .arena = neurons_.get()});
+  ASSERT_TRUE(mapping.ok()) << mapping.status();
+  for (const bool dies : {false, true}) {
+    SamplingState greedy({.params = {.temperature = 0}});
+    const std::vector<DeviceRow> rows = {
+        {.token = 1, .position = 0, .pages = pages_, .sampling = &greedy}};
+    const std::vector<DeviceRow> then = {
+        {.token = kSampledToken, .position = 1, .pages = pages_, .sampling = &greedy}};
+    const auto start = steady_clock::now();
+    const milliseconds limit(dies ? 60'000 : 150);
+    const DeviceBatch next{.step_id = step_id_ + 2, .deadline = start + limit, .rows = then};
+    std::thread killer([&] {
+      if (!dies) return;
+      std::this_thread::sleep_for(milliseconds(20));  // whenever it comes, the end is the same
+      cold.Die();
+    });
+    const absl::Status status = device.RunStep(
+        {.step_id = ++step_id_, .deadline = start + limit, .rows = rows, .next = &next},
+        {.link = cold.link(), .arena = neurons_.get()}, &output_);
+    killer.join();
+    EXPECT_LT(steady_clock::now() - start, milliseconds(450));
+    EXPECT_FALSE(output_.next_begun);
+    if (dies) {
+      EXPECT_TRUE(status.ok()) << status;
+      EXPECT_TRUE(output_.cpu_recomputed);
+    } else {
+      EXPECT_EQ(status.code(), absl::StatusCode::kDeadlineExceeded) << status;
+    }
+  }
+  mapping->reset();  // memory is pinned once at a time
+  mapping = device.Map({.arena = neurons_.get()});
+  ASSERT_TRUE(mapping.ok()) << mapping.status();
+  EXPECT_TRUE(Step(device, milliseconds(20'000)).ok());
+}
+
 TEST_F(CudaFaultTest, AProcessKilledWhileAKernelSpinsLeavesTheGpuToTheNext) {
   ASSERT_TRUE(Make().ok());
   const int64_t before = FreeBytes();

@@ -105,6 +105,35 @@ TEST(SamplerTest, StreamDependsOnSeedAndCountAlone) {
   EXPECT_NE(from_a, from_c);
 }
 
+TEST(SamplerTest, PlainDrawsAreThoseThatNeedTheLogitsAlone) {
+  SamplingState plain(
+      {.params = {.temperature = 0.5f, .top_p = 0.9f, .top_k = 7, .min_p = 0.1f, .seed = 3}});
+  const std::optional<PlainDraw> second = plain.Plain(1);
+  ASSERT_TRUE(second.has_value());
+  EXPECT_FALSE(second->greedy);
+  EXPECT_EQ(second->inverse_temperature, 2);
+  EXPECT_NEAR(second->floor, 0.5 * std::log(0.1), 1e-6);
+  EXPECT_EQ(second->top_k, 7);
+  EXPECT_EQ(second->top_p, 0.9f);
+  EXPECT_NE(second->bits, plain.Plain()->bits);
+  plain.Take(3);  // by a device
+  EXPECT_EQ(plain.num_sampled(), 1);
+  EXPECT_EQ(plain.Plain()->bits, second->bits);
+  EXPECT_TRUE(SamplingState({.params = {.temperature = 0}}).Plain()->greedy);
+
+  for (const SequenceSampling& needs :
+       {SequenceSampling{.params = {.repetition_penalty = 1.1f}},
+        SequenceSampling{.params = {.frequency_penalty = 0.1f}},
+        SequenceSampling{.params = {.presence_penalty = 0.1f}},
+        SequenceSampling{.params = {.logit_bias = {{3, 1.0f}}}},
+        SequenceSampling{.top_logprobs = 0}, SequenceSampling{.min_tokens = 1}}) {
+    EXPECT_FALSE(SamplingState(needs).Plain().has_value());
+  }
+  SamplingState masked({.stop_token_ids = {2}, .min_tokens = 1});
+  masked.Take(1);
+  EXPECT_TRUE(masked.Plain().has_value());
+}
+
 TEST(SamplerTest, ResumedSequenceGoesOnAsIfNeverInterrupted) {
   const SequenceSampling sampling{
       .params = {.repetition_penalty = 1.3f, .frequency_penalty = 0.4f, .seed = 8},

@@ -256,6 +256,59 @@ TEST_F(StepEngineTest, NewerRequestEndsTheGrantAtTheNextBoundary) {
   EXPECT_EQ(results[1].rows[0].position, 1);
 }
 
+TEST_F(StepEngineTest, TellsTheDeviceWhatAGrantRunsNext) {
+  Submit(Prefill(1, 1, {5, 6, 7}, 1, 2));
+  sink_->Await(3);
+  const std::vector<FakeDevice::Step> steps = device_.steps();
+  for (size_t i = 0; i < 2; ++i) {
+    ASSERT_EQ(steps[i].next.size(), i == 0 ? 0u : 1u);  // rows that do not sample are not followed
+  }
+  EXPECT_EQ(steps[1].next[0], (FakeDevice::Row{kSampledToken, 4, 1, false, true, 0}));
+  EXPECT_TRUE(steps[2].next.empty());  // the grant's last
+  // No page for what would follow, or a newer request waits.
+  taken_ = 3;
+  Submit(Prefill(10, 2, {5}, 1, 30));
+  taken_ += static_cast<size_t>(kPageSize);
+  sink_->Await(taken_);
+  EXPECT_TRUE(device_.steps().back().next.empty());
+}
+
+TEST_F(StepEngineTest, AStepBegunEarlyRunsToItsEndBeforeANewerRequest) {
+  device_.BeginNext();
+  Only(Prefill(1, 1, {5}, 4));
+  device_.Hold();
+  Submit(Decode(10, 1, 20));
+  device_.AwaitSteps(2);
+  Submit(Decode(100, 1));
+  device_.Release();
+  const std::vector<StepResult> results = sink_->Await(4);
+  EXPECT_FALSE(results[1].grant_ended);
+  EXPECT_EQ(results[2].step_id, 11);
+  EXPECT_TRUE(results[2].grant_ended);
+  EXPECT_EQ(results[3].step_id, 100);
+  EXPECT_EQ(results[3].rows[0].position, 3);
+}
+
+TEST_F(StepEngineTest, AStepBegunEarlyIsDroppedBehindAStopTokenOrAnAbort) {
+  device_.BeginNext();
+  StepRequest request = Prefill(1, 1, {5}, 4, 20);
+  const TokenId first = FakeDevice::NextToken(5, 0), second = FakeDevice::NextToken(first, 1);
+  request.sampling[0].stop_token_ids = {second};
+  Submit(request);
+  EXPECT_TRUE(sink_->Await(2)[1].grant_ended);
+  device_.AwaitSettled(1);
+  taken_ = 2;
+  Only(Prefill(30, 2, {5}, 4));
+  device_.AwaitSettled(2);
+  device_.Hold();
+  Submit(Decode(50, 2, 20));
+  device_.AwaitSteps(4);
+  engine_.Abort(connection_);
+  device_.Release();
+  EXPECT_TRUE(sink_->Await(4)[3].grant_ended);
+  device_.AwaitSettled(3);
+}
+
 TEST_F(StepEngineTest, ThirdWaitingRequestIsRefused) {
   device_.Hold();
   Submit(Prefill(1, 1, {5}));

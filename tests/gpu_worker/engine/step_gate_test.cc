@@ -15,6 +15,7 @@ TEST(StepGateTest, WorkWaitsForTheRunningStepAndTheNextOneForTheWork) {
   StepGate gate;
   std::optional<StepGate::Step> step;
   step.emplace(gate);
+  EXPECT_FALSE(gate.Wanted());
   std::atomic<bool> asked = false, step_over = false, work_over = false;
   std::promise<void> working, go_on;
   std::future<void> may_go_on = go_on.get_future();
@@ -27,8 +28,7 @@ TEST(StepGateTest, WorkWaitsForTheRunningStepAndTheNextOneForTheWork) {
       work_over = true;
     });
   });
-  while (!asked) std::this_thread::yield();
-  for (int i = 0; i < 1'000; ++i) std::this_thread::yield();
+  while (!asked || !gate.Wanted()) std::this_thread::yield();
   step_over = true;
   step.reset();
   working.get_future().wait();
@@ -43,6 +43,7 @@ TEST(StepGateTest, WorkWaitsForTheRunningStepAndTheNextOneForTheWork) {
   go_on.set_value();
   next.join();
   work.join();
+  EXPECT_FALSE(gate.Wanted());
 }
 
 // A thread that does nothing but steps, and others that want in between: no two ever overlap, and
