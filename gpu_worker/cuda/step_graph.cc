@@ -69,42 +69,44 @@ void StepGraph::Record(int32_t rows, int32_t logits, cudaStream_t stream) {
     // starts first and attention runs beside it.
     if (!config.parallel_attention) attend();
     parts_.Predict(l, /*posts=*/true, rows, stream);
-    NeuronsArgs mine{.step = step,
-                     .layer = l,
-                     .num_neurons = neurons,
-                     .bundles = parts_.Bundles(),
-                     .activation = config.activation,
-                     .activate_up = config.activate_up,
-                     .up_bias = layer.up_bias,
-                     .streamed = true,
-                     .pool = parts_.pool,
-                     .active = b.active,
-                     .z = b.z,
-                     .bf16 = parts_.bf16(),
-                     .fired = b.fired + l * config.ffn_dim,
-                     .read = b.read + l,
-                     .partial = b.streamed_partial,
-                     .computed = b.streamed_computed};
-    cudaEventRecord(fork_, stream);
-    cudaStreamWaitEvent(side_stream_, fork_, 0);
-    LaunchNeurons(mine, rows, side_stream_);
-    cudaEventRecord(join_, side_stream_);
-    if (config.parallel_attention) attend();
-    mine.streamed = false;
-    mine.partial = b.hot_partial;
-    mine.computed = b.hot_computed;
-    LaunchNeurons(mine, rows, stream);
-    cudaStreamWaitEvent(stream, join_, 0);
+    const NeuronsArgs all{.step = step,
+                          .layer = l,
+                          .num_neurons = neurons,
+                          .bundles = parts_.Bundles(),
+                          .activation = config.activation,
+                          .activate_up = config.activate_up,
+                          .up_bias = layer.up_bias,
+                          .pool = parts_.pool,
+                          .active = b.active,
+                          .z = b.z,
+                          .bf16 = parts_.bf16(),
+                          .fired = b.fired + l * config.ffn_dim,
+                          .read = b.read + l,
+                          .hot = {b.hot_partial, b.hot_computed},
+                          .streamed = {b.streamed_partial, b.streamed_computed},
+                          .early = !config.parallel_attention};
+    if (config.parallel_attention) {
+      NeuronsArgs streamed = all, hot = all;
+      streamed.hot = hot.streamed = {};
+      cudaEventRecord(fork_, stream);
+      cudaStreamWaitEvent(side_stream_, fork_, 0);
+      LaunchNeurons(streamed, rows, side_stream_);
+      cudaEventRecord(join_, side_stream_);
+      attend();
+      LaunchNeurons(hot, rows, stream);
+      cudaStreamWaitEvent(stream, join_, 0);
+    } else {
+      LaunchNeurons(all, rows, stream);
+    }
     LaunchMerge({.step = step,
                  .layer = l,
                  .model_dim = dim,
                  .num_neurons = neurons,
-                 .hot = b.hot_partial,
-                 .streamed = b.streamed_partial,
-                 .hot_computed = b.hot_computed,
-                 .streamed_computed = b.streamed_computed,
+                 .hot = all.hot,
+                 .streamed = all.streamed,
                  .bias = layer.down_bias,
-                 .x = b.x},
+                 .x = b.x,
+                 .early = !config.parallel_attention},
                 rows, stream);
   }
   parts_.End(logits, stream);

@@ -31,7 +31,7 @@ class StepGraph {
 
   const StepParts parts_;
   const int32_t max_rows_;
-  cudaStream_t side_stream_ = nullptr;  // reads over PCIe beside the hot neurons
+  cudaStream_t side_stream_ = nullptr;  // reads over PCIe beside parallel attention
   cudaEvent_t fork_ = nullptr, join_ = nullptr;
   std::map<int32_t, cudaGraphExec_t> graphs_;  // by rows
 };

@@ -137,14 +137,15 @@ void LaunchActivate(const ActivateArgs& args, int max_rows, cudaStream_t stream)
     constexpr int R = decltype(tile)::value;
     const dim3 grid(static_cast<unsigned>(halves), (max_rows + R - 1) / R);
     if (args.fc2.rows == 0) {
-      LaunchEarly(ActivateKernel<F16Format, R, false>, args, grid, kActivateThreads, 0, stream);
+      LaunchEarly(ActivateKernel<F16Format, R, false>, grid, kActivateThreads, 0, stream, true,
+                  args);
       return;
     }
     ForFormat(args.fc2.dtype, [&](auto format) {
       const auto kernel = ActivateKernel<decltype(format), R, true>;
       const int shared = static_cast<int>(R * args.fc2.padded_columns * sizeof(float));
       AllowShared(kernel, shared);
-      LaunchEarly(kernel, args, grid, kActivateThreads, shared, stream);
+      LaunchEarly(kernel, grid, kActivateThreads, shared, stream, true, args);
     });
   });
 }

@@ -199,8 +199,8 @@ void LaunchAttention(const AttentionArgs& args, int max_rows, cudaStream_t strea
   const dim3 grid(GroupsOf(args.shape), args.splits, max_rows);
   const int lanes = (args.shape.head_dim + kDims - 1) / kDims;
   const auto launch = [&](auto count) {
-    LaunchEarly(AttentionKernel<decltype(count)::value>, args, grid, kThreads, 0, stream,
-                args.early);
+    LaunchEarly(AttentionKernel<decltype(count)::value>, grid, kThreads, 0, stream, args.early,
+                args);
   };
   if (lanes <= 1) return launch(std::integral_constant<int, 1>());
   if (lanes <= 2) return launch(std::integral_constant<int, 2>());

@@ -185,8 +185,14 @@ RowTiling TilingOf(int max_rows);
 // Floats of a partial-sum buffer for `blocks` that serves every batch up to max_rows.
 int64_t PartialFloats(int blocks, int max_rows, int64_t model_dim);
 
-// Partial sums of this side's active neurons: the hot ones from the pool, or the cold ones from the
-// cut on from the mapped arena. LaunchMerge adds them up.
+// Where the blocks of a kind of neurons leave their sums.
+struct PartialSums {
+  float* sums = nullptr;        // PartialFloats()
+  int32_t* computed = nullptr;  // [row tiles]: how many neurons there were
+};
+
+// Partial sums of this side's active neurons: the hot ones from the pool, and the cold ones from
+// the cut on, streamed from the mapped arena. LaunchMerge adds them up.
 struct NeuronsArgs {
   StepPointers step;
   int32_t layer = 0;
@@ -195,15 +201,14 @@ struct NeuronsArgs {
   Activation activation = Activation::kRelu;
   bool activate_up = false;             // the second factor, too
   const float* up_bias = nullptr;       // [num_neurons], of bundles of two rows; null: none
-  bool streamed = false;                // from the arena
   const unsigned char* pool = nullptr;  // of hot neurons
   const uint64_t* active = nullptr;
   const uint16_t* z = nullptr;
   bool bf16 = false;
-  uint32_t* fired = nullptr;    // [num_neurons], counts of the rows whose gate was open
-  uint64_t* read = nullptr;     // counts streamed bundles, once for each row tile that reads one
-  float* partial = nullptr;     // PartialFloats()
-  int32_t* computed = nullptr;  // [row tiles]: how many neurons there were
+  uint32_t* fired = nullptr;  // [num_neurons], counts of the rows whose gate was open
+  uint64_t* read = nullptr;   // counts streamed bundles, once for each row tile that reads one
+  PartialSums hot, streamed;  // without sums: not in this launch
+  bool early = false;
 };
 void LaunchNeurons(const NeuronsArgs& args, int max_rows, cudaStream_t stream);
 
@@ -214,12 +219,12 @@ struct MergeArgs {
   int32_t layer = 0;
   int32_t model_dim = 0;
   int32_t num_neurons = 0;
-  // As written by LaunchNeurons for the same max_rows; null: x has this side's share, which ends
-  // here.
-  const float *hot = nullptr, *streamed = nullptr;
-  const int32_t *hot_computed = nullptr, *streamed_computed = nullptr;
+  // As written by LaunchNeurons for the same max_rows; without sums: x has this side's share, which
+  // ends here.
+  PartialSums hot, streamed;
   const float* bias = nullptr;  // [model_dim], added to every row; null: none
   float* x = nullptr;
+  bool early = false;
 };
 void LaunchMerge(const MergeArgs& args, int max_rows, cudaStream_t stream);
 

@@ -55,7 +55,7 @@ __device__ void AwaitCold(const MergeArgs& args) {
   const StepHeader& header = *args.step.header;
   StepState& state = *args.step.state;
   const SlotRing& ring = header.ring;
-  if (args.hot == nullptr) state.hot_end_ns = state.streamed_end_ns = GlobalTimer();
+  if (args.hot.sums == nullptr) state.hot_end_ns = state.streamed_end_ns = GlobalTimer();
   int32_t accepted = 0;
   LayerTimes times;
   if (state.posted != 0 && state.failure == kStepOk) {
@@ -113,17 +113,27 @@ __device__ void AwaitCold(const MergeArgs& args) {
   }
 }
 
-// A block takes kColumnsOfBlock columns of a row. It adds this side's sums first; then the first
-// block waits for the cpu side, and the others for that block.
+// The first block of the first row waits for the cpu side. Of the others each takes kColumnsOfBlock
+// columns of a row, adds this side's sums and then waits for that block.
 __global__ void __launch_bounds__(kThreads)
     MergeKernel(MergeArgs args, int tile_rows, int hot_blocks, int streamed_blocks) {
   LetNextBegin();
+  AwaitPrevious();
   const StepHeader& header = *args.step.header;
   StepState& state = *args.step.state;
   const int row = blockIdx.y, dim = args.model_dim;
   if (row >= header.num_rows) return;
+  const auto awaited = static_cast<uint32_t>(args.layer) + 1;
+  if (blockIdx.x == 0) {
+    if (row != 0 || threadIdx.x != 0) return;
+    AwaitCold(args);
+    asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(&state.waited_layers), "r"(awaited)
+                 : "memory");
+    return;
+  }
   const int tile = row / tile_rows;
-  const int column = blockIdx.x * kColumnsOfBlock + threadIdx.x % kColumnsOfBlock;
+  const int column =
+      (static_cast<int>(blockIdx.x) - 1) * kColumnsOfBlock + threadIdx.x % kColumnsOfBlock;
   const int group = threadIdx.x / kColumnsOfBlock;
   const int64_t stride = int64_t{tile_rows} * dim;
   float sum = 0;
@@ -134,27 +144,20 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll 4
     for (int b = group; b < used; b += kGroups) sum += __ldcg(from + b * stride);
   };
-  if (column < dim && args.hot != nullptr) {
-    add(args.hot, args.hot_computed[tile], hot_blocks);
-    add(args.streamed, args.streamed_computed[tile], streamed_blocks);
+  if (column < dim && args.hot.sums != nullptr) {
+    add(args.hot.sums, args.hot.computed[tile], hot_blocks);
+    add(args.streamed.sums, args.streamed.computed[tile], streamed_blocks);
   }
   __shared__ float sums[kGroups][kColumnsOfBlock];
   sums[group][threadIdx.x % kColumnsOfBlock] = sum;
-  const auto awaited = static_cast<uint32_t>(args.layer) + 1;
   if (threadIdx.x == 0) {
-    if (blockIdx.x == 0 && row == 0) {
-      AwaitCold(args);
-      asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(&state.waited_layers), "r"(awaited)
+    uint32_t seen = 0;
+    do {
+      asm volatile("ld.acquire.gpu.global.u32 %0, [%1];"
+                   : "=r"(seen)
+                   : "l"(&state.waited_layers)
                    : "memory");
-    } else {
-      uint32_t seen = 0;
-      do {
-        asm volatile("ld.acquire.gpu.global.u32 %0, [%1];"
-                     : "=r"(seen)
-                     : "l"(&state.waited_layers)
-                     : "memory");
-      } while (seen < awaited);
-    }
+    } while (seen < awaited);
   }
   __syncthreads();
   bool bad = false;
@@ -179,7 +182,7 @@ __global__ void __launch_bounds__(kThreads)
     state.failure = kStepPoisoned;
     state.failed_layer = args.layer;
   }
-  if (blockIdx.x == 0 && row == 0 && threadIdx.x == 0 &&
+  if (blockIdx.x == 1 && row == 0 && threadIdx.x == 0 &&
       (args.step.layers[args.layer].flags & kLayerTrace) != 0) {
     args.step.traces[args.layer].merged = GlobalTimer();
   }
@@ -189,10 +192,10 @@ __global__ void __launch_bounds__(kThreads)
 
 void LaunchMerge(const MergeArgs& args, int max_rows, cudaStream_t stream) {
   const RowTiling tiling = TilingOf(max_rows);
-  const dim3 grid(static_cast<unsigned>((args.model_dim + kColumnsOfBlock - 1) / kColumnsOfBlock),
-                  static_cast<unsigned>(max_rows));
-  MergeKernel<<<grid, kThreads, 0, stream>>>(args, tiling.rows, tiling.BlocksOfTile(kHotBlocks),
-                                             tiling.BlocksOfTile(kStreamBlocks));
+  const int blocks = 1 + (args.model_dim + kColumnsOfBlock - 1) / kColumnsOfBlock;
+  LaunchEarly(MergeKernel, dim3(static_cast<unsigned>(blocks), static_cast<unsigned>(max_rows)),
+              kThreads, 0, stream, args.early, args, tiling.rows, tiling.BlocksOfTile(kHotBlocks),
+              tiling.BlocksOfTile(kStreamBlocks));
 }
 
 }  // namespace isotherm::gpu

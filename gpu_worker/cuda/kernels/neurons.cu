@@ -58,8 +58,8 @@ struct Selection {
 __host__ __device__ inline int SelectionBytes(int words) { return words * 16; }
 
 // By the whole block; ends with a barrier. scratch: kWarps words of 64 bits.
-__device__ inline Selection Select(const NeuronsArgs& args, const LayerTable& table, int first,
-                                   int row0, int rows, unsigned char* shared,
+__device__ inline Selection Select(const NeuronsArgs& args, const LayerTable& table, bool streamed,
+                                   int first, int row0, int rows, unsigned char* shared,
                                    unsigned long long* scratch) {
   const int words = (args.num_neurons + 63) / 64;
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
@@ -72,7 +72,7 @@ __device__ inline Selection Select(const NeuronsArgs& args, const LayerTable& ta
     const int w = base + static_cast<int>(threadIdx.x);
     unsigned long long mask = 0, bits = 0;
     if (w < words) {
-      mask = args.streamed ? table.cold[w] : table.hot[w];
+      mask = streamed ? table.cold[w] : table.hot[w];
       for (int r = 0; r < rows; ++r) bits |= args.active[int64_t{row0 + r} * words + w];
       bits &= mask;
       if (w * 64 < first) bits &= first - w * 64 >= 64 ? 0ull : ~0ull << (first - w * 64);
@@ -165,11 +165,18 @@ __device__ inline void RowDot(const unsigned char* row, int dim, const float* zs
 }
 
 template <class Format, int R, int kTiles>
-__global__ void __launch_bounds__(kThreads) NeuronsKernel(NeuronsArgs args) {
+__global__ void __launch_bounds__(kThreads) NeuronsKernel(NeuronsArgs args, int streamed_blocks) {
+  LetNextBegin();
+  AwaitPrevious();
   const StepHeader& header = *args.step.header;
   const int row0 = blockIdx.y * R;
   const int rows = min(R, header.num_rows - row0);
   if (rows <= 0) return;
+  // The streamed ones' blocks come first: they take longest.
+  const bool streamed = static_cast<int>(blockIdx.x) < streamed_blocks;
+  const int block = static_cast<int>(blockIdx.x) - (streamed ? 0 : streamed_blocks);
+  const int blocks = streamed ? streamed_blocks : static_cast<int>(gridDim.x) - streamed_blocks;
+  const PartialSums& to_here = streamed ? args.streamed : args.hot;
   const LayerStep& layer = args.step.layers[args.layer];
   const LayerTable& table = header.tables[args.layer];
   StepState& state = *args.step.state;
@@ -179,16 +186,16 @@ __global__ void __launch_bounds__(kThreads) NeuronsKernel(NeuronsArgs args) {
 
   int first = 0;
   const unsigned char* source = args.pool;
-  if (args.streamed) {
+  if (streamed) {
     const bool to_cpu = header.ring.base != nullptr && (layer.flags & kLayerGpuOnly) == 0;
     first = to_cpu ? layer.cut : 0;
     source = header.arena != nullptr ? header.arena[args.layer] : nullptr;
   }
 
   // Nothing of this kind in the layer: it must not keep the other kind waiting for multiprocessors.
-  if (args.streamed ? table.num_hot == args.num_neurons || first >= args.num_neurons
-                    : table.num_hot == 0) {
-    if (blockIdx.x == 0 && threadIdx.x == 0) args.computed[blockIdx.y] = 0;
+  if (streamed ? table.num_hot == args.num_neurons || first >= args.num_neurons
+               : table.num_hot == 0) {
+    if (block == 0 && threadIdx.x == 0) to_here.computed[blockIdx.y] = 0;
     return;
   }
   extern __shared__ float zs[];  // [R][dim], columns staged as for a product of 8 elements
@@ -197,10 +204,9 @@ __global__ void __launch_bounds__(kThreads) NeuronsKernel(NeuronsArgs args) {
   __shared__ float values[kCandidates][R];
   __shared__ int scratch[kWarps];
   __shared__ unsigned long long wide_scratch[kWarps];
-  const Selection selection = Select(args, table, first, row0, rows,
+  const Selection selection = Select(args, table, streamed, first, row0, rows,
                                      reinterpret_cast<unsigned char*>(zs + R * dim), wide_scratch);
-  const int blocks = static_cast<int>(gridDim.x), block = static_cast<int>(blockIdx.x);
-  if (block == 0 && threadIdx.x == 0) args.computed[blockIdx.y] = selection.count;
+  if (block == 0 && threadIdx.x == 0) to_here.computed[blockIdx.y] = selection.count;
   const int mine = (selection.count - block + blocks - 1) / blocks;  // of this block
   if (mine <= 0) return;
   if (source == nullptr) {
@@ -210,7 +216,7 @@ __global__ void __launch_bounds__(kThreads) NeuronsKernel(NeuronsArgs args) {
     }
     return;
   }
-  if (args.streamed && block == 0 && threadIdx.x == 0) {
+  if (streamed && block == 0 && threadIdx.x == 0) {
     atomicAdd(reinterpret_cast<unsigned long long*>(args.read),
               static_cast<unsigned long long>(selection.count));
     if ((layer.flags & kLayerTrace) != 0)
@@ -256,10 +262,9 @@ __global__ void __launch_bounds__(kThreads) NeuronsKernel(NeuronsArgs args) {
       }
       list[threadIdx.x] = id;
       masks[threadIdx.x] = mask;
-      slots[threadIdx.x] = args.streamed
-                               ? id
-                               : table.hot_slots[selection.hot_before[w] +
-                                                 __popcll(table.hot[w] & ((1ull << bit) - 1))];
+      slots[threadIdx.x] = streamed ? id
+                                    : table.hot_slots[selection.hot_before[w] +
+                                                      __popcll(table.hot[w] & ((1ull << bit) - 1))];
     }
     __syncthreads();
     for (int n = warp; n < count; n += kWarps) {
@@ -346,7 +351,7 @@ __global__ void __launch_bounds__(kThreads) NeuronsKernel(NeuronsArgs args) {
     }
     __syncthreads();
   }
-  float* const partial = args.partial + (int64_t{blockIdx.y} * blocks + block) * R * dim;
+  float* const partial = to_here.sums + (int64_t{blockIdx.y} * blocks + block) * R * dim;
 #pragma unroll
   for (int t = 0; t < kTiles; ++t) {
     const int column = t * kTile + static_cast<int>(threadIdx.x) * kColumns;
@@ -364,8 +369,8 @@ __global__ void __launch_bounds__(kThreads) NeuronsKernel(NeuronsArgs args) {
               static_cast<unsigned long long>(open));
   }
   if (threadIdx.x == 0) {
-    atomicMax(reinterpret_cast<unsigned long long*>(args.streamed ? &state.streamed_end_ns
-                                                                  : &state.hot_end_ns),
+    atomicMax(reinterpret_cast<unsigned long long*>(streamed ? &state.streamed_end_ns
+                                                             : &state.hot_end_ns),
               static_cast<unsigned long long>(GlobalTimer()));
   }
 }
@@ -393,12 +398,14 @@ void LaunchNeurons(const NeuronsArgs& args, int max_rows, cudaStream_t stream) {
   const RowTiling tiling = TilingOf(max_rows);
   ForRowTile(max_rows, [&](auto tile) {
     constexpr int R = decltype(tile)::value;
-    const int blocks = tiling.BlocksOfTile(args.streamed ? kStreamBlocks : kHotBlocks);
+    const int hot = args.hot.sums != nullptr ? tiling.BlocksOfTile(kHotBlocks) : 0;
+    const int streamed = args.streamed.sums != nullptr ? tiling.BlocksOfTile(kStreamBlocks) : 0;
     const int shared = static_cast<int>(R * dim * int64_t{sizeof(float)}) +
                        SelectionBytes((args.num_neurons + 63) / 64);
     const auto launch = [&](auto kernel) {
       AllowShared(kernel, shared);
-      kernel<<<dim3(blocks, tiling.tiles), kThreads, shared, stream>>>(args);
+      LaunchEarly(kernel, dim3(hot + streamed, tiling.tiles), kThreads, shared, stream, args.early,
+                  args, streamed);
     };
     ForFormat(args.bundles.dtype, [&](auto format) {
       using Format = decltype(format);

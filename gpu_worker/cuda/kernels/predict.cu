@@ -104,7 +104,7 @@ void LaunchPredict(const PredictArgs& args, int max_rows, cudaStream_t stream) {
       AllowShared(kernel, shared);
       const int blocks = args.fc1.rows == 0 ? 8 : ProductBlocks(args.fc1.rows);
       const dim3 grid(blocks, (max_rows + R - 1) / R);
-      LaunchEarly(kernel, args, grid, kProductThreads, shared, stream);
+      LaunchEarly(kernel, grid, kProductThreads, shared, stream, true, args);
     });
   });
 }

@@ -215,7 +215,7 @@ void LaunchProduct(const ProductArgs& args, int max_rows, cudaStream_t stream) {
           R == 1 ? ProductBlocks(args.w.rows, RowStream<decltype(format)>::kBlocksAtOnce)
                  : ProductBlocks((args.w.rows + 1) / 2);
       const dim3 grid(blocks, (max_rows + R - 1) / R);
-      LaunchEarly(kernel, args, grid, kProductThreads, shared, stream, args.early);
+      LaunchEarly(kernel, grid, kProductThreads, shared, stream, args.early, args);
     });
   });
 }
@@ -231,7 +231,7 @@ void LaunchQkv(const QkvArgs& args, int max_rows, cudaStream_t stream) {
           R == 1 ? ProductBlocks(args.w.rows / 2, RowStream<decltype(format)>::kBlocksAtOnce)
                  : ProductBlocks(args.w.rows / 2);
       const dim3 grid(blocks, (max_rows + R - 1) / R);
-      LaunchEarly(kernel, args, grid, kProductThreads, shared, stream, args.early);
+      LaunchEarly(kernel, grid, kProductThreads, shared, stream, args.early, args);
     });
   });
 }

@@ -345,9 +345,9 @@ bool CanLaunchEarly(Kernel kernel) {
 
 // Launches a kernel that calls AwaitPrevious. `early`: it may begin before the one ahead of it in
 // the stream has ended.
-template <class Args>
-void LaunchEarly(void (*kernel)(Args), const Args& args, dim3 grid, int threads, int shared,
-                 cudaStream_t stream, bool early = true) {
+template <class... Args>
+void LaunchEarly(void (*kernel)(Args...), dim3 grid, int threads, int shared, cudaStream_t stream,
+                 bool early, const Args&... args) {
   cudaLaunchAttribute attribute = {};
   attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
   attribute.val.programmaticStreamSerializationAllowed = 1;
@@ -358,7 +358,7 @@ void LaunchEarly(void (*kernel)(Args), const Args& args, dim3 grid, int threads,
   config.stream = stream;
   config.attrs = &attribute;
   config.numAttrs = early && EarlyLaunchAllowed() && CanLaunchEarly(kernel) ? 1 : 0;
-  cudaLaunchKernelEx(&config, kernel, args);
+  cudaLaunchKernelEx(&config, kernel, args...);
 }
 
 inline constexpr int kMultiprocessors = 132;  // grids are sized for it; any number is right

@@ -258,7 +258,8 @@ __global__ void __launch_bounds__(kThreads) SampleKernel(SampleArgs args) {
 }  // namespace
 
 void LaunchSample(const SampleArgs& args, int max_logits, cudaStream_t stream) {
-  LaunchEarly(SampleKernel, args, dim3(static_cast<unsigned>(max_logits)), kThreads, 0, stream);
+  LaunchEarly(SampleKernel, dim3(static_cast<unsigned>(max_logits)), kThreads, 0, stream, true,
+              args);
 }
 
 }  // namespace isotherm::gpu
