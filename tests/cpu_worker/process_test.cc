@@ -5,10 +5,12 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <fstream>
 #include <functional>
 #include <iterator>
 #include <string>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -103,22 +105,37 @@ TEST_F(ProcessTest, KeepsComputeThreadsAndTheOthersToTheirCpus) {
         {"--compute-cpus", FormatCpuList({allowed.back()}), "--cpus",
          FormatCpuList({allowed.front()})});
   while (Line() != "ready") ASSERT_FALSE(::testing::Test::HasFailure());
-  int compute = 0, others = 0;
-  for (const auto& task :
-       std::filesystem::directory_iterator("/proc/" + std::to_string(pid_) + "/task")) {
-    std::string name, cpus;
-    std::getline(std::ifstream(task.path() / "comm"), name);
-    std::ifstream status(task.path() / "status");
-    for (std::string line; std::getline(status, line);) {
-      if (line.rfind("Cpus_allowed_list:", 0) == 0) cpus = line.substr(line.find_last_of('\t') + 1);
+  const std::string compute_cpu = std::to_string(allowed.back());
+  // Names and the CPUs that each thread may use.
+  const auto threads = [&] {
+    std::vector<std::pair<std::string, std::string>> out;
+    for (const auto& task :
+         std::filesystem::directory_iterator("/proc/" + std::to_string(pid_) + "/task")) {
+      std::string name, cpus;
+      std::getline(std::ifstream(task.path() / "comm"), name);
+      std::ifstream status(task.path() / "status");
+      for (std::string line; std::getline(status, line);) {
+        if (line.rfind("Cpus_allowed_list:", 0) == 0)
+          cpus = line.substr(line.find_last_of('\t') + 1);
+      }
+      if (!cpus.empty()) out.emplace_back(name, cpus);  // else it has ended meanwhile
     }
-    if (cpus.empty()) continue;  // it has ended meanwhile
-    const bool computes = name == "cold-compute";
-    EXPECT_EQ(cpus, std::to_string(computes ? allowed.back() : allowed.front())) << name;
-    ++(computes ? compute : others);
+    return out;
+  };
+  // A thread names and binds itself, some time after it was made.
+  const std::pair<std::string, std::string> computes("cold-compute", compute_cpu);
+  auto seen = threads();
+  while (std::find(seen.begin(), seen.end(), computes) == seen.end()) {
+    ASSERT_EQ(::kill(pid_, 0), 0);
+    std::this_thread::yield();
+    seen = threads();
   }
-  EXPECT_EQ(compute, 1);
-  EXPECT_GT(others, 0);
+  EXPECT_EQ(std::count(seen.begin(), seen.end(), computes), 1);
+  EXPECT_GT(seen.size(), 1u);
+  for (const auto& [name, cpus] : seen) {
+    if (name == computes.first) continue;
+    EXPECT_EQ(cpus, std::to_string(allowed.front())) << name;
+  }
 }
 
 TEST_F(ProcessTest, ListsThatAreNoCpusAre64) {
