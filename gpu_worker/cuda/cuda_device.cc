@@ -240,7 +240,7 @@ void CudaDevice::FillInputs(const DeviceBatch& batch, const DeviceBatch* ahead, 
     // Rows of one sequence stand together and share one table, that of the last of them.
     if (row.pages.data() != last_pages) ++flight->page_tables;
     last_pages = row.pages.data();
-    const auto used = static_cast<size_t>(row.position / kPageSize + 1);
+    const auto used = static_cast<size_t>(row.position) / kPageSize + 1;
     std::memcpy(pages + (flight->page_tables - 1) * max_pages_, row.pages.data(),
                 used * sizeof(int32_t));
     rows[r] = {.token = row.token,
@@ -376,6 +376,9 @@ absl::StatusOr<std::unique_ptr<CudaDevice::Flight>> CudaDevice::Plan(const Devic
   flight->link = cold.link != nullptr && cold.link->alive() ? cold.link : nullptr;
   if (flight->mapped == nullptr && (flight->link != nullptr || cold.arena != nullptr))
     return absl::FailedPreconditionError("a cold side that was not mapped for the device");
+  flight->num_rows = static_cast<int32_t>(batch.rows.size());
+  flight->num_exact = static_cast<int32_t>(std::count_if(
+      batch.rows.begin(), batch.rows.end(), [](const DeviceRow& row) { return row.exact; }));
   flight->decode = !batch.rows.empty() &&
                    std::all_of(batch.rows.begin(), batch.rows.end(),
                                [](const DeviceRow& row) { return row.sampling != nullptr; });
@@ -487,7 +490,7 @@ bool CudaDevice::IsAhead(const DeviceBatch& batch, const ColdSide& cold) const {
   for (size_t r = 0; r < batch.rows.size(); ++r) {
     const DeviceRow& row = batch.rows[r];
     const int32_t token = rows[r].token >= 0 ? rows[r].token : TokensOf(1 - ahead_->place)[r];
-    const auto used = static_cast<size_t>(row.position / kPageSize + 1);
+    const auto used = static_cast<size_t>(row.position) / kPageSize + 1;
     const int32_t* const table = pages + rows[r].table * max_pages_;
     if (row.token != token || row.position != rows[r].position ||
         row.exact != (rows[r].exact != 0) || row.sampling == nullptr ||
@@ -502,7 +505,9 @@ bool CudaDevice::IsAhead(const DeviceBatch& batch, const ColdSide& cold) const {
 void CudaDevice::DropAhead() {
   if (ahead_ == nullptr) return;
   const std::unique_ptr<Flight> flight = std::move(ahead_);
-  Finish(*flight, std::chrono::steady_clock::now() + flight->time).IgnoreError();
+  const absl::Status status = Finish(*flight, std::chrono::steady_clock::now() + flight->time);
+  // The kernels have counted its neurons, so its rows count.
+  if (status.ok()) CountRows(*flight);
 }
 
 void CudaDevice::Settle() {
@@ -519,7 +524,7 @@ absl::Status CudaDevice::RunStep(const DeviceBatch& batch, const ColdSide& cold,
   if (ahead_ != nullptr && IsAhead(batch, cold)) flight = std::move(ahead_);
   if (flight == nullptr) Settle();
   if (in_gate_ == nullptr) in_gate_ = std::make_unique<StepGate::Step>(gate_);
-  const absl::Status status = RunInGate(batch, cold, std::move(flight), output);
+  absl::Status status = RunInGate(batch, cold, std::move(flight), output);
   if (!status.ok()) DropAhead();  // what followed failed with it
   output->next_begun = ahead_ != nullptr;
   if (ahead_ == nullptr) in_gate_.reset();
@@ -577,7 +582,7 @@ absl::Status CudaDevice::RunInGate(const DeviceBatch& batch, const ColdSide& col
       output->work_hash += state.cold_hash;
     }
   }
-  Count(batch, *flight, output);
+  Count(*flight, output);
   return Sample(batch, *flight, output);
 }
 

@@ -104,6 +104,7 @@ class CudaDevice final : public Device {
     bool shared = false;        // and layers
     bool timed = false;         // for the counters
     bool host_samples = false;  // some row's logits are read by the host
+    int32_t num_rows = 0, num_exact = 0;
     int32_t num_logits = 0;
     int64_t page_tables = 0;
     std::chrono::nanoseconds time{};  // that it has
@@ -146,9 +147,12 @@ class CudaDevice final : public Device {
   PrefillPass::Step ProductStep(const DeviceBatch& batch, const Flight& flight);
   // What products need of the epoch's placement, kept while its steps follow each other.
   void Survey(const std::shared_ptr<const EpochTables>& epoch);
-  // Adds the step to the counters, and its traced layers' times, of which `output` gets those asked
-  // for.
-  void Count(const DeviceBatch& batch, const Flight& flight, DeviceOutput* output);
+  // Adds the step's rows to the counters, and its traced layers' times, of which `output` gets
+  // those asked for.
+  void Count(const Flight& flight, DeviceOutput* output);
+  void CountRows(const Flight& flight);
+  // Of the layer: how many rows of the step do without its predictor.
+  int64_t ExactRows(const Flight& flight, size_t layer) const;
   std::shared_ptr<MappedCold> FindMapped(const ColdSide& cold) const;
   const StepState& StateOf(const Flight& flight) const {
     return *places_[flight.place].results.as<const StepState>();

@@ -61,21 +61,28 @@ absl::Status CudaDevice::Sample(const DeviceBatch& batch, const Flight& flight,
   return absl::OkStatus();
 }
 
-void CudaDevice::Count(const DeviceBatch& batch, const Flight& flight, DeviceOutput* output) {
+int64_t CudaDevice::ExactRows(const Flight& flight, size_t layer) const {
+  if (!config_.sparse) return 0;
+  const bool all = (flight.layers[layer].flags & kLayerExact) != 0;
+  return all ? flight.num_rows : flight.num_exact;
+}
+
+void CudaDevice::CountRows(const Flight& flight) {
+  for (size_t l = 0; l < flight.layers.size(); ++l)
+    counters_->AddLayer(static_cast<int64_t>(l), flight.num_rows, ExactRows(flight, l), nullptr);
+}
+
+void CudaDevice::Count(const Flight& flight, DeviceOutput* output) {
+  if (!flight.traced()) return CountRows(flight);
   const auto* const traces = places_[flight.place].traces.as<const LayerTrace>();
-  const auto rows = static_cast<int64_t>(batch.rows.size());
-  const int64_t exact_rows = std::count_if(batch.rows.begin(), batch.rows.end(),
-                                           [](const DeviceRow& row) { return row.exact; });
   const auto ns = [](uint64_t from, uint64_t to) { return to > from ? to - from : 0; };
   const auto us = [&](uint64_t from, uint64_t to) {
     return static_cast<float>(ns(from, to)) * 1e-3f;
   };
   for (size_t l = 0; l < flight.layers.size(); ++l) {
-    const int32_t flags = flight.layers[l].flags;
-    const bool all_exact = (flags & kLayerExact) != 0;
-    const int64_t exact = !config_.sparse ? 0 : all_exact ? rows : exact_rows;
-    if ((flags & kLayerTrace) == 0) {
-      counters_->AddLayer(static_cast<int64_t>(l), rows, exact, nullptr);
+    const int64_t exact = ExactRows(flight, l);
+    if ((flight.layers[l].flags & kLayerTrace) == 0) {
+      counters_->AddLayer(static_cast<int64_t>(l), flight.num_rows, exact, nullptr);
       continue;
     }
     const LayerTrace& t = traces[l];
@@ -93,7 +100,7 @@ void CudaDevice::Count(const DeviceBatch& batch, const Flight& flight, DeviceOut
                                                      : t.read) *
             static_cast<uint64_t>(layout_.bundle_bytes)};
     // Exact rows would pass for expensive ones.
-    counters_->AddLayer(static_cast<int64_t>(l), rows, exact,
+    counters_->AddLayer(static_cast<int64_t>(l), flight.num_rows, exact,
                         flight.timed && exact == 0 ? &times : nullptr);
     if ((flight.asked_flags[l] & kLayerTrace) == 0) continue;
     output->timings.push_back({.layer = static_cast<int32_t>(l),
