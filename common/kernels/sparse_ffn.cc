@@ -85,8 +85,8 @@ void PhaseOfOneRow(const SparseFfnParams& p, const SparseFfnTuning& tuning, cons
     return Ahead{rows, tuning.fetch, tuning.fetch_lines};
   };
 
-  float scale[SparseFfnTuning::kMaxChunk];
-  const uint8_t* open[SparseFfnTuning::kMaxChunk];
+  float scale[SparseFfnTuning::kMaxChunk] = {};
+  const uint8_t* open[SparseFfnTuning::kMaxChunk] = {};
   int num_open = 0;
   // What comes after the last gates: the further rows of those open by then, or, where none can be
   // known yet, of the very bundles at hand if gates tend to be open.
@@ -99,7 +99,7 @@ void PhaseOfOneRow(const SparseFfnParams& p, const SparseFfnTuning& tuning, cons
     const Rows rows = RowsOf(bundles, count, i, width, 0);
     const Rows next =
         i + width < count ? RowsOf(bundles, count, i + width, width, 0) : after_gates(i);
-    float dots[kPassRows];
+    float dots[kPassRows] = {};
     StreamDotsOf<kType>(rows, ahead(next), thread.z, b.model_dim, dots);
     for (int r = 0; r < rows.count; ++r) {
       if (p.up_bias != nullptr) dots[r] += p.up_bias[ids[i + r]];
@@ -125,7 +125,7 @@ void PhaseOfOneRow(const SparseFfnParams& p, const SparseFfnTuning& tuning, cons
       const Rows next = i + width < num_open ? RowsOf(open, num_open, i + width, width, up_offset)
                                              : RowsOf(open, num_open, 0, width, down_offset);
       const Rows rows = RowsOf(open, num_open, i, width, up_offset);
-      float dots[kPassRows];
+      float dots[kPassRows] = {};
       StreamDotsOf<kType>(rows, ahead(next), thread.z, b.model_dim, dots);
       for (int r = 0; r < rows.count; ++r) {
         scale[i + r] *= p.activate_up ? Activate(p.activation, dots[r]) : dots[r];

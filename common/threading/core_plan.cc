@@ -44,6 +44,7 @@ CorePlan PlanCores(std::vector<CpuPlace> places, int max_cpus) {
   std::map<std::pair<int, int>, int> taken;
   taken[{free.package, free.core}] = static_cast<int>(places.size());
   std::vector<std::pair<int, int>> order;  // rank within the core, CPU
+  order.reserve(places.size());
   for (const CpuPlace& place : places) {
     order.emplace_back(taken[{place.package, place.core}]++, place.cpu);
   }

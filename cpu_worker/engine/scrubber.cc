@@ -53,7 +53,7 @@ absl::Status Scrubber::CheckNext() {
   absl::MutexLock lock(&mu_);
   const int64_t group = next_;
   next_ = (next_ + 1) % arena_.num_groups();
-  const absl::Status damage = arena_.CheckGroup(group);
+  absl::Status damage = arena_.CheckGroup(group);
   if (damage.ok()) return damage;
   LogError("{}", std::string(damage.message()));
   const absl::StatusOr<int64_t> mended = arena_.MendGroup(group, source_);

@@ -26,7 +26,7 @@ void Generation::OnProgress(int32_t done_tokens, int32_t total_tokens) {
   if (options_.progress) queue_.Push(ProgressEvent{done_tokens, total_tokens});
 }
 
-void Generation::Flush(Choice& choice, std::string text) {
+void Generation::Flush(Choice& choice, const std::string& text) {
   if (options_.return_text) choice.pending.text += text;
   if (choice.pending.text.empty() && (options_.return_text || choice.pending.token_ids.empty()) &&
       !choice.finish.has_value()) {
@@ -52,7 +52,7 @@ TokenVerdict Generation::OnToken(int32_t index, TokenId token,
   }
   TextAssembler::Output output =
       choice.assembler.Append(choice.decoder->Append(token), choice.tokens > options_.min_tokens);
-  Flush(choice, std::move(output.text));
+  Flush(choice, output.text);
   if (!output.matched_stop.has_value()) return TokenVerdict::kContinue;
   choice.matched_stop = *std::move(output.matched_stop);
   return TokenVerdict::kStopText;

@@ -51,7 +51,7 @@ class Generation : public RequestSink {
     std::string matched_stop;
     std::optional<FinishReason> finish;
   };
-  void Flush(Choice& choice, std::string text);
+  void Flush(Choice& choice, const std::string& text);
 
   const GenerationOptions options_;
   OutputQueue& queue_;

@@ -170,17 +170,17 @@ void Scheduler::Finish(ScheduledRequest& request, const absl::Status& status) {
   request.sink->OnFinish(status, stats);
 }
 
-void Scheduler::Cancel(RequestHandle handle, absl::Status why) {
+void Scheduler::Cancel(RequestHandle handle, const absl::Status& why) {
   const auto it = requests_.find(handle);
   if (it == requests_.end()) return;
   Finish(*it->second, why);
   Pump();
 }
 
-bool Scheduler::CancelById(absl::string_view request_id, absl::Status why) {
+bool Scheduler::CancelById(absl::string_view request_id, const absl::Status& why) {
   const auto it = by_id_.find(request_id);
   if (it == by_id_.end()) return false;
-  Cancel(it->second, std::move(why));
+  Cancel(it->second, why);
   return true;
 }
 

@@ -77,9 +77,9 @@ class Scheduler : public WorkerEvents, public PlacementEvents {
   // outlives its OnFinish.
   RequestHandle Submit(GenerationRequest request, RequestSink* sink);
   // Ends the request with `why`; nothing happens if it has ended already.
-  void Cancel(RequestHandle handle, absl::Status why);
+  void Cancel(RequestHandle handle, const absl::Status& why);
   // False: no such request.
-  bool CancelById(absl::string_view request_id, absl::Status why);
+  bool CancelById(absl::string_view request_id, const absl::Status& why);
 
   void OnHello(WorkerKind kind, WorkerHello hello) override;
   void OnResult(WorkerKind kind, StepResult result) override;

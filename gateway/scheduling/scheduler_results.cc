@@ -306,6 +306,7 @@ void Scheduler::FailStep(FaultKind kind, const std::vector<SentRow>& blamed,
   // Everything sent or unverified rests on the failed step: it is thrown away, and each sequence in
   // it begins anew from its tokens under another name, so that nothing late can be taken for it.
   std::vector<SequenceId> touched;
+  touched.reserve(blamed.size());
   for (const SentRow& row : blamed) touched.push_back(row.wire_id);
   for (const ArrivedStep& step : ledger_.arrived()) {
     for (const SentRow& row : step.rows) touched.push_back(row.wire_id);

@@ -124,6 +124,7 @@ absl::StatusOr<std::vector<TextSegment>> GgufTextModel::RenderChat(const ChatInp
     while (!spans.empty() && spans.back().trusted) spans.pop_back();
   }
   std::vector<TextSegment> segments;
+  segments.reserve(spans.size());
   for (RenderedSpan& span : spans) {
     segments.push_back({.text = std::move(span.text), .parse_special = span.trusted});
   }

@@ -286,7 +286,7 @@ absl::Status CudaDevice::Prepare(const PlacementPlan& plan, const NeuronStore* s
     return CudaStatus(cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, copy_stream_),
                       "copying a hot neuron");
   };
-  const absl::Status status = hot_budget_->Prepare(
+  absl::Status status = hot_budget_->Prepare(
       plan, copy, progress,
       [this](const std::shared_ptr<const EpochTables>& tables) { return Publish(tables); });
   MeasureProcess();
@@ -295,7 +295,7 @@ absl::Status CudaDevice::Prepare(const PlacementPlan& plan, const NeuronStore* s
 
 absl::Status CudaDevice::Retire(int64_t epoch) {
   ISOTHERM_CUDA_RETURN_IF_ERROR(cudaSetDevice(options_.device));
-  const absl::Status status = hot_budget_->Retire(
+  absl::Status status = hot_budget_->Retire(
       epoch, [this](int32_t from, int32_t to) { return MoveBundle(from, to); },
       [this](const std::shared_ptr<const EpochTables>& tables) { return Publish(tables); });
   MeasureProcess();

@@ -91,7 +91,7 @@ ShmColdAttachment::ShmColdAttachment(const BundleLayout& layout, const shm::Aren
       link_(*client_, layout) {
   watch_ = std::make_unique<shm::PeerWatch>(
       std::move(connection), *region_,
-      shm::PeerWatch::Callbacks{.on_dead = [this](absl::Status) { client_->Abort(); },
+      shm::PeerWatch::Callbacks{.on_dead = [this](const absl::Status&) { client_->Abort(); },
                                 .wake = [this] { client_->WakeSelf(); }});
 }
 

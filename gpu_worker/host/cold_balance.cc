@@ -49,8 +49,8 @@ int32_t ColdBalance::Cut(int64_t layer, const uint64_t* active, int64_t num_rows
       left -= here;
       continue;
     }
-    while (--left > 0) bits &= ~(uint64_t{1} << (63 - std::countl_zero(bits)));
-    return static_cast<int32_t>(word * 64 + 63 - std::countl_zero(bits));
+    while (--left > 0) bits ^= std::bit_floor(bits);
+    return static_cast<int32_t>(word * 64 + std::bit_width(bits) - 1);
   }
   return static_cast<int32_t>(num_neurons_);
 }

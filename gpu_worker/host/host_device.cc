@@ -192,7 +192,7 @@ absl::Status HostDevice::Prepare(const PlacementPlan& plan, const NeuronStore* s
 
 absl::Status HostDevice::Retire(int64_t epoch) {
   ISOTHERM_RETURN_IF_ERROR(hot_pool_.Retire(epoch));
-  const absl::Status compacted = hot_pool_.Compact([this](int32_t from, int32_t to) {
+  absl::Status compacted = hot_pool_.Compact([this](int32_t from, int32_t to) {
     std::memcpy(HotSlot(to), HotSlot(from), static_cast<size_t>(layout_.bundle_bytes));
     return absl::OkStatus();
   });
@@ -343,16 +343,16 @@ absl::Status HostDevice::RunNeurons(int64_t layer, const DenseSection::Output& a
   bool posted = false;
   TimePoint start = std::chrono::steady_clock::now();
   if (share && cut > 0) {
-    const absl::Status status = step.link->Post({.step_id = step.batch.step_id,
-                                                 .epoch = step.batch.epoch,
-                                                 .layer = static_cast<int32_t>(layer),
-                                                 .attempt = step.batch.attempt,
-                                                 .num_rows = static_cast<int32_t>(step.num_rows),
-                                                 .cut = static_cast<int32_t>(cut),
-                                                 .z = buffers_.z16.data(),
-                                                 .active = buffers_.active.data(),
-                                                 .row_keys = row_keys_.data(),
-                                                 .deadline = step.batch.deadline});
+    absl::Status status = step.link->Post({.step_id = step.batch.step_id,
+                                           .epoch = step.batch.epoch,
+                                           .layer = static_cast<int32_t>(layer),
+                                           .attempt = step.batch.attempt,
+                                           .num_rows = static_cast<int32_t>(step.num_rows),
+                                           .cut = static_cast<int32_t>(cut),
+                                           .z = buffers_.z16.data(),
+                                           .active = buffers_.active.data(),
+                                           .row_keys = row_keys_.data(),
+                                           .deadline = step.batch.deadline});
     posted = status.ok();
     if (!posted && step.link->alive()) return status;
     timing.post_us = MicrosSince(start);
@@ -524,7 +524,7 @@ absl::Status HostDevice::RunStep(const DeviceBatch& batch, const ColdSide& cold,
       ISOTHERM_RETURN_IF_ERROR(RunLayer(layer, cold, step));
   }
   if (step.link != nullptr) {
-    const absl::Status status =
+    absl::Status status =
         step.link->EndOfStep(batch.step_id, batch.epoch, batch.attempt, batch.deadline);
     if (!status.ok() && step.link->alive()) return status;
     if (!status.ok()) output->cpu_recomputed = true;  // it will not report this step

@@ -145,6 +145,7 @@ Value GetSlice(RenderContext& context, const Value& value, const Value* begin, c
   if (!SlicePositions(context, length, begin, end, step, &positions)) return Undefined{};
   if (list != nullptr) {
     std::vector<Value> items;
+    items.reserve(positions.size());
     for (const size_t i : positions) items.push_back(list->items[i]);
     return context.MakeList(std::move(items), list->tuple);
   }

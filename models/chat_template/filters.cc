@@ -109,7 +109,7 @@ Value Integer(RenderContext& context, const Value& value, const Arguments& argum
   double number;
   if (AsInteger(value, &integer)) return integer;
   const Value* given = arguments.Get(0, "default");
-  const Value fallback = given == nullptr ? Value(int64_t{0}) : *given;
+  Value fallback = given == nullptr ? Value(int64_t{0}) : *given;
   if (AsNumber(value, &number)) {
     if (!(std::fabs(number) < 9e18)) return fallback;
     return static_cast<int64_t>(number);
@@ -179,7 +179,7 @@ bool SortValues(RenderContext& context, std::vector<std::pair<Value, Value>>& ke
   return true;
 }
 
-Value Fold(RenderContext& context, Value value, bool case_sensitive) {
+Value Fold(RenderContext& context, const Value& value, bool case_sensitive) {
   const Text* text = As<Text>(value);
   return text == nullptr || case_sensitive ? value : MakeText(Lower(*text));
 }
@@ -191,12 +191,13 @@ Value Sort(RenderContext& context, const Value& value, const Arguments& argument
   std::vector<std::pair<Value, Value>> keyed;
   const auto iterated = context.Iterate(value);
   for (const Value& item : iterated->items) {
-    Value key = attribute == nullptr ? item : GetItem(context, item, *attribute);
-    keyed.emplace_back(
-        Fold(context, std::move(key), case_sensitive != nullptr && Truthy(*case_sensitive)), item);
+    const Value key = attribute == nullptr ? item : GetItem(context, item, *attribute);
+    keyed.emplace_back(Fold(context, key, case_sensitive != nullptr && Truthy(*case_sensitive)),
+                       item);
   }
   if (!SortValues(context, keyed, reverse != nullptr && Truthy(*reverse))) return Undefined{};
   std::vector<Value> items;
+  items.reserve(keyed.size());
   for (auto& [key, item] : keyed) items.push_back(std::move(item));
   return context.MakeList(std::move(items));
 }
@@ -210,6 +211,7 @@ Value DictSort(RenderContext& context, const Value& value, const Arguments&) {
   }
   if (!SortValues(context, keyed, false)) return Undefined{};
   std::vector<Value> items;
+  items.reserve(keyed.size());
   for (auto& [key, item] : keyed) items.push_back(std::move(item));
   return context.MakeList(std::move(items));
 }
@@ -282,7 +284,8 @@ Value Map(RenderContext& context, const Value& value, const Arguments& arguments
       continue;
     }
     Value found = GetItem(context, item, *attribute);
-    items.push_back(IsUndefined(found) && fallback != nullptr ? *fallback : std::move(found));
+    if (IsUndefined(found) && fallback != nullptr) found = *fallback;
+    items.push_back(std::move(found));
   }
   return context.MakeList(std::move(items));
 }

@@ -210,6 +210,7 @@ std::vector<std::string> GgufFile::KeysInFileOrder() const {
   for (const auto& [key, value] : keys_) order.emplace_back(value.offset, key);
   std::sort(order.begin(), order.end());
   std::vector<std::string> out;
+  out.reserve(order.size());
   for (auto& [offset, key] : order) out.push_back(std::move(key));
   return out;
 }

@@ -82,6 +82,7 @@ absl::Status WriteActivationProfiles(const std::string& path,
   ISOTHERM_ASSIGN_OR_RETURN(const std::unique_ptr<GgufWriter> writer,
                             GgufWriter::Create(path, /*powerinfer=*/false));
   std::vector<std::string> names;
+  names.reserve(profiles.size());
   for (const ActivationProfile& profile : profiles) names.push_back(profile.name);
   writer->AddString("general.type", kType);
   writer->AddStrings("isotherm.profile.names", names);

@@ -73,6 +73,8 @@ void EncodeBlock(DType dtype, const float* x, std::byte* block) {
       const float inverse = Inverse(d);
       StoreHalf(block, d);
       for (int i = 0; i < kBlock; ++i) {
+        // Not negative. Halves round up, as other writers of the format do.
+        // NOLINTNEXTLINE(bugprone-incorrect-roundings)
         n[i] = static_cast<uint8_t>(std::min(15, static_cast<int>(x[i] * inverse + 8.5f)));
       }
       PackNibbles(n, block + 2);
@@ -85,6 +87,8 @@ void EncodeBlock(DType dtype, const float* x, std::byte* block) {
       StoreHalf(block, d);
       StoreHalf(block + 2, *low);
       for (int i = 0; i < kBlock; ++i) {
+        // Not negative. Halves round up, as other writers of the format do.
+        // NOLINTNEXTLINE(bugprone-incorrect-roundings)
         n[i] = static_cast<uint8_t>(std::min(15, static_cast<int>((x[i] - *low) * inverse + 0.5f)));
       }
       PackNibbles(n, block + 4);

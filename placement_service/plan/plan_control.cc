@@ -70,7 +70,7 @@ void PlanPublisher::SetPin(PinParams params, ControlDone done) {
 
 void PlanPublisher::ImportProfile(ImportProfileParams params, ControlDone done) {
   Enqueue({.kind = Control::Kind::kImportProfile,
-           .request_id = std::move(params.request_id),
+           .request_id = params.request_id,
            .fingerprint = absl::StrCat("profile ", params.name),
            .profile = std::move(params),
            .done = std::move(done)});

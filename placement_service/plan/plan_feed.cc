@@ -30,7 +30,7 @@ bool PlanFeed::Subscription::overflowed() const {
   return overflowed_;
 }
 
-PlanFeed::PlanFeed(int64_t first_sequence, PlacementPlan live) : sequence_(first_sequence) {
+PlanFeed::PlanFeed(int64_t first_sequence, const PlacementPlan& live) : sequence_(first_sequence) {
   snapshot_.sequence = sequence_;
   snapshot_.plan = WithoutBitmaps(live);
 }

@@ -53,7 +53,7 @@ class PlanFeed {
   };
 
   // `live`: of the first snapshot.
-  PlanFeed(int64_t first_sequence, PlacementPlan live);
+  PlanFeed(int64_t first_sequence, const PlacementPlan& live);
 
   void Publish(const PlacementPlan& plan, PlanState state, std::string message)
       ABSL_LOCKS_EXCLUDED(mu_);

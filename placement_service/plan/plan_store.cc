@@ -86,7 +86,7 @@ absl::Status PlanStore::Write(absl::FunctionRef<absl::Status(Sqlite&)> body) {
   if (disk_failed_) {
     return absl::UnavailableError(absl::StrCat("the plan store is read-only: ", read_only_reason_));
   }
-  const absl::Status status = db_.Transaction([&]() -> absl::Status {
+  absl::Status status = db_.Transaction([&]() -> absl::Status {
     mu_.AssertHeld();
     return body(db_);
   });

@@ -83,7 +83,7 @@ absl::Status WorkerView::Plan(const PlacementPlan& plan, int64_t term,
     if (got == wanted) return absl::OkStatus();
     LogWarning("{} took epoch {} with the checksum {:x} instead of {:x}; sending it again",
                std::string(name()), plan.epoch, got, wanted);
-    const absl::Status aborted = Run(PreparePhase::kAbort, plan.epoch, term, timeout);
+    absl::Status aborted = Run(PreparePhase::kAbort, plan.epoch, term, timeout);
     if (!aborted.ok()) return aborted;
   }
   return absl::DataLossError(absl::StrCat(name(), " took the plan with the checksum ", got,

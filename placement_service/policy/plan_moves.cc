@@ -21,6 +21,7 @@ struct Neuron {
 
 std::vector<LayerPlacement> AllCold(const std::vector<LayerGeometry>& layers) {
   std::vector<LayerPlacement> out;
+  out.reserve(layers.size());
   for (const LayerGeometry& layer : layers) {
     out.push_back(
         {.hot = std::vector<uint64_t>(static_cast<size_t>(CeilDiv(layer.num_neurons, 64)), 0),

@@ -25,7 +25,7 @@ constexpr int64_t kSampled = 1024;  // neurons of a layer
 }  // namespace
 
 BinSolver::BinSolver(const SolveBin& bin, std::span<const SolveNode> nodes,
-                     std::vector<LayerInput> layers, std::vector<float> thresholds)
+                     const std::vector<LayerInput>& layers, std::vector<float> thresholds)
     : bin_(bin),
       nodes_(nodes),
       by_node_(nodes.size() > 1 || (nodes.size() == 1 && nodes[0].cost_factor != 1)),

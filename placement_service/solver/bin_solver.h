@@ -28,8 +28,8 @@ class BinSolver {
 
   // `thresholds` [num_layers][nodes, at least 1]: about where the last hot neuron of a layer and
   // node is expected, by its reads; empty: found from a sample.
-  BinSolver(const SolveBin& bin, std::span<const SolveNode> nodes, std::vector<LayerInput> layers,
-            std::vector<float> thresholds);
+  BinSolver(const SolveBin& bin, std::span<const SolveNode> nodes,
+            const std::vector<LayerInput>& layers, std::vector<float> thresholds);
 
   // False when a value of the layer is not a number or infinite: there is nothing to solve then.
   bool finite(size_t layer) const;

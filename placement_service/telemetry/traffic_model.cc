@@ -194,7 +194,7 @@ absl::Status TrafficModel::Admit(const TelemetryReport& report) {
 
 absl::Status TrafficModel::Accept(const TelemetryReport& report) {
   absl::MutexLock lock(&mu_);
-  if (const absl::Status status = Admit(report); !status.ok()) {
+  if (absl::Status status = Admit(report); !status.ok()) {
     ++counts_.dropped;
     return status;
   }
