@@ -69,11 +69,12 @@ void PlanPublisher::SetPin(PinParams params, ControlDone done) {
 }
 
 void PlanPublisher::ImportProfile(ImportProfileParams params, ControlDone done) {
-  Enqueue({.kind = Control::Kind::kImportProfile,
-           .request_id = params.request_id,
-           .fingerprint = absl::StrCat("profile ", params.name),
-           .profile = std::move(params),
-           .done = std::move(done)});
+  Control control{.kind = Control::Kind::kImportProfile,
+                  .request_id = params.request_id,
+                  .fingerprint = absl::StrCat("profile ", params.name)};
+  control.profile = std::move(params);
+  control.done = std::move(done);
+  Enqueue(std::move(control));
 }
 
 // What is wrong with the arguments alone.
