@@ -1,5 +1,7 @@
 #include "gpu_worker/service/worker_service.h"
 
+#include <algorithm>
+
 #include "common/rpc/status.h"
 #include "common/rpc/step_convert.h"
 #include "common/shm/arena_layout.h"
@@ -25,7 +27,6 @@ class RefusingReactor final : public grpc::ServerBidiReactor<Request, Response> 
 void WorkerService::SetBackend(const WorkerBackend& backend) {
   backend_ = backend;
   plans_ = std::make_unique<PlanExecutor>();
-  progress_ = 1;
   ready_.store(true, std::memory_order_release);
 }
 
@@ -43,9 +44,11 @@ grpc::ServerUnaryReactor* WorkerService::Describe(grpc::CallbackServerContext* c
   response->set_kind(v1::WORKER_KIND_GPU);
   response->set_instance_id(instance_id_);
   response->set_protocol_version(kProtocolVersion);
-  response->set_load_progress(progress_);
   response->set_numa_node(-1);
-  if (ready_.load(std::memory_order_acquire)) {
+  // Whoever reads 1 finds everything below.
+  const bool ready = ready_.load(std::memory_order_acquire);
+  response->set_load_progress(ready ? 1.0 : std::min(progress_.load(), 0.99));
+  if (ready) {
     const BundleLayout& layout = backend_.model->bundle_layout();
     const DeviceInfo info = backend_.device->Describe();
     response->set_layout_hash(layout.Hash());
