@@ -64,6 +64,22 @@ class Pair {
                              .next = then.empty() ? nullptr : &next},
                             {.link = &attachment_->link(), .arena = attachment_->arena()}, output);
   }
+  // A whole prompt in one step; what is sampled behind it.
+  TokenId Feed(const std::vector<int32_t>& prompt, const std::vector<int32_t>& pages,
+               SamplingState* sampling) {
+    std::vector<DeviceRow> rows;
+    for (size_t p = 0; p < prompt.size(); ++p) {
+      rows.push_back({.token = prompt[p],
+                      .position = static_cast<int32_t>(p),
+                      .pages = pages,
+                      .sampling = p + 1 == prompt.size() ? sampling : nullptr});
+    }
+    DeviceOutput output;
+    const absl::Status status = Run(rows, &output);
+    EXPECT_TRUE(status.ok()) << status;
+    EXPECT_FALSE(output.next_begun);
+    return output.samples.empty() ? -1 : output.samples.back().token;
+  }
   CudaDevice& device() { return *device_; }
 
  private:
@@ -205,18 +221,8 @@ TEST_P(CudaColdTest, BatchesOfAnySizeGiveTheGoldenTokens) {
     std::vector<SamplingState> states(prompts.size(),
                                       SamplingState({.params = {.temperature = 0}}));
     DeviceOutput output;
-    for (size_t s = 0; s < prompts.size(); ++s) {
-      std::vector<DeviceRow> rows;
-      for (size_t p = 0; p < prompts[s].size(); ++p) {
-        rows.push_back({.token = prompts[s][p],
-                        .position = static_cast<int32_t>(p),
-                        .pages = pages[s],
-                        .sampling = p + 1 == prompts[s].size() ? &states[s] : nullptr});
-      }
-      const absl::Status status = pair.Run(rows, &output);
-      ASSERT_TRUE(status.ok()) << status;
-      out[s].push_back(output.samples.back().token);
-    }
+    for (size_t s = 0; s < prompts.size(); ++s)
+      out[s].push_back(pair.Feed(prompts[s], pages[s], &states[s]));
     for (const size_t batch : {40, 17, 16, 9, 8, 7, 5, 4, 3, 2, 1}) {
       std::vector<DeviceRow> rows;
       for (size_t s = 0; s < batch; ++s) {
@@ -245,19 +251,8 @@ TEST_P(CudaColdTest, StepsBegunEarlyGiveTheGoldenTokens) {
   std::vector<std::vector<TokenId>> out(prompts.size());
   std::vector<SamplingState> states(prompts.size(), SamplingState({.params = {.temperature = 0}}));
   DeviceOutput output;
-  for (size_t s = 0; s < prompts.size(); ++s) {
-    std::vector<DeviceRow> rows;
-    for (size_t p = 0; p < prompts[s].size(); ++p) {
-      rows.push_back({.token = prompts[s][p],
-                      .position = static_cast<int32_t>(p),
-                      .pages = pages[s],
-                      .sampling = p + 1 == prompts[s].size() ? &states[s] : nullptr});
-    }
-    const absl::Status status = pair.Run(rows, &output);
-    ASSERT_TRUE(status.ok()) << status;
-    EXPECT_FALSE(output.next_begun);
-    out[s].push_back(output.samples.back().token);
-  }
+  for (size_t s = 0; s < prompts.size(); ++s)
+    out[s].push_back(pair.Feed(prompts[s], pages[s], &states[s]));
   const auto rows_of = [&](size_t sequences, int32_t ahead) {
     std::vector<DeviceRow> rows;
     for (size_t s = 0; s < sequences; ++s) {

@@ -3,6 +3,7 @@
 #include <unistd.h>
 
 #include <atomic>
+#include <functional>
 #include <numeric>
 #include <thread>
 
@@ -81,6 +82,29 @@ class CudaFaultTest : public testing::Test {
         {.link = link, .arena = neurons_.get()}, &output_);
   }
 
+  // A device that posts every cold neuron to a cpu side that never answers.
+  struct Unanswered {
+    std::unique_ptr<CudaDevice> device;
+    SilentColdSide cold;
+    std::shared_ptr<void> mapping;
+  };
+  std::unique_ptr<Unanswered> MakeUnanswered(std::function<void(cudaStream_t)> before_step = {}) {
+    auto made = Make({.streamed_share = 0, .before_step = std::move(before_step)});
+    EXPECT_TRUE(made.ok()) << made.status();
+    if (!made.ok()) return nullptr;
+    std::unique_ptr<Unanswered> out(
+        new Unanswered{*std::move(made), SilentColdSide(model_->bundle_layout()), nullptr});
+    Remap(*out, out->cold.link());
+    return out;
+  }
+  // Memory is pinned once at a time.
+  void Remap(Unanswered& side, ColdLink* link) {
+    side.mapping.reset();
+    auto mapping = side.device->Map({.link = link, .arena = neurons_.get()});
+    EXPECT_TRUE(mapping.ok()) << mapping.status();
+    if (mapping.ok()) side.mapping = *std::move(mapping);
+  }
+
   static int64_t FreeBytes() {
     size_t free = 0, total = 0;
     EXPECT_EQ(cudaMemGetInfo(&free, &total), cudaSuccess);
@@ -141,80 +165,69 @@ TEST_F(CudaFaultTest, AKernelThatDoesNotEndEndsTheProcessSoonAfterTheDeadline) {
 
 // The kernel that waits for the cpu side sees the deadline by itself: the process lives on.
 TEST_F(CudaFaultTest, ACpuSideThatNeverAnswersEndsTheStepAtItsDeadline) {
-  auto made = Make({.streamed_share = 0});
-  ASSERT_TRUE(made.ok()) << made.status();
-  CudaDevice& device = **made;
-  SilentColdSide cold(model_->bundle_layout());
-  auto mapping = device.Map({.link = cold.link(), .arena = neurons_.get()});
-  ASSERT_TRUE(mapping.ok()) << mapping.status();
+  const auto side = MakeUnanswered();
+  ASSERT_NE(side, nullptr);
   const auto start = steady_clock::now();
-  const absl::Status late = Step(device, milliseconds(150), cold.link());
+  const absl::Status late = Step(*side->device, milliseconds(150), side->cold.link());
   EXPECT_EQ(late.code(), absl::StatusCode::kDeadlineExceeded) << late;
   EXPECT_GE(steady_clock::now() - start, milliseconds(140));
-  EXPECT_FALSE(device.Lost());
-  mapping->reset();  // memory is pinned once at a time
-  mapping = device.Map({.arena = neurons_.get()});
-  ASSERT_TRUE(mapping.ok()) << mapping.status();
-  EXPECT_TRUE(Step(device, milliseconds(20'000)).ok());
+  EXPECT_FALSE(side->device->Lost());
+  Remap(*side, nullptr);
+  EXPECT_TRUE(Step(*side->device, milliseconds(20'000)).ok());
 }
 
 TEST_F(CudaFaultTest, ACpuSideThatIsLostFreesAStepThatWaits) {
   std::atomic<bool> started = false;
-  auto made = Make({.streamed_share = 0, .before_step = [&](cudaStream_t) { started = true; }});
-  ASSERT_TRUE(made.ok()) << made.status();
-  SilentColdSide cold(model_->bundle_layout());
-  auto mapping = (*made)->Map({.link = cold.link(), .arena = neurons_.get()});
-  ASSERT_TRUE(mapping.ok()) << mapping.status();
+  const auto side = MakeUnanswered([&](cudaStream_t) { started = true; });
+  ASSERT_NE(side, nullptr);
   std::thread killer([&] {
     while (!started) std::this_thread::yield();
-    cold.Die();
+    side->cold.Die();
   });
-  const absl::Status status = Step(**made, milliseconds(60'000), cold.link());
+  const absl::Status status = Step(*side->device, milliseconds(60'000), side->cold.link());
   killer.join();
   EXPECT_TRUE(status.ok()) << status;  // computed anew, from the arena
   EXPECT_TRUE(output_.cpu_recomputed);
   EXPECT_EQ(output_.owed_hash, output_.work_hash);
 }
 
-// Two steps are queued, and the first waits for a cpu side that never answers.
+// Two steps are queued, and the first waits for a cpu side that never answers, or that is lost
+// once both are.
 TEST_F(CudaFaultTest, AStepThatFailsTakesTheOneBegunBehindItAlong) {
-  auto made = Make({.streamed_share = 0});
-  ASSERT_TRUE(made.ok()) << made.status();
-  CudaDevice& device = **made;
-  SilentColdSide cold(model_->bundle_layout());
-  auto mapping = device.Map({.link = cold.link(), .arena = neurons_.get()});
-  ASSERT_TRUE(mapping.ok()) << mapping.status();
   for (const bool dies : {false, true}) {
+    std::atomic<int> launched = 0;
+    const auto side = MakeUnanswered([&](cudaStream_t) { ++launched; });
+    ASSERT_NE(side, nullptr);
     SamplingState greedy({.params = {.temperature = 0}});
     const std::vector<DeviceRow> rows = {
         {.token = 1, .position = 0, .pages = pages_, .sampling = &greedy}};
     const std::vector<DeviceRow> then = {
         {.token = kSampledToken, .position = 1, .pages = pages_, .sampling = &greedy}};
     const auto start = steady_clock::now();
-    const milliseconds limit(dies ? 60'000 : 150);
+    const milliseconds limit(dies ? 10'000 : 150);
     const DeviceBatch next{.step_id = step_id_ + 2, .deadline = start + limit, .rows = then};
+    std::atomic<bool> over = false;
     std::thread killer([&] {
-      if (!dies) return;
-      std::this_thread::sleep_for(milliseconds(20));  // whenever it comes, the end is the same
-      cold.Die();
+      while (!over && launched < 2) std::this_thread::yield();
+      if (dies) side->cold.Die();
     });
-    const absl::Status status = device.RunStep(
+    const absl::Status status = side->device->RunStep(
         {.step_id = ++step_id_, .deadline = start + limit, .rows = rows, .next = &next},
-        {.link = cold.link(), .arena = neurons_.get()}, &output_);
+        {.link = side->cold.link(), .arena = neurons_.get()}, &output_);
+    over = true;
     killer.join();
     EXPECT_LT(steady_clock::now() - start, milliseconds(450));
     EXPECT_FALSE(output_.next_begun);
+    EXPECT_EQ(launched, dies ? 3 : 2);  // the lost one once more, from the arena
     if (dies) {
       EXPECT_TRUE(status.ok()) << status;
       EXPECT_TRUE(output_.cpu_recomputed);
     } else {
       EXPECT_EQ(status.code(), absl::StatusCode::kDeadlineExceeded) << status;
     }
+    Remap(*side, nullptr);
+    EXPECT_TRUE(Step(*side->device, milliseconds(20'000)).ok());
   }
-  mapping->reset();  // memory is pinned once at a time
-  mapping = device.Map({.arena = neurons_.get()});
-  ASSERT_TRUE(mapping.ok()) << mapping.status();
-  EXPECT_TRUE(Step(device, milliseconds(20'000)).ok());
 }
 
 TEST_F(CudaFaultTest, AProcessKilledWhileAKernelSpinsLeavesTheGpuToTheNext) {
