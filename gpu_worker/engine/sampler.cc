@@ -99,9 +99,11 @@ void SamplingState::Penalise(std::span<float> logits) const {
 
 // Counter-based: the n-th draw of a seed is the same whatever ran before it.
 PlainDraw SamplingState::DrawAt(int32_t index) const {
-  const bool greedy = params_.temperature == 0 || params_.top_k == 1;
+  // So cold that only the largest are left: the inverse is no number to compute with.
+  const float inverse = 1.0f / params_.temperature;
+  const bool greedy = params_.top_k == 1 || !std::isfinite(inverse);
   return {.greedy = greedy,
-          .inverse_temperature = greedy ? 1.0f : 1.0f / params_.temperature,
+          .inverse_temperature = greedy ? 1.0f : inverse,
           .floor = params_.min_p > 0 ? std::log(params_.min_p) * params_.temperature
                                      : -std::numeric_limits<float>::infinity(),
           .top_k = params_.top_k,

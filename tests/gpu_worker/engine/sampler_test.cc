@@ -57,6 +57,8 @@ TEST(SamplerTest, GreedyTakesTheLowestIdAmongEquals) {
   EXPECT_EQ(Sample(greedy), 1);
   SamplingState one({.params = {.temperature = 2, .top_k = 1, .seed = 9}});
   EXPECT_EQ(Sample(one), 1);
+  SamplingState coldest({.params = {.temperature = 1e-40f, .seed = 9}});
+  EXPECT_EQ(Sample(coldest), 1);
 }
 
 TEST(SamplerTest, GreedyFindsTheFirstOfTheLargestInAnyVocabulary) {
