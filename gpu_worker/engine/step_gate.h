@@ -7,8 +7,8 @@
 namespace isotherm::gpu {
 
 // Lets work in between two steps. Whoever calls Between() waits for the running step to end, and
-// the next step waits for that work: never more than one step waits, and a worker that runs one
-// step after the other cannot starve the work.
+// for the one begun behind it where a device does that, and the next step waits for that work: a
+// worker that runs one step after the other cannot starve the work.
 //
 // Step: one thread at a time. Between: any thread but one that is inside a step.
 class StepGate {
