@@ -15,6 +15,9 @@ struct SparseFfnTuning {
   // Bundles that go through gate, up and down together, 1 to kMaxChunk: only then is it known for
   // most of them, when it is time to fetch their further rows, whether their gate is open.
   int phase = 8;
+  // Of many rows of z: a phase whose bundles have on average at most so many that ask for them is
+  // computed pair after pair, another one block of columns after block. Below 0: by type and ISA.
+  double stream_pairs = -1;
   // Bundles that a thread claims at a time, 1 to kMaxChunk. Towards the end of a layer it claims
   // half of that, at last `tail`, so that threads end together.
   int chunk = 8;

@@ -198,7 +198,7 @@ class Bench {
 void Describe(Line& line, const SparseFfnTuning& tuning) {
   line.Set("pass", tuning.pass).Set("phase", tuning.phase).Set("chunk", tuning.chunk);
   line.Set("tail", tuning.tail).Set("fetch", NameOf(tuning.fetch));
-  line.Set("fetch_lines", tuning.fetch_lines);
+  line.Set("fetch_lines", tuning.fetch_lines).Set("stream_pairs", tuning.stream_pairs);
 }
 
 void Report(Line& line, const Figure& figure, double read) {
@@ -370,6 +370,8 @@ int main(int argc, char** argv) {
   app.add_option("--fetch", fetch, "none, l1, l2, nta")
       ->capture_default_str()
       ->check(OneOf(Fetches()));
+  app.add_option("--stream-pairs", flags.tuning.stream_pairs, "rows a neuron, of many")
+      ->capture_default_str();
   app.add_option("--fetch-lines", flags.tuning.fetch_lines, "of each 4 KiB page")
       ->capture_default_str();
   app.add_option("--out", out, "file to append to; -: stdout")->capture_default_str();

@@ -196,6 +196,9 @@ TEST_P(SparseFfnTest, AgreesWithTheFormulaOverShapesAndRemainders) {
                            .shift = static_cast<int>(dim % 5),
                            .slots = neurons == 63,
                            .owned = dim == 17});
+          // Column blocks, pair after pair, and as it chooses.
+          const double stream_pairs = neurons == 1 ? -1 : neurons == 63 ? 0 : 100;
+          ASSERT_TRUE(c.workspace->SetTuning({.stream_pairs = stream_pairs}).ok());
           ASSERT_TRUE(SparseFfn(c.params, pool_).ok());
           c.ExpectNearReference();
           if (HasFatalFailure()) FAIL() << dim << " " << neurons << " " << rows;
@@ -298,7 +301,12 @@ TEST_P(SparseFfnTest, ThreadCountDoesNotChangeIntegers) {
 TEST_P(SparseFfnTest, BitsOfARowDoNotDependOnTheBatchOnOneThread) {
   ThreadPool one({.num_threads = 1});
   Case all(dtype(), {.model_dim = 96, .num_neurons = 90, .num_rows = 7});
+  ASSERT_TRUE(all.workspace->SetTuning({.stream_pairs = 100}).ok());
   ASSERT_TRUE(SparseFfn(all.params, one).ok());
+  const std::vector<float> streamed = all.partial;
+  ASSERT_TRUE(all.workspace->SetTuning({.stream_pairs = 0}).ok());
+  ASSERT_TRUE(SparseFfn(all.params, one).ok());
+  EXPECT_EQ(streamed, all.partial);
   std::vector<float> alone(96);
   for (int64_t row = 0; row < 7; ++row) {
     SparseFfnParams p = all.params;
@@ -352,6 +360,8 @@ TEST_P(SparseFfnTest, TuningDoesNotChangeIntegers) {
              {.pass = 4, .phase = 16, .chunk = 5, .tail = 16, .fetch = FetchInto::kL1},
              {.pass = 4, .phase = 13, .chunk = 16, .fetch = FetchInto::kNonTemporal},
              {.pass = 2, .phase = 8, .chunk = 8, .fetch_lines = 3},
+             {.stream_pairs = 0},
+             {.phase = 16, .stream_pairs = 100},
              {.fetch_lines = 0}}) {
       ASSERT_TRUE(c.workspace->SetTuning(tuning).ok());
       ASSERT_TRUE(SparseFfn(c.params, pool_).ok());
