@@ -107,8 +107,7 @@ class Device {
                                const std::function<void(int64_t, int64_t)>& progress) = 0;
 
   // Forgets the epoch and frees the slots that only it held, once no running step reads them.
-  // May wait for the running step, and one begun behind it, to end where memory is given back, and
-  // never longer. NotFound for
+  // May wait for the running step to end where memory is given back, and never longer. NotFound for
   // an epoch that is not prepared.
   virtual absl::Status Retire(int64_t epoch) = 0;
   virtual bool Has(int64_t epoch) const = 0;

@@ -1,9 +1,11 @@
 #include "gpu_worker/cuda/cuda_device.h"
 
 #include <algorithm>
+#include <atomic>
 #include <bit>
 #include <cstring>
 #include <iterator>
+#include <limits>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -269,6 +271,7 @@ void CudaDevice::FillInputs(const DeviceBatch& batch, const DeviceBatch* ahead, 
                     .max_pages = max_pages_,
                     .attempt = batch.attempt,
                     .follows = ahead != nullptr ? 1 : 0,
+                    .number = flight->number,
                     .step_id = batch.step_id,
                     .epoch = batch.epoch,
                     .time_left_ns = flight->time.count(),
@@ -290,6 +293,7 @@ absl::Status CudaDevice::AwaitStep(const Flight& flight, TimePoint deadline) {
       [&] { return (state = cudaEventQuery(places_[flight.place].done)) == cudaErrorNotReady; },
       [&] {
         if (slots != nullptr) slots->RingSleeper();
+        if (ahead_ != nullptr && !ahead_->withdrawn && gate_.Wanted()) WithdrawAhead();
       });
   return CudaStatus(state, "a step");
 }
@@ -409,6 +413,9 @@ absl::Status CudaDevice::Launch(const DeviceBatch& batch, const DeviceBatch* ahe
   flight->place = next_place_;
   next_place_ = 1 - next_place_;
   const Place& place = places_[flight->place];
+  // Never 0, which is no step's.
+  flight->number = last_number_ =
+      last_number_ == std::numeric_limits<int32_t>::max() ? 1 : last_number_ + 1;
   FillInputs(batch, ahead, flight);
   if (options_.before_step) options_.before_step(stream_);
   ISOTHERM_CUDA_RETURN_IF_ERROR(
@@ -510,6 +517,11 @@ void CudaDevice::DropAhead() {
   if (status.ok()) CountRows(*flight);
 }
 
+void CudaDevice::WithdrawAhead() {
+  std::atomic_ref<int32_t>(*withdrawn_.as<int32_t>()).store(ahead_->number);
+  ahead_->withdrawn = true;
+}
+
 void CudaDevice::Settle() {
   DropAhead();
   in_gate_.reset();
@@ -551,6 +563,19 @@ absl::Status CudaDevice::RunInGate(const DeviceBatch& batch, const ColdSide& col
   if (status.ok()) {
     BeginNext(batch, cold, *flight);
     status = Finish(*flight, batch.deadline);
+  }
+  if (flight->withdrawn && StateOf(*flight).failure == kStepNotBegun) {
+    // Who waits goes first, and may change what the step was planned with.
+    flight.reset();
+    in_gate_.reset();
+    in_gate_ = std::make_unique<StepGate::Step>(gate_);
+    ISOTHERM_ASSIGN_OR_RETURN(flight, Plan(batch, cold));
+    flight->timed = counters_->TimesDue();
+    status = Launch(batch, nullptr, flight.get());
+    if (status.ok()) {
+      BeginNext(batch, cold, *flight);
+      status = Finish(*flight, batch.deadline);
+    }
   }
   if (!status.ok() && link != nullptr && !link->alive() && cold.arena != nullptr &&
       (absl::IsUnavailable(status) || absl::IsInternal(status)) &&

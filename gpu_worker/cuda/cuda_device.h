@@ -104,6 +104,8 @@ class CudaDevice final : public Device {
     bool shared = false;        // and layers
     bool timed = false;         // for the counters
     bool host_samples = false;  // some row's logits are read by the host
+    bool withdrawn = false;     // it may have been too late
+    int32_t number = 0;         // StepHeader
     int32_t num_rows = 0, num_exact = 0;
     int32_t num_logits = 0;
     int64_t page_tables = 0;
@@ -136,6 +138,8 @@ class CudaDevice final : public Device {
   // Queues the next batch behind `flight`, if it can run without the host between them.
   void BeginNext(const DeviceBatch& batch, const ColdSide& cold, const Flight& flight);
   void DropAhead();
+  // Tells the device not to begin that step, since somebody waits to work between two.
+  void WithdrawAhead();
   absl::Status AwaitStep(const Flight& flight, TimePoint deadline);
   static absl::Status StepStatus(const StepState& state);
   absl::Status Sample(const DeviceBatch& batch, const Flight& flight, DeviceOutput* output);
@@ -180,6 +184,7 @@ class CudaDevice final : public Device {
   Place places_[2];
   PinnedBytes logits_;  // of rows that the host samples
   PinnedBytes bounce_;
+  PinnedBytes withdrawn_;  // a step's number, read by the device
   StepBuffersCuda buffers_;
   StepInputs input_layout_;
   std::unique_ptr<StepGraph> graph_;
@@ -203,6 +208,7 @@ class CudaDevice final : public Device {
   std::unique_ptr<StepGate::Step> in_gate_;
   std::unique_ptr<Flight> ahead_;  // begun before its call; goes before the gate does
   int next_place_ = 0;
+  int32_t last_number_ = 0;
 };
 
 }  // namespace isotherm::gpu

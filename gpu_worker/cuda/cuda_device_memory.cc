@@ -113,6 +113,9 @@ absl::Status CudaDevice::Allocate() {
   ISOTHERM_ASSIGN_OR_RETURN(logits_,
                             PinnedBytes::Make(max_logits_ * config_.vocab_size * int64_t{4}));
   ISOTHERM_ASSIGN_OR_RETURN(bounce_, PinnedBytes::Make(kBounceBytes));
+  ISOTHERM_ASSIGN_OR_RETURN(withdrawn_, PinnedBytes::Make(sizeof(int32_t)));
+  *withdrawn_.as<int32_t>() = 0;
+  buffers_.withdrawn = withdrawn_.as<const int32_t>();
   ISOTHERM_ASSIGN_OR_RETURN(
       counters_,
       CudaCounters::Create(

@@ -110,7 +110,8 @@ void StepParts::Begin(int32_t rows, cudaStream_t stream) const {
                .rope_frequencies = buffers.rope_frequencies,
                .rope_half = Shape().rope_half,
                .rope_cos = buffers.rope_cos,
-               .rope_sin = buffers.rope_sin},
+               .rope_sin = buffers.rope_sin,
+               .withdrawn = buffers.withdrawn},
               rows, stream);
 }
 

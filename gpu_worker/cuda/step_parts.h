@@ -35,9 +35,10 @@ struct StepBuffersCuda {
   unsigned char* attention_scratch = nullptr;
   double* rope_frequencies = nullptr;
   const unsigned char* inputs = nullptr;
-  StepState* state = nullptr;   // StateBytes
-  LayerTimes* times = nullptr;  // behind it
-  int32_t* tokens = nullptr;    // behind them
+  const int32_t* withdrawn = nullptr;  // EmbedArgs
+  StepState* state = nullptr;          // StateBytes
+  LayerTimes* times = nullptr;         // behind it
+  int32_t* tokens = nullptr;           // behind them
   LayerTrace* traces = nullptr;
   int32_t hidden_stride = 0;
 };

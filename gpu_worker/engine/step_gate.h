@@ -7,8 +7,8 @@
 namespace isotherm::gpu {
 
 // Lets work in between two steps. Whoever calls Between() waits for the running step to end, and
-// for the one begun behind it where a device does that, and the next step waits for that work: a
-// worker that runs one step after the other cannot starve the work.
+// the next step waits for that work: a worker that runs one step after the other cannot starve the
+// work. A device that has begun steps early ends them or takes them back before it leaves the gate.
 //
 // Step: one thread at a time. Between: any thread but one that is inside a step.
 class StepGate {
@@ -26,7 +26,8 @@ class StepGate {
 
   // Calls `work` while no step runs.
   void Between(const std::function<void()>& work);
-  // Somebody waits to: no further step should be begun before the running one has ended.
+  // Somebody waits to: no further step should be begun before the running one has ended, and one
+  // that was should be taken back.
   bool Wanted() const;
 
  private:

@@ -24,7 +24,8 @@ __global__ void __launch_bounds__(256) EmbedKernel(EmbedArgs args) {
     state.next_sequence = header.next_sequence;
     if (header.follows != 0) {
       state.next_sequence = args.step.state->next_sequence;
-      if (args.step.state->failure != kStepOk || args.step.state->stopped != 0) {
+      if (args.step.state->failure != kStepOk || args.step.state->stopped != 0 ||
+          LoadSystem32(args.withdrawn) == static_cast<uint32_t>(header.number)) {
         state.failure = kStepNotBegun;
         // No kernel behind this one finds work to do.
         auto& inputs = const_cast<StepHeader&>(header);

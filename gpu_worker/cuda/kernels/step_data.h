@@ -47,9 +47,10 @@ struct StepHeader {
   int32_t max_pages = 0;   // stride of the page table
   int32_t attempt = 0;
   // Begun before the step ahead of it had ended: goes on from the sequence and the tokens that one
-  // left, and does nothing if it failed or sampled a stop token.
+  // left, and does nothing if it failed or sampled a stop token, or if by then the host has
+  // withdrawn the step of this number.
   int32_t follows = 0;
-  int32_t reserved = 0;
+  int32_t number = 0;
   int64_t step_id = 0;
   int64_t epoch = 0;
   int64_t time_left_ns = 0;    // from when the device begins it
@@ -93,7 +94,7 @@ enum StepFailure : int32_t {
   kStepPoisoned = 4,    // the cpu side failed or sent what no sound peer sends
   kStepNoColdSide = 5,  // cold neurons are active, and there is nobody to compute them
   kStepNoNumbers = 6,   // no logit of row failed_layer is a number, or one is infinite
-  kStepNotBegun = 7,    // the step ahead failed, or sampled a stop token
+  kStepNotBegun = 7,    // the step ahead failed or sampled a stop token, or this one was withdrawn
 };
 
 // Of a traced layer; nanoseconds of the device's clock.

@@ -57,9 +57,13 @@ class CudaFaultTest : public testing::Test {
   void SetUp() override {
     if (!HasCudaDevice()) GTEST_SKIP() << "no CUDA GPU on this machine";
     testing::GTEST_FLAG(death_test_style) = "threadsafe";  // its context is the child's own
+    UseModel(reference::IntegerModel({.seed = 9}));
+    std::iota(pages_.begin(), pages_.end(), 0);
+  }
+  void UseModel(const reference::IntegerModel& integers) {
     const std::string path =
         testing::TempDir() + "/fault-" + std::to_string(::getpid()) + "-integer.gguf";
-    ASSERT_TRUE(reference::IntegerModel({.seed = 9}).Write(path, DType::kF16).ok());
+    ASSERT_TRUE(integers.Write(path, DType::kF16).ok());
     auto model = ModelFile::Open(path);
     ASSERT_TRUE(model.ok()) << model.status();
     model_ = *std::move(model);
@@ -67,7 +71,6 @@ class CudaFaultTest : public testing::Test {
     auto neurons = OwnedNeurons::Load(*model_);
     ASSERT_TRUE(neurons.ok()) << neurons.status();
     neurons_ = *std::move(neurons);
-    std::iota(pages_.begin(), pages_.end(), 0);
   }
   absl::StatusOr<std::unique_ptr<CudaDevice>> Make(CudaDeviceOptions options = {}) {
     options.kv_pages = 64;
@@ -228,6 +231,65 @@ TEST_F(CudaFaultTest, AStepThatFailsTakesTheOneBegunBehindItAlong) {
     Remap(*side, nullptr);
     EXPECT_TRUE(Step(*side->device, milliseconds(20'000)).ok());
   }
+}
+
+// Two steps are queued, and the second will wait for a cpu side that never answers. A smaller
+// budget comes in between them, and the second runs behind it.
+TEST_F(CudaFaultTest, ABudgetChangeWaitsForTheRunningStepAndNotForTheOneBegunBehindIt) {
+  // 24 MiB of neurons, which the driver gives and takes in pieces of 2.
+  UseModel(
+      reference::IntegerModel({.model_dim = 128, .ffn_dim = 4096, .num_layers = 8, .seed = 12}));
+  std::atomic<int> launched = 0;
+  const auto side = MakeUnanswered([&](cudaStream_t stream) {
+    if (++launched == 1) LaunchSpin(0.3, stream);
+  });
+  ASSERT_NE(side, nullptr);
+  const BundleLayout& layout = model_->bundle_layout();
+  PlacementPlan nothing_hot{.epoch = 1};
+  for (int64_t l = 0; l < layout.num_layers; ++l) {
+    nothing_hot.layers.push_back({.num_neurons = layout.num_neurons});
+    nothing_hot.layers.back().hot.assign(static_cast<size_t>((layout.num_neurons + 63) / 64), 0);
+  }
+  SamplingState greedy({.params = {.temperature = 0}});
+  std::vector<DeviceRow> rows = {{.token = 1, .position = 0, .pages = pages_, .sampling = &greedy}};
+  std::vector<DeviceRow> then = {
+      {.token = kSampledToken, .position = 1, .pages = pages_, .sampling = &greedy}};
+  // The first step asks nobody.
+  const std::vector<LayerRange> alone = {{.first = 0,
+                                          .last = static_cast<int32_t>(layout.num_layers - 1),
+                                          .mode = LayerMode::kGpuOnly}};
+  const ColdSide cold{.link = side->cold.link(), .arena = neurons_.get()};
+  const auto deadline = [] { return steady_clock::now() + milliseconds(2500); };
+  DeviceBatch next{.step_id = 2, .deadline = deadline(), .rows = then};
+  std::atomic<bool> first_over = false, changed = false, changed_before_the_second_ended = false;
+  std::thread operator_thread([&] {
+    while (launched < 2 && !first_over) std::this_thread::yield();
+    const absl::Status status = side->device->Prepare(nothing_hot, neurons_.get(), {});
+    EXPECT_TRUE(status.ok()) << status;
+    changed = true;
+  });
+  const absl::Status first = side->device->RunStep(
+      {.step_id = 1, .deadline = deadline(), .layers = alone, .rows = rows, .next = &next}, cold,
+      &output_);
+  first_over = true;
+  EXPECT_TRUE(first.ok()) << first;
+  EXPECT_TRUE(output_.next_begun);
+  ASSERT_EQ(output_.samples.size(), 1u);
+  then[0].token = output_.samples[0].token;
+  std::thread watch([&] {
+    std::this_thread::sleep_for(milliseconds(1000));
+    changed_before_the_second_ended = changed.load();
+  });
+  const auto start = steady_clock::now();
+  const absl::Status second = side->device->RunStep(
+      {.step_id = 2, .deadline = start + milliseconds(2500), .rows = then}, cold, &output_);
+  EXPECT_EQ(second.code(), absl::StatusCode::kDeadlineExceeded) << second;
+  EXPECT_GE(steady_clock::now() - start, milliseconds(2000));
+  watch.join();
+  operator_thread.join();
+  EXPECT_TRUE(changed_before_the_second_ended);
+  Remap(*side, nullptr);
+  EXPECT_TRUE(Step(*side->device, milliseconds(20'000)).ok());
 }
 
 TEST_F(CudaFaultTest, AProcessKilledWhileAKernelSpinsLeavesTheGpuToTheNext) {
