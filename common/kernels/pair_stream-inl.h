@@ -19,7 +19,7 @@ HWY_BEFORE_NAMESPACE();
 namespace isotherm::kernels_internal {
 namespace HWY_NAMESPACE {
 
-// Up to kPassRows consecutive pairs of a list.
+// kPassRows consecutive pairs of a list, or one.
 struct PairGroup {
   const uint8_t* w[kPassRows];  // their weight rows; one that has several pairs comes as often
   int32_t first = 0;            // pair
@@ -57,10 +57,9 @@ class PairGroups {
     const int32_t num_pairs = list_.first[w_.count];
     if (pair_ >= num_pairs) return;
     while (pair_ >= list_.first[row_ + 1]) ++row_;
-    // Three pairs of a row are rather alone than with one of the next row.
-    group.one_row = list_.first[row_ + 1] - pair_ >= kPassRows - 1;
-    const int32_t last = group.one_row ? list_.first[row_ + 1] : num_pairs;
-    for (; group.count < kPassRows && pair_ < last; ++pair_) {
+    group.one_row = list_.first[row_ + 1] - pair_ >= kPassRows;
+    const int count = num_pairs - pair_ >= kPassRows ? kPassRows : 1;
+    for (; group.count < count; ++pair_) {
       while (pair_ >= list_.first[row_ + 1]) ++row_;
       group.w[group.count++] = w_.at[row_];
     }
@@ -182,18 +181,9 @@ template <typename Fn>
 HWY_INLINE void WithGroup(const PairGroup& group, const Fn& fn) {
   using One = std::true_type;
   using Many = std::false_type;
-  switch (group.count) {
-    case 1:
-      return fn(std::integral_constant<int, 1>(), One());
-    case 2:
-      return fn(std::integral_constant<int, 2>(), Many());
-    case 3:
-      return group.one_row ? fn(std::integral_constant<int, 3>(), One())
-                           : fn(std::integral_constant<int, 3>(), Many());
-    default:
-      return group.one_row ? fn(std::integral_constant<int, 4>(), One())
-                           : fn(std::integral_constant<int, 4>(), Many());
-  }
+  if (group.count == 1) return fn(std::integral_constant<int, 1>(), One());
+  if (group.one_row) return fn(std::integral_constant<int, kPassRows>(), One());
+  fn(std::integral_constant<int, kPassRows>(), Many());
 }
 
 // dots[pair] = weight row . x row. Fetched at the end: `after`.

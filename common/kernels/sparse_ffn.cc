@@ -273,11 +273,13 @@ void PhaseOfManyRows(const SparseFfnParams& p, const SparseFfnWorkspace::Shared&
 
   const PairList pairs = ListPairs(p, ids, count, thread);
   thread.counts.bundles += count;
-  const double stream_pairs =
-      shared.tuning.stream_pairs < 0 ? kStreamPairs<kType> : shared.tuning.stream_pairs;
-  if (pairs.first[count] <= stream_pairs * count) {
-    PhaseOfPairs<kType, kX>(p, shared, ids, count, bundles, pairs, following, thread);
-    return;
+  if constexpr (kType != DType::kF32) {  // no model's neurons are F32: repacked at load
+    const double stream_pairs =
+        shared.tuning.stream_pairs < 0 ? kStreamPairs<kType> : shared.tuning.stream_pairs;
+    if (pairs.first[count] <= stream_pairs * count) {
+      PhaseOfPairs<kType, kX>(p, shared, ids, count, bundles, pairs, following, thread);
+      return;
+    }
   }
   PairDots<kType, kX>(rows_at(0), pairs, ahead(b.rows == 3 ? up : down), z, b.model_dim,
                       thread.pair_sums.get(), thread.scales.data());
