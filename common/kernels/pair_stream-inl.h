@@ -78,7 +78,7 @@ HWY_NOINLINE void DotsOfPairs(const uint8_t* const* weights, const uint8_t* cons
   using Dec = Decoder<kType>;
   constexpr int64_t kBytes = XRows<kX>::kBytes;
   const DF d;
-  constexpr int kRows = kOneRow ? 1 : kW;  // to decode
+  constexpr int kRows = HWY_MIN(kW, kOneRow ? 1 : kPassRows);  // to decode
   VF acc[kW];
   const uint8_t* w[kRows];
   const uint8_t* x[kW];
@@ -134,7 +134,7 @@ HWY_NOINLINE void ScaledOfPairs(const uint8_t* const* weights, float* const* ys,
                                 const Ahead& ahead, int64_t columns) {
   using Dec = Decoder<kType>;
   const DF d;
-  constexpr int kRows = kOneRow ? 1 : kW;
+  constexpr int kRows = HWY_MIN(kW, kOneRow ? 1 : kPassRows);
   VF a[kW];
   const uint8_t* w[kRows];
   float* y[kW];

@@ -333,6 +333,7 @@ void RunOne(const Flags& flags, const ColdLayers::Shape& shape, const std::strin
 template <typename T>
 CLI::IsMember OneOf(const std::map<std::string, T>& names) {
   std::vector<std::string> list;
+  list.reserve(names.size());
   for (const auto& [name, value] : names) list.push_back(name);
   return CLI::IsMember(list);
 }
