@@ -71,22 +71,14 @@ class PairGroups {
   int row_ = 0;
 };
 
-// dots[i] = w[i] . x row at xs[i], for kW pairs; kOneRow: all w are the same.
-template <DType kType, DType kX, int kW, bool kOneRow>
-HWY_NOINLINE void DotsOfPairs(const uint8_t* const* weights, const uint8_t* const* xs,
-                              const Ahead& ahead, int64_t columns, float* HWY_RESTRICT dots) {
+// Calls use(r, column, v) for every vector v of the weight rows of kW pairs, which begins at that
+// column; zero behind the last one. Of each pair the columns ascend. kOneRow: all are the same row.
+template <DType kType, int kW, bool kOneRow, typename Use>
+HWY_INLINE void WalkPairs(const uint8_t* const* weights, const Ahead& ahead, int64_t columns,
+                          const Use& use) {
   using Dec = Decoder<kType>;
-  constexpr int64_t kBytes = XRows<kX>::kBytes;
-  const DF d;
   constexpr int kRows = HWY_MIN(kW, kOneRow ? 1 : kPassRows);  // to decode
-  VF acc[kW];
   const uint8_t* w[kRows];
-  const uint8_t* x[kW];
-#pragma GCC unroll 4
-  for (int r = 0; r < kW; ++r) {
-    acc[r] = hn::Zero(d);
-    x[r] = xs[r];
-  }
 #pragma GCC unroll 4
   for (int r = 0; r < kRows; ++r) w[r] = weights[r];
   const int64_t runs = columns / kRun;
@@ -96,29 +88,37 @@ HWY_NOINLINE void DotsOfPairs(const uint8_t* const* weights, const uint8_t* cons
     for (int r = 0; r < kW; ++r) {
       if (r < kRows) DecodeRun<kType>(w[r], run, kHasScales<kType> ? scales[r][i] : 0.0f, v);
 #pragma GCC unroll 8
-      for (int j = 0; j < kRunVecs; ++j) {
-        const VF xv = Decoder<kX>::Vec(x[r] + (run * kRun + j * kLanes) * kBytes);
-        acc[r] = hn::MulAdd(v[j], xv, acc[r]);
-      }
+      for (int j = 0; j < kRunVecs; ++j) use(r, run * kRun + j * kLanes, v[j]);
     }
   };
   WalkRuns<kType, kRows>(w, runs, ahead, step);
-  // x has zeros behind its last column, up to a whole vector.
   int64_t k = runs * kRun;
   for (; k + kLanes <= columns; k += kLanes) {
 #pragma GCC unroll 4
-    for (int r = 0; r < kW; ++r) {
-      const VF v = Dec::Full(w[kOneRow ? 0 : r], k);
-      acc[r] = hn::MulAdd(v, Decoder<kX>::Vec(x[r] + k * kBytes), acc[r]);
-    }
+    for (int r = 0; r < kW; ++r) use(r, k, Dec::Full(w[kOneRow ? 0 : r], k));
   }
-  if (k < columns) {
+  if (k == columns) return;
 #pragma GCC unroll 4
-    for (int r = 0; r < kW; ++r) {
-      const VF v = Dec::Tail(w[kOneRow ? 0 : r], k, columns - k);
-      acc[r] = hn::MulAdd(v, Decoder<kX>::Vec(x[r] + k * kBytes), acc[r]);
-    }
+  for (int r = 0; r < kW; ++r) use(r, k, Dec::Tail(w[kOneRow ? 0 : r], k, columns - k));
+}
+
+// dots[i] = w[i] . x row at xs[i], for kW pairs. x has zeros behind its last column, up to a whole
+// vector.
+template <DType kType, DType kX, int kW, bool kOneRow>
+HWY_NOINLINE void DotsOfPairs(const uint8_t* const* weights, const uint8_t* const* xs,
+                              const Ahead& ahead, int64_t columns, float* HWY_RESTRICT dots) {
+  VF acc[kW];
+  const uint8_t* x[kW];
+#pragma GCC unroll 4
+  for (int r = 0; r < kW; ++r) {
+    acc[r] = hn::Zero(DF());
+    x[r] = xs[r];
   }
+  WalkPairs<kType, kW, kOneRow>(
+      weights, ahead, columns, [&](int r, int64_t column, VF v) __attribute__((always_inline)) {
+        const uint8_t* const at = x[r] + column * XRows<kX>::kBytes;
+        acc[r] = hn::MulAdd(v, Decoder<kX>::Vec(at), acc[r]);
+      });
   if constexpr (kW == 4) {
     SumEach(acc[0], acc[1], acc[2], acc[3], dots);
   } else {
@@ -132,48 +132,19 @@ HWY_NOINLINE void DotsOfPairs(const uint8_t* const* weights, const uint8_t* cons
 template <DType kType, int kW, bool kOneRow>
 HWY_NOINLINE void ScaledOfPairs(const uint8_t* const* weights, float* const* ys, const float* scale,
                                 const Ahead& ahead, int64_t columns) {
-  using Dec = Decoder<kType>;
   const DF d;
-  constexpr int kRows = HWY_MIN(kW, kOneRow ? 1 : kPassRows);
   VF a[kW];
-  const uint8_t* w[kRows];
   float* y[kW];
 #pragma GCC unroll 4
   for (int r = 0; r < kW; ++r) {
     a[r] = hn::Set(d, scale[r]);
     y[r] = ys[r];
   }
-#pragma GCC unroll 4
-  for (int r = 0; r < kRows; ++r) w[r] = weights[r];
-  const int64_t runs = columns / kRun;
-  const auto step = [&](int64_t run, const auto& scales, int64_t i) __attribute__((always_inline)) {
-    VF v[kRunVecs];
-#pragma GCC unroll 4
-    for (int r = 0; r < kW; ++r) {
-      if (r < kRows) DecodeRun<kType>(w[r], run, kHasScales<kType> ? scales[r][i] : 0.0f, v);
-      float* const yp = y[r] + run * kRun;
-#pragma GCC unroll 8
-      for (int j = 0; j < kRunVecs; ++j) {
-        hn::StoreU(hn::MulAdd(a[r], v[j], hn::LoadU(d, yp + j * kLanes)), d, yp + j * kLanes);
-      }
-    }
-  };
-  WalkRuns<kType, kRows>(w, runs, ahead, step);
-  int64_t k = runs * kRun;
-  for (; k + kLanes <= columns; k += kLanes) {
-#pragma GCC unroll 4
-    for (int r = 0; r < kW; ++r) {
-      const VF v = Dec::Full(w[kOneRow ? 0 : r], k);
-      hn::StoreU(hn::MulAdd(a[r], v, hn::LoadU(d, y[r] + k)), d, y[r] + k);
-    }
-  }
-  if (k < columns) {
-#pragma GCC unroll 4
-    for (int r = 0; r < kW; ++r) {
-      const VF v = Dec::Tail(w[kOneRow ? 0 : r], k, columns - k);
-      hn::StoreU(hn::MulAdd(a[r], v, hn::LoadU(d, y[r] + k)), d, y[r] + k);
-    }
-  }
+  WalkPairs<kType, kW, kOneRow>(
+      weights, ahead, columns, [&](int r, int64_t column, VF v) __attribute__((always_inline)) {
+        float* const at = y[r] + column;
+        hn::StoreU(hn::MulAdd(a[r], v, hn::LoadU(d, at)), d, at);
+      });
 }
 
 // Calls fn(kW, kOneRow), both std::integral_constants, for a group's pairs.
