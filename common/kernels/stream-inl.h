@@ -78,11 +78,31 @@ constexpr bool kHasScales = kType == DType::kQ8_0 || kType == DType::kQ4_0;
 template <DType kType>
 HWY_INLINE void MakeScales(const uint8_t* row, int64_t first, int64_t count,
                            float* HWY_RESTRICT scales) {
-  HWY_ALIGN uint16_t halves[kScaleRuns] = {};
-  const uint8_t* block = row + first * Decoder<kType>::kRunBytes;
-  for (int64_t i = 0; i < count; ++i, block += Decoder<kType>::kRunBytes) {
-    std::memcpy(&halves[i], block, 2);
+  constexpr int64_t kBytes = Decoder<kType>::kRunBytes;
+  const uint8_t* block = row + first * kBytes;
+#if HWY_TARGET == HWY_AVX3
+  if (count == kScaleRuns) {
+    // A vector holds the beginnings of kTogether blocks, which one permutation puts in their
+    // places: one by one they would keep the port of permutations busy for half as long as the
+    // weights do.
+    constexpr int kTogether = kBytes == 18 ? 4 : 2;
+    static_assert((kTogether - 1) * kBytes + 2 <= 64 && 64 <= kTogether * kBytes);
+    const hn::Full512<uint16_t> d16;
+    // Lane i takes the first word of block i % kTogether.
+    const auto which =
+        hn::Mul(hn::And(hn::Iota(d16, 0), hn::Set(d16, kTogether - 1)), hn::Set(d16, kBytes / 2));
+    __m512i halves = _mm512_setzero_si512();
+#pragma GCC unroll 8
+    for (int i = 0; i < kScaleRuns; i += kTogether) {
+      halves = _mm512_mask_permutexvar_epi16(halves, ((1u << kTogether) - 1) << i, which.raw,
+                                             _mm512_loadu_si512(block + i * kBytes));
+    }
+    hn::StoreU(VF{_mm512_cvtph_ps(_mm512_castsi512_si256(halves))}, DF(), scales);
+    return;
   }
+#endif
+  HWY_ALIGN uint16_t halves[kScaleRuns] = {};
+  for (int64_t i = 0; i < count; ++i, block += kBytes) std::memcpy(&halves[i], block, 2);
   for (int64_t i = 0; i < kScaleRuns; i += kLanes) {
     hn::StoreU(WidenHalves(hn::LoadU(D16(), halves + i)), DF(), scales + i);
   }
