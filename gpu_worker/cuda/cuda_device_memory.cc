@@ -74,6 +74,7 @@ absl::Status CudaDevice::Allocate() {
     b.hidden = carver.Take<float>(rows * max_rank);
     b.hot_partial = carver.Take<float>(PartialFloats(kHotBlocks, rows, config_.model_dim));
     b.streamed_partial = carver.Take<float>(PartialFloats(kStreamBlocks, rows, config_.model_dim));
+    b.cold_sums = carver.Take<float>(kFetchedFloats);
     b.hot_computed = carver.Take<int32_t>(rows);
     b.streamed_computed = carver.Take<int32_t>(rows);
     b.rope_cos = carver.Take<float>(all_rows * half);

@@ -475,6 +475,7 @@ absl::Status PrefillPass::Launch(const Step& step, cudaStream_t stream) {
                    .model_dim = dim,
                    .num_neurons = static_cast<int32_t>(config.ffn_dim),
                    .bias = layer.down_bias,
+                   .cold = b.cold_sums,
                    .x = b.x},
                   step.rows, stream);
       continue;

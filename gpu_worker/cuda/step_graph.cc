@@ -105,6 +105,7 @@ void StepGraph::Record(int32_t rows, int32_t logits, cudaStream_t stream) {
                  .hot = all.hot,
                  .streamed = all.streamed,
                  .bias = layer.down_bias,
+                 .cold = b.cold_sums,
                  .x = b.x,
                  .early = !config.parallel_attention},
                 rows, stream);

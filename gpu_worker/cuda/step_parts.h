@@ -25,7 +25,7 @@ struct StepInputs {
 // Device memory that a step works in.
 struct StepBuffersCuda {
   float *x = nullptr, *q = nullptr, *attention = nullptr, *hidden = nullptr;
-  float *hot_partial = nullptr, *streamed_partial = nullptr;
+  float *hot_partial = nullptr, *streamed_partial = nullptr, *cold_sums = nullptr;
   int32_t *hot_computed = nullptr, *streamed_computed = nullptr;  // [row tiles]
   float *rope_cos = nullptr, *rope_sin = nullptr, *logits = nullptr;
   uint16_t* z = nullptr;

@@ -36,7 +36,7 @@ __device__ inline void StoreReleaseSystem(void* at, uint64_t value) {
 // in the stream still runs, once all of that one's blocks have called LetNextBegin or ended. Until
 // AwaitPrevious returns, which every block calls even if it has nothing to do, a kernel reads
 // weights and the step's inputs alone and writes nothing; then all that came before is done and
-// visible.
+// visible. (One block does more, and says why: WaitingBlock of merge.cu.)
 __device__ inline void LetNextBegin() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.launch_dependents;" ::: "memory");

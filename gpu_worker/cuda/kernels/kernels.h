@@ -215,6 +215,9 @@ struct NeuronsArgs {
 };
 void LaunchNeurons(const NeuronsArgs& args, int max_rows, cudaStream_t stream);
 
+// Sums of the cpu side that are fetched as soon as they are there, beside this side's work; those
+// of more rows by the blocks that add them.
+inline constexpr int kFetchedFloats = 16384;
 // Waits for the cpu side's result of the layer, if one is due, and adds it and the partial sums to
 // x.
 struct MergeArgs {
@@ -226,6 +229,7 @@ struct MergeArgs {
   // ends here.
   PartialSums hot, streamed;
   const float* bias = nullptr;  // [model_dim], added to every row; null: none
+  float* cold = nullptr;        // [kFetchedFloats], scratch
   float* x = nullptr;
   bool early = false;
 };

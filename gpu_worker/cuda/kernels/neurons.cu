@@ -15,6 +15,12 @@ constexpr int kWarps = kThreads / kWarp;
 constexpr int kCandidates = kThreads;  // looked at together
 constexpr int kColumns = 8;            // of a thread in one column tile
 constexpr int kTile = kThreads * kColumns;
+// Pieces of 8 columns that a thread has under way, from the pool and over PCIe. There the answer of
+// the cpu side waits behind all that was asked for before: with 8 pieces of 16 bytes it was seen
+// 24 us after it was written, beyond what it took to compute, with 2 after 17.
+constexpr int kHotUnroll = 8;
+template <class Format>
+constexpr int kStreamUnroll = 32 / sizeof(typename Format::Raw8);
 
 __device__ inline float Activate(float v, Activation activation) {
   switch (activation) {
@@ -131,13 +137,12 @@ __device__ inline int IdOf(const Selection& s, int words, int k) {
   return low * 64 + bit;
 }
 
-template <class Format, int R>
+template <class Format, int R, int kUnroll>
 __device__ inline void RowDot(const unsigned char* row, int dim, const float* zs, float (&acc)[R]) {
   const int lane = threadIdx.x % kWarp;
 #pragma unroll
   for (int r = 0; r < R; ++r) acc[r] = 0;
   const int plane = dim / 2;
-  constexpr int kUnroll = 8;
   for (int c0 = lane * 8; c0 < dim; c0 += kWarp * 8 * kUnroll) {
     typename Format::Raw8 raw[kUnroll];
 #pragma unroll
@@ -273,7 +278,11 @@ __global__ void __launch_bounds__(kThreads) NeuronsKernel(NeuronsArgs args, int 
       // One row after the other: a shut gate saves the second. Both at once took 41 us a layer
       // instead of 30 (7B, all resident): the registers that it needs halve the loads under way.
       // Asking for the next rows, to the second-level cache, took 36.
-      RowDot<Format, R>(bundle, dim, zs, gate);
+      if (streamed) {
+        RowDot<Format, R, kStreamUnroll<Format>>(bundle, dim, zs, gate);
+      } else {
+        RowDot<Format, R, kHotUnroll>(bundle, dim, zs, gate);
+      }
       bool any = false;
       const float bias = args.up_bias != nullptr ? args.up_bias[list[n]] : 0.0f;
 #pragma unroll
@@ -284,7 +293,11 @@ __global__ void __launch_bounds__(kThreads) NeuronsKernel(NeuronsArgs args, int 
         up[r] = 1;
       }
       if (bundles.rows == 3 && any) {
-        RowDot<Format, R>(bundle + bundles.row_bytes, dim, zs, up);
+        if (streamed) {
+          RowDot<Format, R, kStreamUnroll<Format>>(bundle + bundles.row_bytes, dim, zs, up);
+        } else {
+          RowDot<Format, R, kHotUnroll>(bundle + bundles.row_bytes, dim, zs, up);
+        }
       }
       if (lane == 0) {
         const uint64_t mix = HashNeuron(seed, static_cast<uint64_t>(list[n]));
@@ -327,26 +340,33 @@ __global__ void __launch_bounds__(kThreads) NeuronsKernel(NeuronsArgs args, int 
     for (int t = 0; t < kTiles; ++t) {
       const int column = t * kTile + static_cast<int>(threadIdx.x) * kColumns;
       if (column >= dim) continue;
-      constexpr int kUnroll = R == 1 ? 8 : 4;
-      for (int n0 = 0; n0 < kept; n0 += kUnroll) {
-        typename Format::Raw8 raw[kUnroll];
+      const auto add_rows = [&](auto unroll) {
+        constexpr int kUnroll = decltype(unroll)::value;
+        for (int n0 = 0; n0 < kept; n0 += kUnroll) {
+          typename Format::Raw8 raw[kUnroll];
 #pragma unroll
-        for (int u = 0; u < kUnroll; ++u) {
-          if (n0 + u < kept)
-            raw[u] = Format::Load8(down + slots[n0 + u] * bundles.bundle_bytes, column);
-        }
+          for (int u = 0; u < kUnroll; ++u) {
+            if (n0 + u < kept)
+              raw[u] = Format::Load8(down + slots[n0 + u] * bundles.bundle_bytes, column);
+          }
 #pragma unroll
-        for (int u = 0; u < kUnroll; ++u) {
-          if (n0 + u >= kept) break;
-          float w[kColumns];
-          Format::Decode8(raw[u], column, w);
+          for (int u = 0; u < kUnroll; ++u) {
+            if (n0 + u >= kept) break;
+            float w[kColumns];
+            Format::Decode8(raw[u], column, w);
 #pragma unroll
-          for (int r = 0; r < R; ++r) {
-            const float a = values[n0 + u][r];
+            for (int r = 0; r < R; ++r) {
+              const float a = values[n0 + u][r];
 #pragma unroll
-            for (int i = 0; i < kColumns; ++i) acc[r][t][i] += a * w[i];
+              for (int i = 0; i < kColumns; ++i) acc[r][t][i] += a * w[i];
+            }
           }
         }
+      };
+      if (streamed) {
+        add_rows(std::integral_constant<int, kStreamUnroll<Format>>());
+      } else {
+        add_rows(std::integral_constant<int, (R == 1 ? kHotUnroll : kHotUnroll / 2)>());
       }
     }
     __syncthreads();

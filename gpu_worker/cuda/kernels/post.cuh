@@ -73,7 +73,13 @@ __device__ inline void PostLayer(const PostArgs& args, unsigned char* slot, int 
   state.arrived = 0;
   state.cold_below_cut = 0;
   if (trace) args.step.traces[args.layer].activated = GlobalTimer();
-  if (!post) return;
+  // Whoever waits for the answer has begun already.
+  const auto let_wait = [&] {
+    asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(&state.posted_layers),
+                 "r"(static_cast<uint32_t>(args.layer) + 1)
+                 : "memory");
+  };
+  if (!post) return let_wait();
   const uint64_t sequence = state.next_sequence;
   const int64_t left = header.time_left_ns - static_cast<int64_t>(GlobalTimer() - state.start_ns);
   auto& fields = *reinterpret_cast<shm::RequestFields*>(slot + 64);
@@ -87,10 +93,11 @@ __device__ inline void PostLayer(const PostArgs& args, unsigned char* slot, int 
   fields.num_rows = rows;
   fields.cut = cut;
   fields.time_left_us = left > 0 ? left / 1000 : 0;
-  __threadfence_system();
+  // Covers what other blocks wrote to the slot, too: the last block has seen all of them arrive.
   StoreReleaseSystem(slot, sequence);
   state.posted_ns = GlobalTimer();
   if (trace) args.step.traces[args.layer].posted = state.posted_ns;
+  let_wait();
 }
 
 }  // namespace isotherm::gpu

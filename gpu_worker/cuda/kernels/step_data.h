@@ -105,7 +105,7 @@ struct LayerTrace {
   uint64_t posted = 0;     // the doorbell was rung
   uint64_t gpu_done = 0;   // this side's share was done
   uint64_t streamed = 0;   // the share read over PCIe was done
-  uint64_t resumed = 0;    // the cpu side's result was there
+  uint64_t resumed = 0;    // both sides' shares were there
   uint64_t merged = 0;
   float cpu_us = 0;
   int32_t active = 0, hot = 0;  // of the rows' union
@@ -133,9 +133,11 @@ struct StepState {
   int32_t posted = 0;
   uint32_t cold_below_cut = 0;  // active, of all rows
   uint32_t arrived = 0;         // blocks of the activation kernel
-  int32_t accepted = 0;         // the cpu side's sums are to be added
+  int32_t accepted = 0;         // where the cpu side's sums are that are to be added (merge.cu)
+  uint32_t posted_layers = 0;   // layers that were posted or found to need no post
   uint32_t waited_layers = 0;   // layers whose wait is over
   uint32_t stopped = 0;         // a stop token was sampled
+  int32_t reserved = 0;
   uint64_t accepted_sequence = 0;
   uint64_t posted_ns = 0;  // when its post was made
   uint64_t hot_end_ns = 0, streamed_end_ns = 0;
