@@ -4,6 +4,7 @@
 #include <string>
 #include <utility>
 
+#include "absl/strings/str_cat.h"
 #include "common/base/error_reason.h"
 #include "common/process/log.h"
 #include "gateway/scheduling/scheduler.h"
@@ -168,6 +169,7 @@ void Scheduler::OnDamagedWeights() {
 
 void Scheduler::OnGpuResult(StepResult result) {
   const int32_t error_code = result.error_code;
+  const std::string error_message = result.error_message;
   const int64_t epoch = result.epoch;
   StepLedger::ArrivalOutcome outcome = ledger_.OnGpuResult(std::move(result), clock_.Now());
   switch (outcome.kind) {
@@ -185,7 +187,7 @@ void Scheduler::OnGpuResult(StepResult result) {
     const bool stale = code == absl::StatusCode::kAborted && outcome.step.epoch != kBuiltInEpoch;
     if (stale) epochs_.OnRefused(outcome.step.epoch);
     FailStep(stale ? FaultKind::kEpoch : FaultKind::kStep, outcome.step.rows,
-             absl::Status(code, "the worker reported a failed step"));
+             absl::Status(code, absl::StrCat("the gpu_worker reported: ", error_message)));
     return;
   }
   if (epoch != outcome.step.epoch) {

@@ -3,7 +3,9 @@
 #include <pthread.h>
 
 #include <algorithm>
+#include <iterator>
 #include <utility>
+#include <vector>
 
 #include "absl/container/flat_hash_map.h"
 #include "absl/strings/str_cat.h"
@@ -11,6 +13,13 @@
 #include "gpu_worker/engine/move_pacer.h"
 
 namespace isotherm::gpu {
+namespace {
+
+// How long a retired epoch is kept for what the gateway sent before it heard: while nothing names
+// it (that is on its way), and while something does.
+constexpr std::chrono::milliseconds kRetiredStepsCome{50}, kRetiredStepsRun{500};
+
+}  // namespace
 
 StepEngine::StepEngine(Device& device, const StepEngineOptions& options)
     : device_(device), options_(options), sequences_(device.Describe().kv_pages) {
@@ -36,8 +45,11 @@ StepEngine::~StepEngine() {
 
 WorkerHello StepEngine::HelloLocked() const {
   const DeviceInfo info = device_.Describe();
+  std::vector<int64_t> epochs;
+  std::set_difference(committed_.begin(), committed_.end(), retiring_.begin(), retiring_.end(),
+                      std::back_inserter(epochs));
   return {.instance_id = options_.instance_id,
-          .epochs = {committed_.begin(), committed_.end()},
+          .epochs = std::move(epochs),
           .kv_pages = lease_.has_value() ? lease_->pages() : info.kv_pages,
           .page_size = kPageSize,
           .max_rows = info.max_rows,
@@ -85,6 +97,7 @@ int64_t StepEngine::Connect(std::shared_ptr<StepSink> sink) {
   std::lock_guard lock(mu_);
   ++connection_;
   queue_.clear();
+  newest_epoch_ = kBuiltInEpoch;
   DropDemandLocked();
   abort_ = running_;
   sink_ = std::move(sink);
@@ -111,6 +124,7 @@ absl::Status StepEngine::Submit(int64_t connection, StepRequest request) {
   if (queue_.size() >= kMaxQueued) {
     return absl::ResourceExhaustedError(absl::StrCat(kMaxQueued, " step requests wait already"));
   }
+  newest_epoch_ = request.epoch;
   queue_.push_back({connection, std::move(request)});
   changed_.notify_all();
   return absl::OkStatus();
@@ -199,6 +213,8 @@ absl::Status StepEngine::Commit(int64_t epoch) {
   if (!device_.Has(epoch))
     return absl::FailedPreconditionError(absl::StrCat("epoch ", epoch, " is not prepared"));
   std::lock_guard lock(mu_);
+  if (retiring_.contains(epoch))
+    return absl::UnavailableError(absl::StrCat("epoch ", epoch, " is being retired"));
   if (committed_.insert(epoch).second) AnnounceLocked();
   return absl::OkStatus();
 }
@@ -207,15 +223,30 @@ absl::Status StepEngine::Retire(int64_t epoch) {
   if (epoch == kBuiltInEpoch) return absl::InvalidArgumentError("epoch 0 is built in and stays");
   {
     std::unique_lock lock(mu_);
-    if (committed_.erase(epoch) > 0) AnnounceLocked();
-    // A grant under the epoch ends at the next boundary: the loop sees that it is no longer
-    // committed.
-    changed_.wait(lock, [&] {
-      const bool queued = std::any_of(queue_.begin(), queue_.end(), [&](const Pending& pending) {
-        return pending.request.epoch == epoch;
-      });
-      return stop_ || (!queued && (!running_ || running_epoch_ != epoch));
-    });
+    const auto is_named = [&] {
+      return (running_ && running_epoch_ == epoch) ||
+             std::any_of(queue_.begin(), queue_.end(),
+                         [&](const Pending& pending) { return pending.request.epoch == epoch; });
+    };
+    if (retiring_.contains(epoch)) {
+      changed_.wait(lock, [&] { return stop_ || !retiring_.contains(epoch); });
+    } else if (committed_.contains(epoch)) {
+      retiring_.insert(epoch);
+      AnnounceLocked();
+      const TimePoint begin = std::chrono::steady_clock::now();
+      while (!stop_) {
+        const bool named = is_named();
+        // What the gateway sent before it heard is still on its way.
+        if (!named && newest_epoch_ != epoch) break;
+        const TimePoint end = begin + (named ? kRetiredStepsRun : kRetiredStepsCome);
+        if (std::chrono::steady_clock::now() >= end) break;
+        changed_.wait_until(lock, end);
+      }
+      retiring_.erase(epoch);
+      committed_.erase(epoch);
+      changed_.notify_all();
+    }
+    changed_.wait(lock, [&] { return stop_ || !is_named(); });
   }
   return device_.Has(epoch) ? Judged(device_.Retire(epoch)) : absl::OkStatus();
 }
@@ -267,7 +298,8 @@ void StepEngine::Run(Pending pending, std::unique_lock<std::mutex>& lock) {
   std::vector<StepRow> rows = request.rows;
   Cold before;  // a step that was begun early still uses it
   const auto go_on_after = [&] {
-    return !abort_ && pending.connection == connection_ && committed_.contains(request.epoch);
+    return !abort_ && pending.connection == connection_ && committed_.contains(request.epoch) &&
+           !retiring_.contains(request.epoch);
   };
   for (int64_t i = 0; i <= request.grant; ++i) {
     const Cold cold = cold_;

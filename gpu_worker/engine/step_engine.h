@@ -77,7 +77,9 @@ class StepEngine {
   absl::Status Prepare(const PlacementPlan& plan,
                        const std::function<void(int64_t, int64_t)>& progress);
   absl::Status Commit(int64_t epoch);
-  // Blocks until no queued or running step names the epoch, then frees it.
+  // Announces it as gone at once; steps under it that were sent before the gateway heard of that
+  // are still run, within half a second, and its grants end. Blocks until no queued or running step
+  // names the epoch, then frees it.
   absl::Status Retire(int64_t epoch);
   // Forgets a prepared epoch that was not committed.
   absl::Status AbortPlan(int64_t epoch);
@@ -138,8 +140,10 @@ class StepEngine {
   std::optional<KvDemand> demand_;  // not counted yet
   size_t demand_after_ = 0;         // so many queued or running requests
   std::set<int64_t> committed_ = {kBuiltInEpoch};
-  bool greeted_ = false;         // the sink had a hello
-  bool peer_announced_ = false;  // what it said of the cpu_worker
+  std::set<int64_t> retiring_;            // of those
+  int64_t newest_epoch_ = kBuiltInEpoch;  // of the connection's last request
+  bool greeted_ = false;                  // the sink had a hello
+  bool peer_announced_ = false;           // what it said of the cpu_worker
 
   SequenceTable sequences_;  // engine thread only
   std::thread thread_;       // declared last: joined before what it uses goes

@@ -448,6 +448,32 @@ TEST_F(StepEngineTest, RetireWaitsForTheStepAndEndsItsGrant) {
   EXPECT_EQ(engine_.Retire(kBuiltInEpoch).code(), absl::StatusCode::kInvalidArgument);
 }
 
+TEST_F(StepEngineTest, WhatWasSentBeforeItsEpochWasRetiredStillRuns) {
+  ASSERT_TRUE(engine_.Prepare({.epoch = 3}, {}).ok());
+  ASSERT_TRUE(engine_.Commit(3).ok());
+  device_.Hold();
+  StepRequest first = Prefill(1, 1, {5}, 4), second = Decode(2, 1);
+  first.epoch = second.epoch = 3;
+  Submit(first);
+  device_.AwaitSteps(1);
+  Submit(second);
+  std::future<absl::Status> retired =
+      std::async(std::launch::async, [&] { return engine_.Retire(3); });
+  EXPECT_THAT(sink_->AwaitHellos(3)[2].epochs, ElementsAre(0));
+  EXPECT_EQ(engine_.Commit(3).code(), absl::StatusCode::kUnavailable);
+  device_.Release();
+  const std::vector<StepResult> results = sink_->Await(2);
+  EXPECT_EQ(results[0].error_code, 0) << results[0].error_message;
+  EXPECT_EQ(results[1].error_code, 0) << results[1].error_message;
+  EXPECT_EQ(results[1].epoch, 3);
+  EXPECT_TRUE(retired.get().ok());
+  EXPECT_FALSE(device_.Has(3));
+  taken_ = 2;
+  StepRequest late = Decode(3, 1);
+  late.epoch = 3;
+  EXPECT_EQ(Only(late).error_code, static_cast<int>(absl::StatusCode::kAborted));
+}
+
 TEST_F(StepEngineTest, AnotherGatewayStartsWithNoSequences) {
   Only(Prefill(1, 1, {5}));
   const auto other = std::make_shared<RecordingSink>();
