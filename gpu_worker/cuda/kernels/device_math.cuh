@@ -32,6 +32,18 @@ __device__ inline void StoreReleaseSystem(void* at, uint64_t value) {
   asm volatile("st.release.sys.global.u64 [%0], %1;" ::"l"(at), "l"(value) : "memory");
 }
 
+// A count of layers that one block raises after what it announces, and others wait for before they
+// read that, all on this device. One thread each.
+__device__ inline void AnnounceLayers(uint32_t* count, uint32_t layers) {
+  asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(count), "r"(layers) : "memory");
+}
+__device__ inline void AwaitLayers(const uint32_t* count, uint32_t layers) {
+  uint32_t now = 0;
+  do {
+    asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(now) : "l"(count) : "memory");
+  } while (now < layers);
+}
+
 // Early launch (LaunchEarly of product.cuh): a kernel's blocks may begin while the kernel before it
 // in the stream still runs, once all of that one's blocks have called LetNextBegin or ended. Until
 // AwaitPrevious returns, which every block calls even if it has nothing to do, a kernel reads

@@ -33,13 +33,7 @@ __device__ const unsigned char* ResultOf(const SlotRing& ring, uint64_t sequence
 // What will be waited for, once the layer was posted or found to need no post. One thread.
 __device__ Answer BeginWait(const MergeArgs& args) {
   const StepState& state = *args.step.state;
-  uint32_t posted_layers = 0;
-  do {
-    asm volatile("ld.acquire.gpu.global.u32 %0, [%1];"
-                 : "=r"(posted_layers)
-                 : "l"(&state.posted_layers)
-                 : "memory");
-  } while (posted_layers <= static_cast<uint32_t>(args.layer));
+  AwaitLayers(&state.posted_layers, static_cast<uint32_t>(args.layer) + 1);
   Answer out;
   out.posted = state.posted != 0 && state.failure == kStepOk;
   out.sequence = state.next_sequence;
@@ -158,9 +152,7 @@ __device__ void Accept(const MergeArgs& args, const Answer& answer, bool copied,
     trace.streamed = state.streamed_end_ns;
     trace.resumed = GlobalTimer();
   }
-  asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(&state.waited_layers),
-               "r"(static_cast<uint32_t>(args.layer) + 1)
-               : "memory");
+  AnnounceLayers(&state.waited_layers, static_cast<uint32_t>(args.layer) + 1);
 }
 
 // The block that waits for the cpu side, beside the kernels that compute this side's share: it has
@@ -223,7 +215,6 @@ __global__ void __launch_bounds__(kThreads)
   if (row >= header.num_rows || (blockIdx.x == 0 && row != 0)) return AwaitPrevious();
   if (blockIdx.x == 0) return WaitingBlock(args);
   AwaitPrevious();
-  const auto awaited = static_cast<uint32_t>(args.layer) + 1;
   const int tile = row / tile_rows;
   const int column =
       (static_cast<int>(blockIdx.x) - 1) * kColumnsOfBlock + threadIdx.x % kColumnsOfBlock;
@@ -243,15 +234,7 @@ __global__ void __launch_bounds__(kThreads)
   }
   __shared__ float sums[kGroups][kColumnsOfBlock];
   sums[group][threadIdx.x % kColumnsOfBlock] = sum;
-  if (threadIdx.x == 0) {
-    uint32_t seen = 0;
-    do {
-      asm volatile("ld.acquire.gpu.global.u32 %0, [%1];"
-                   : "=r"(seen)
-                   : "l"(&state.waited_layers)
-                   : "memory");
-    } while (seen < awaited);
-  }
+  if (threadIdx.x == 0) AwaitLayers(&state.waited_layers, static_cast<uint32_t>(args.layer) + 1);
   __syncthreads();
   bool bad = false;
   if (group == 0 && column < dim) {

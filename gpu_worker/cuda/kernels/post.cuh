@@ -75,9 +75,7 @@ __device__ inline void PostLayer(const PostArgs& args, unsigned char* slot, int 
   if (trace) args.step.traces[args.layer].activated = GlobalTimer();
   // Whoever waits for the answer has begun already.
   const auto let_wait = [&] {
-    asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(&state.posted_layers),
-                 "r"(static_cast<uint32_t>(args.layer) + 1)
-                 : "memory");
+    AnnounceLayers(&state.posted_layers, static_cast<uint32_t>(args.layer) + 1);
   };
   if (!post) return let_wait();
   const uint64_t sequence = state.next_sequence;
