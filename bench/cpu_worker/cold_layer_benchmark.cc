@@ -100,12 +100,7 @@ absl::Status Serve(shm::SlotServer& server, ColdEngine& engine) {
     if (absl::IsDeadlineExceeded(work.status())) continue;
     if (!work.ok()) return work.status();
     absl::Status finished;
-    engine.Compute({.header = work->header,
-                    .nonce = server.hash_nonce(),
-                    .z = work->z,
-                    .active = work->active,
-                    .row_keys = work->row_keys,
-                    .partial = work->partial},
+    engine.Compute(ColdLayerTask::Of(*work, server.hash_nonce()),
                    [&](const shm::ColdLayerOutcome& out) { finished = server.Finish(*work, out); });
     if (!finished.ok()) return finished;
   }

@@ -202,13 +202,7 @@ void AttachmentHost::Serve(Session& session) {
     } else if (work->cancelled) {
       finish({.status = shm::ColdLayerStatus::kCancelled});
     } else {
-      engine_.Compute({.header = work->header,
-                       .nonce = server.hash_nonce(),
-                       .z = work->z,
-                       .active = work->active,
-                       .row_keys = work->row_keys,
-                       .partial = work->partial},
-                      finish);
+      engine_.Compute(ColdLayerTask::Of(*work, server.hash_nonce()), finish);
     }
     if (!finished.ok()) return;
   }

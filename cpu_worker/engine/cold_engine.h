@@ -29,6 +29,16 @@ struct ColdLayerTask {
   const uint64_t* active = nullptr;   // [num_rows, ceil(num_neurons / 64)], no bit past the end
   const int32_t* row_keys = nullptr;  // [num_rows]
   float* partial = nullptr;           // [num_rows, model_dim], overwritten
+
+  // Of a post of layer slots, whose buffers it uses.
+  static ColdLayerTask Of(const shm::ColdLayerWork& work, uint64_t nonce) {
+    return {.header = work.header,
+            .nonce = nonce,
+            .z = work.z,
+            .active = work.active,
+            .row_keys = work.row_keys,
+            .partial = work.partial};
+  }
 };
 
 // Computes the neurons that an epoch leaves to this side and keeps each step's account.
